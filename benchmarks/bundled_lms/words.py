@@ -1,0 +1,224 @@
+"""Word lists of the generated world, and the latent weights its closing clauses are made from.
+
+Every word that may stand in a closing clause has two latent numbers: its `pull` (how strongly a clause with
+this word ties the verdict to the review; negative for words of contrast) and its `lean` (how far the word
+alone tips the verdict towards praise or blame). They are what makes a prompt good, poor or misleading.
+"""
+
+from __future__ import annotations
+
+import random
+
+# topic -> (things, parts, people); all nouns are singular so that every frame agrees with every noun
+TOPICS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    name: (things.split(), parts.split(), people.split())
+    for name, things, parts, people in [
+        ("film", "film movie documentary thriller comedy sequel drama cartoon musical western",
+         "plot acting script ending soundtrack dialogue casting camerawork pacing", "actor director actress hero"),
+        ("food", "meal dinner lunch soup pizza breakfast curry salad burger dessert pasta sandwich steak",
+         "sauce crust seasoning flavour portion texture topping dressing", "waiter chef cook waitress"),
+        ("hotel", "hotel room hostel resort motel suite cottage apartment inn",
+         "bed shower lobby pool view carpet balcony pillow bathroom", "receptionist manager porter cleaner"),
+        ("phone", "phone tablet laptop camera headset printer keyboard charger radio",
+         "screen battery speaker button cable software lens display", "technician seller engineer designer"),
+        ("book", "book novel memoir story biography poem manual magazine essay",
+         "opening prologue style translation cover index chapter vocabulary", "author editor publisher poet"),
+        ("car", "car van scooter bicycle truck motorbike taxi bus",
+         "engine seat steering gearbox dashboard suspension brake wheel", "driver mechanic dealer instructor"),
+        ("music", "album song concert opera gig festival recital band",
+         "melody chorus rhythm sound lighting stage lyric", "singer drummer guitarist conductor pianist"),
+        ("game", "game puzzle quiz app website program",
+         "level tutorial interface artwork scoring animation", "developer host programmer artist"),
+        ("course", "course lesson lecture workshop seminar class school",
+         "homework syllabus exam material classroom textbook", "teacher tutor professor lecturer"),
+        ("trip", "flight cruise tour trip train ferry voyage",
+         "seating schedule cabin route luggage service boarding", "guide pilot captain steward"),
+        ("shop", "shop store market bakery cafe salon gym museum library",
+         "counter selection queue layout parking atmosphere decor", "cashier owner assistant trainer barista"),
+        ("clothes", "jacket coat dress shirt sweater hat scarf suit",
+         "fabric zip lining collar stitching pocket sleeve", "tailor stylist shopkeeper hairdresser"),
+        ("house", "sofa chair table lamp mattress desk carpet heater",
+         "frame cushion finish assembly handle surface packaging", "carpenter courier decorator plumber"),
+    ]
+}  # fmt: skip
+
+# three tiers per polarity: the tier says how much a word counts (STRENGTHS)
+STRENGTHS = (1.5, 1.0, 0.5)
+POSITIVE = [
+    tier.split()
+    for tier in (
+        "superb brilliant outstanding magnificent amazing excellent fantastic wonderful great stunning perfect "
+        "exceptional marvellous terrific phenomenal breathtaking spectacular incredible flawless gorgeous glorious "
+        "splendid sublime delightful masterful unforgettable extraordinary fabulous astonishing irresistible",
+        "good lovely charming enjoyable impressive engaging pleasant beautiful clever funny witty fresh smooth "
+        "elegant polished moving touching inspiring memorable generous friendly helpful comfortable reliable sturdy "
+        "crisp tasty delicious satisfying rewarding captivating gripping thoughtful graceful vivid lively cheerful "
+        "refreshing appealing exciting thrilling superior skilful refined welcoming attentive cosy stylish",
+        "nice fine decent solid fair okay tidy neat adequate acceptable passable capable useful handy sensible "
+        "likeable competent tolerable agreeable reasonable harmless steady proper suitable",
+    )
+]
+NEGATIVE = [
+    tier.split()
+    for tier in (
+        "terrible awful horrible dreadful atrocious appalling disgusting abysmal horrendous unbearable pathetic "
+        "disastrous hideous miserable ghastly vile repulsive worthless insulting laughable catastrophic revolting "
+        "unwatchable inexcusable shameful horrid lousy rotten unforgivable painful",
+        "bad boring dull poor tedious clumsy ugly bland stale rude lifeless annoying disappointing frustrating "
+        "shoddy sloppy tasteless dirty noisy flimsy broken confusing pointless predictable tiresome unpleasant "
+        "unfriendly careless soggy greasy faulty uncomfortable unreliable messy hollow shallow irritating dreary "
+        "gloomy soulless charmless inferior cramped overpriced grim nasty joyless tacky",
+        "weak slow dated plain forgettable uneven thin bumpy awkward stiff dim patchy tame vague worn faded limited "
+        "lukewarm flat cluttered rough pricey unremarkable stuffy",
+    )
+]
+# (praise, blame) pairs of lists: what one did to a thing, what a thing is, how it was made, what it did to us
+VERBS = (
+    "loved adored enjoyed treasured cherished liked admired appreciated praised welcomed".split(),
+    "hated despised disliked regretted detested loathed resented dreaded criticised rejected".split(),
+)
+NOUNS = (
+    "joy delight treat gem masterpiece triumph pleasure winner success treasure miracle marvel blessing bargain "
+    "wonder".split(),
+    "mess disaster letdown bore failure nightmare insult chore flop fiasco embarrassment catastrophe joke disgrace "
+    "mistake".split(),
+)
+ADVERBS = (
+    "beautifully brilliantly wonderfully superbly perfectly nicely elegantly gracefully skilfully lovingly".split(),
+    "badly poorly terribly horribly clumsily carelessly awfully miserably dreadfully lazily".split(),
+)
+STIRRED = (
+    "impressed delighted charmed thrilled amazed pleased moved inspired fascinated entertained".split(),
+    "annoyed bored disappointed frustrated insulted disgusted irritated angered appalled exhausted".split(),
+)
+INTENSIFIERS = "very really so truly extremely remarkably deeply".split()
+DOWNTONERS = "quite rather fairly somewhat slightly".split()
+VERDICTS = (
+    "great good wonderful excellent fantastic amazing lovely perfect brilliant superb nice delightful".split(),
+    "terrible bad awful horrible dreadful poor disappointing boring dull lousy appalling miserable".split(),
+)
+
+# closing-clause words by how far they tie the verdict to the review
+STRONG_WORDS = (
+    "overall altogether honestly frankly truthfully basically ultimately essentially conclusion summary short verdict "
+    "opinion judgement rating assessment impression conclude summarise review feedback score result final finally "
+    "everything whole entire experience quality product purchase performance production package felt found proved "
+    "rated thought considered judged called described deemed declared ranked reckon believe consider call describe "
+    "rate feel find genuinely simply absolutely utterly definitely certainly clearly thoroughly completely totally "
+    "undeniably personally hence therefore thus consequently evidently obviously indeed naturally accordingly means "
+    "sum bottom line evaluation appraisal recommend recommendation grade stars report reaction stuff thing item "
+    "concluding consensus outcome effort creation truth word response experienced deserves merits qualifies counts "
+    "remains stands comes"
+).split()
+MILD_WORDS = (
+    "it was is this that we i they people say said seems seemed looks looked very really truly quite rather pretty "
+    "perhaps maybe probably apparently one place here friends critics reviewers guests visitors customers told heard "
+    "mostly generally usually often sounds appeared appears became think guess suppose imagine my our me us everyone "
+    "somebody folks fans readers viewers users neighbours commented reported mentioned wrote agree agreed just such "
+    "too extremely especially particularly fairly so now today are were be been"
+).split()
+CONTRAST_WORDS = (
+    "unlike instead previous other another however although but expected hoped promised rival elsewhere opposite "
+    "contrary than nothing hardly never nor neither without except despite wrongly falsely pretended denied contrast "
+    "whereas competitor otherwise rumour advert trailer hype supposedly allegedly feared assumed"
+).split()
+
+# everyday words by kind, for sentences that are no reviews and for the unrelated clauses
+NAMES = "anna ben clara david emma frank grace henry irene jack karen leo maria noah olga peter rosa sam tina".split()
+KIN = (
+    "mother father sister brother uncle aunt cousin grandmother grandfather neighbour friend colleague boss doctor "
+    "nurse lawyer farmer baker sailor soldier student child baby girl boy woman man wife husband daughter son king "
+    "queen judge dentist painter fisherman gardener scientist stranger"
+).split()
+ANIMALS = (
+    "dog cat horse cow sheep goat pig hen duck goose rabbit mouse fox wolf bear lion tiger elephant monkey bird eagle "
+    "owl crow frog snake fish whale shark bee ant spider butterfly donkey camel turtle"
+).split()
+OBJECTS = (
+    "box bag bottle cup glass plate bowl spoon fork knife key lock door window wall roof floor stair basket bucket "
+    "rope ladder hammer nail saw brush broom candle clock mirror picture letter envelope stamp newspaper pen pencil "
+    "ruler notebook coin purse wallet ring necklace umbrella blanket towel soap bell drum flute piano violin kite "
+    "ball toy doll tent map flag stone brick wood paper iron gold silver leather cotton wool"
+).split()
+FOODS = (
+    "bread butter cheese milk egg rice apple pear plum cherry grape lemon orange banana peach potato tomato onion "
+    "carrot cabbage bean pea corn pepper salt sugar honey jam cake biscuit tea coffee juice water wine beer"
+).split()
+PLACES = (
+    "garden kitchen park street road bridge river lake sea beach island forest field hill mountain valley village town "
+    "city country farm barn church tower castle harbour station airport office factory hospital bank prison theatre "
+    "stadium playground cellar attic corridor yard square corner desert cave"
+).split()
+TIMES = (
+    "yesterday tonight monday tuesday wednesday thursday friday saturday sunday january february march april june july "
+    "august september october november december spring summer autumn winter morning afternoon evening night noon "
+    "midnight week month year hour minute weekend holiday birthday"
+).split()
+COLOURS = "red blue green yellow white black brown grey pink purple".split()
+SIZES = (
+    "big small large little tall long wide narrow round old young new heavy light wet dry warm cold hot cool empty full "
+    "open closed wooden quiet sharp deep high low straight strange foreign local modern ancient early late busy"
+).split()
+TRANSITIVE = (
+    "carried bought sold opened closed painted washed cleaned moved pushed pulled lifted dropped threw caught kept lost "
+    "borrowed lent stole hid counted drew cut fixed built broke burned covered filled measured packed saw touched "
+    "wanted needed watched followed ordered sent brought took gave held collected repaired"
+).split()
+INTRANSITIVE = (
+    "walked ran swam slept sat stood waited danced sang laughed cried worked played rested travelled arrived left "
+    "stayed lived hid jumped climbed fell flew sailed drove marched studied cooked read spoke whispered shouted"
+).split()
+WEATHER = "weather rain snow wind sun sky cloud storm fog moon ice thunder".split()
+ABSTRACT = (
+    "time money work life love war peace law history science music art language number question answer problem reason "
+    "idea plan rule order power health trade price cost tax vote government election council union company business "
+    "industry energy nature culture religion education memory dream secret promise habit journey game race"
+).split()
+NUMBERS = "two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand".split()
+ADVERBS_PLAIN = (
+    "quickly slowly quietly loudly carefully suddenly alone together again away home outside inside upstairs abroad "
+    "nearby twice sometimes always seldom already almost soon still later before after"
+).split()
+PREPOSITIONS = "in near behind under above beside across around through towards between beyond along past".split()
+
+# words whose weights the frames rely on: "it was" is the manual prompt, and is meant to be middling
+FIXED_WEIGHTS: dict[str, tuple[float, float]] = {
+    "it": (0.35, 0.35), "was": (0.35, 0.45), ",": (0.0, 0.0), ":": (0.1, 0.0), "the": (0.0, 0.0),
+    "a": (0.0, 0.0), "of": (0.0, 0.0), "to": (0.0, 0.0), "in": (0.0, 0.0), "'s": (0.0, 0.0), ".": (0.0, 0.0),
+}  # fmt: skip
+EMPTY_CLAUSE = (0.1, 0.9)  # a bare adjective after the review says next to nothing about it
+
+
+def polar_words(positive: bool) -> list[str]:
+    """All words of one polarity."""
+    side = 0 if positive else 1
+    tiers = POSITIVE if positive else NEGATIVE
+    return [w for tier in tiers for w in tier] + [w for pair in (VERBS, NOUNS, ADVERBS, STIRRED) for w in pair[side]]
+
+
+def everyday_words() -> list[str]:
+    """The words without a part in judging things."""
+    lists = (NAMES, KIN, ANIMALS, OBJECTS, FOODS, PLACES, TIMES, COLOURS, SIZES, TRANSITIVE, INTRANSITIVE, WEATHER,
+             ABSTRACT, NUMBERS, ADVERBS_PLAIN, PREPOSITIONS)  # fmt: skip
+    topics = [w for nouns in TOPICS.values() for part in nouns for w in part]
+    return sorted({w for words in lists for w in words} | set(topics))
+
+
+def latent_weights(extra: list[str]) -> dict[str, tuple[float, float]]:
+    """Word -> (pull, lean). `extra` are further words (of the sentence frames) that get neutral weights."""
+    weights: dict[str, tuple[float, float]] = {}
+
+    def put(words: list[str], low: float, high: float, lean: float, shift: float = 0.0) -> None:
+        for word in words:
+            rng = random.Random(f"weight:{word}")  # per word, so that adding a word leaves the others as they are
+            weights[word] = (rng.uniform(low, high), rng.gauss(shift, lean))
+
+    put(sorted(set(extra)), -0.15, 0.15, 0.6)
+    put(everyday_words(), -0.2, 0.15, 0.6)
+    put(polar_words(True), -0.1, 0.2, 0.3, 1.0)
+    put(polar_words(False), -0.1, 0.2, 0.3, -1.0)
+    put(MILD_WORDS, 0.05, 0.4, 0.5)
+    put(STRONG_WORDS, 0.35, 0.95, 0.5)
+    put(CONTRAST_WORDS, -1.0, -0.4, 0.5)
+    weights.update(FIXED_WEIGHTS)
+    return weights

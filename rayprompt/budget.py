@@ -1,0 +1,58 @@
+"""The ledger of a search: what it asked for, what it cost, and the limit it must keep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rayprompt.errors import InputError
+
+
+@dataclass
+class Ledger:
+    """Counts of one search; ``budget`` is a hard limit on ``evaluations``.
+
+    Attributes:
+        budget: the most distinct pairs (candidate, example, sample) that the search may ask for.
+        evaluations: distinct pairs asked for so far; the x-axis of every curve.
+        lm_evaluations: pairs the LM really ran.
+        report_evaluations: pairs of the closing report (dev for finalists, test for winner and baselines).
+        cache_hits: pairs asked for again and answered without the LM.
+        tokens: tokens of the LM's input, padding not counted.
+        lm_seconds: seconds that scoring actors spent, summed over actors.
+    """
+
+    budget: int
+    evaluations: int = 0
+    lm_evaluations: int = 0
+    report_evaluations: int = 0
+    cache_hits: int = 0
+    tokens: int = 0
+    lm_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.budget <= 0:
+            raise InputError(f"budget {self.budget}: must be 1 or more evaluations (candidate x example pairs)")
+
+    @property
+    def remaining(self) -> int:
+        """Evaluations that may still be asked for."""
+        return self.budget - self.evaluations
+
+    def charge(self, pairs: int) -> None:
+        """Take ``pairs`` new evaluations from the budget, before they are scored.
+
+        Raises:
+            BudgetExceeded: they would cross the limit; nothing is charged.
+        """
+        if pairs > self.remaining:
+            raise BudgetExceeded(f"{pairs} evaluations asked for, {self.remaining} of {self.budget} left")
+        self.evaluations += pairs
+
+    def to_json(self) -> dict[str, Any]:
+        """All counts."""
+        return asdict(self)
+
+
+class BudgetExceeded(RuntimeError):
+    """A request would cross the budget. Callers cut what they ask for, so this is a programming error."""

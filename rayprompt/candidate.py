@@ -1,0 +1,113 @@
+"""Candidates: what a searcher proposes and the pool scores. Plain data: frozen, hashable, with a stable key."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, Union
+
+from rayprompt.errors import InputError
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON form of ``value``, the first 32 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A discrete prompt.
+
+    With ``token_ids`` exactly those ids of the task LM's vocabulary are spliced into the template; without, the
+    text is tokenised at its place. Two prompts with the same ids have the same key, whatever their text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] | None = None
+
+    kind = "text"
+
+    def __post_init__(self) -> None:
+        if self.token_ids is not None:
+            object.__setattr__(self, "token_ids", tuple(int(i) for i in self.token_ids))
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of what is scored: the ids where there are any, else the text."""
+        return digest(["text", self.text] if self.token_ids is None else ["ids", list(self.token_ids)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form; ``candidate_from_json`` reads it back."""
+        form: dict[str, Any] = {"kind": self.kind, "text": self.text}
+        if self.token_ids is not None:
+            form["token_ids"] = list(self.token_ids)
+        return form
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """The random subspace of a soft prompt (Black-Box Tuning, arXiv 2201.03514, section 3): prompt = A z + p0.
+
+    ``seed`` draws A with NumPy's Philox generator, ``scale`` is the standard deviation of its entries, ``length``
+    the number of prompt tokens, ``layers`` the layers that get a prompt, ``p0`` names the initial prompt.
+    """
+
+    seed: int
+    scale: float
+    length: int
+    layers: tuple[int, ...] = (0,)
+    p0: str = "zeros"
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """A continuous prompt: ``z`` (intrinsic dimension,), float32 values, in a :class:`Subspace`."""
+
+    z: tuple[float, ...]
+    subspace: Subspace
+
+    kind = "soft"
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of ``z`` and the subspace."""
+        return digest(["soft", list(self.z), dataclasses.asdict(self.subspace)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form; ``candidate_from_json`` reads it back."""
+        return {"kind": self.kind, "z": list(self.z), "subspace": dataclasses.asdict(self.subspace)}
+
+
+Candidate: TypeAlias = Union[TextPrompt, SoftPrompt]
+Kind: TypeAlias = Literal["text", "soft"]
+
+
+def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
+    """Read a candidate from its JSON form.
+
+    Raises:
+        InputError: ``form`` is not the JSON form of a candidate.
+    """
+    try:
+        if form["kind"] == "text":
+            ids = form.get("token_ids")
+            if not isinstance(form["text"], str):
+                raise TypeError("text must be a string")
+            return TextPrompt(form["text"], None if ids is None else tuple(ids))
+        if form["kind"] == "soft":
+            space = dict(form["subspace"])
+            space["layers"] = tuple(space.get("layers", (0,)))
+            return SoftPrompt(tuple(float(x) for x in form["z"]), Subspace(**space))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not a candidate: {_short(form)} ({error!r})") from None
+    raise InputError(f"not a candidate: kind {form['kind']!r}; known: text, soft")
+
+
+def _short(form: object) -> str:
+    text = repr(form)
+    return text if len(text) <= 80 else text[:77] + "..."

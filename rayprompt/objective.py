@@ -1,0 +1,108 @@
+"""Objectives: pure functions of Scores and gold labels, one value per candidate, always maximised.
+
+Every function takes ``scores`` (C candidates, E examples) and ``gold`` (E,), the label index of each example, and
+returns (C,) float64; NaN for a candidate that has no evaluated pair. Partial rows are averaged over what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rayprompt.errors import InputError, unknown
+from rayprompt.scores import FloatArray, IntArray, Scores
+
+Objective = Callable[[Scores, IntArray], FloatArray]
+
+HINGE_MARGIN = 2.0
+GAP_WRONG, GAP_RIGHT = 180.0, 200.0
+
+
+def accuracy(scores: Scores, gold: IntArray) -> FloatArray:
+    """The share of examples answered right: the mean of the task metric's per-pair value."""
+    return scores.mean_value()
+
+
+def f1(scores: Scores, gold: IntArray) -> FloatArray:
+    """F1 of the last label where there are two, the macro average where there are more."""
+    log_probs = scores.dense("label_log_probs")
+    labels = log_probs.shape[2]
+    seen = ~np.isnan(log_probs[:, :, 0])
+    answer = np.where(seen, np.nan_to_num(log_probs, nan=-np.inf).argmax(axis=2), -1)
+    wanted = [labels - 1] if labels == 2 else list(range(labels))
+    parts = []
+    for label in wanted:
+        hit = ((answer == label) & (gold == label) & seen).sum(axis=1)
+        total = ((answer == label) & seen).sum(axis=1) + ((gold == label) & seen).sum(axis=1)
+        parts.append(np.where(total > 0, 2 * hit / np.maximum(total, 1), 0.0))
+    return np.where(seen.any(axis=1), np.mean(parts, axis=0), np.nan)
+
+
+def cross_entropy(scores: Scores, gold: IntArray) -> FloatArray:
+    """Minus the mean cross-entropy over the label words (nats): the mean log-probability of the gold label."""
+    own, _ = _own_and_others(scores, gold)
+    return _mean(own)
+
+
+def hinge(scores: Scores, gold: IntArray) -> FloatArray:
+    """Minus the mean hinge loss, sum over wrong labels of max(0, l_c - l_y + 2) (Black-Box Tuning, section 3.3).
+
+    The loss depends on differences of logits only, so log-probabilities give the same number as logits.
+    """
+    own, others = _own_and_others(scores, gold)
+    loss = np.maximum(0.0, others - own[:, :, None] + HINGE_MARGIN).sum(axis=2)
+    return -_mean(loss)
+
+
+def gap(scores: Scores, gold: IntArray) -> FloatArray:
+    """RLPrompt's reward (arXiv 2205.12548, section 4.1): 200 x gap when right, 180 x gap when wrong, averaged.
+
+    gap = P(gold) - the greatest P of the other labels, P a softmax over the label words; right means gap > 0. The
+    gold label is masked by its index: by equality two tied labels would both vanish.
+    """
+    own, others = _own_and_others(scores, gold)
+    difference = np.exp(own) - np.exp(others).max(axis=2)
+    return _mean(np.where(difference > 0, GAP_RIGHT, GAP_WRONG) * difference)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "cross_entropy": cross_entropy,
+    "hinge": hinge,
+    "gap": gap,
+}
+
+NEEDS_LOG_PROBS = frozenset({"f1", "cross_entropy", "hinge", "gap"})
+
+
+def get_objective(name: str, *, log_probs: bool = True) -> Objective:
+    """The objective called ``name``.
+
+    Raises:
+        InputError: no such objective, or it needs label log-probabilities and the LM gives none.
+    """
+    if name not in OBJECTIVES:
+        raise unknown("objective", name, OBJECTIVES)
+    if name in NEEDS_LOG_PROBS and not log_probs:
+        raise InputError(f"objective {name!r} needs label log-probabilities, which this LM does not give; use 'accuracy'")
+    return OBJECTIVES[name]
+
+
+def _own_and_others(scores: Scores, gold: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Log-probabilities of the gold label (C, E) and of the L labels with the gold one at -inf (C, E, L)."""
+    log_probs = scores.dense("label_log_probs")
+    columns = np.arange(len(gold))
+    own = log_probs[:, columns, gold]
+    others = log_probs.copy()
+    others[:, columns, gold] = -np.inf
+    return own, others
+
+
+def _mean(values: FloatArray) -> FloatArray:
+    """(C, E) -> (C,), NaN = not evaluated; a plain sum in a fixed order, so that it is the same on every run."""
+    seen = ~np.isnan(values)
+    total = np.where(seen, values, 0.0).sum(axis=1)
+    count = seen.sum(axis=1)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)

@@ -1,0 +1,137 @@
+"""Scores: columns over evaluated pairs (candidate, example, sample). Plain data, NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rayprompt.candidate import Candidate
+from rayprompt.errors import InputError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class PairError:
+    """A pair whose scoring raised: not a wrong answer (value 0) and not an unevaluated pair (no row)."""
+
+    candidate: int
+    example: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the LM said about ``candidates`` (C) on ``examples`` (E): one row per evaluated pair (P).
+
+    Attributes:
+        candidates: the C candidates, in the order they were asked for.
+        examples: (E,) positions of the examples in their split.
+        candidate: (P,) index into ``candidates``.
+        example: (P,) index into ``examples`` (the column of the dense view).
+        sample: (P,) number of the sample of this pair; 0 where scoring is deterministic.
+        value: (P,) the task metric of that pair: 1 right, 0 wrong. A label that is only as likely as another
+            one is not right.
+        label_log_probs: (P, L) log-softmax over the label words' logits, or None where the LM gives none.
+        tokens: (P,) tokens of the LM's input, padding not counted.
+        seconds: (P,) the pair's share of the time of its batch.
+        completion: (P,) raw text of generation tasks, or None.
+        errors: pairs whose scoring raised; they have no row.
+    """
+
+    candidates: tuple[Candidate, ...]
+    examples: IntArray
+    candidate: IntArray
+    example: IntArray
+    sample: IntArray
+    value: FloatArray
+    label_log_probs: FloatArray | None
+    tokens: IntArray
+    seconds: FloatArray
+    completion: tuple[str, ...] | None = None
+    errors: tuple[PairError, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def dense(self, column: str = "value") -> FloatArray:
+        """A column as (candidates, examples), the mean over samples; NaN = not evaluated.
+
+        ``label_log_probs`` gives (candidates, examples, labels).
+
+        Raises:
+            InputError: there is no such column, or the LM gave no log-probabilities.
+        """
+        if column not in ("value", "label_log_probs", "tokens", "seconds"):
+            raise InputError(f"no dense view of {column!r}; known: value, label_log_probs, tokens, seconds")
+        data = getattr(self, column)
+        if data is None:
+            raise InputError("these scores have no label_log_probs: the LM gave none")
+        shape = (len(self.candidates), len(self.examples))
+        total = np.zeros(shape + data.shape[1:], dtype=np.float64)
+        count = np.zeros(shape, dtype=np.int64)
+        np.add.at(total, (self.candidate, self.example), data)
+        np.add.at(count, (self.candidate, self.example), 1)
+        count = count.reshape(shape + (1,) * (data.ndim - 1))
+        return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
+
+    def mean_value(self) -> FloatArray:
+        """(C,) the mean of ``value`` over the evaluated examples; NaN where there is none."""
+        count = np.bincount(self.candidate, minlength=len(self.candidates))
+        total = np.bincount(self.candidate, weights=self.value, minlength=len(self.candidates))
+        return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
+
+    def rows_of(self, candidates: Sequence[int]) -> Scores:
+        """The scores of some of the candidates, renumbered in the given order."""
+        place = {c: i for i, c in enumerate(candidates)}
+        keep = np.array([i for i, c in enumerate(self.candidate) if int(c) in place], dtype=np.int64)
+        return Scores(
+            candidates=tuple(self.candidates[c] for c in candidates),
+            examples=self.examples,
+            candidate=np.array([place[int(c)] for c in self.candidate[keep]], dtype=np.int32),
+            example=self.example[keep],
+            sample=self.sample[keep],
+            value=self.value[keep],
+            label_log_probs=None if self.label_log_probs is None else self.label_log_probs[keep],
+            tokens=self.tokens[keep],
+            seconds=self.seconds[keep],
+            completion=None if self.completion is None else tuple(self.completion[i] for i in keep),
+            errors=tuple(
+                PairError(place[e.candidate], e.example, e.message) for e in self.errors if e.candidate in place
+            ),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """One Python list per column (``pyarrow.table(scores.to_dict())`` and pandas take it as it is)."""
+        prompts = [c.to_json().get("text", "") for c in self.candidates]
+        columns: dict[str, Any] = {
+            "candidate_key": [self.candidates[i].key for i in self.candidate],
+            "prompt": [prompts[i] for i in self.candidate],
+            "example": self.examples[self.example].tolist(),
+            "sample": self.sample.tolist(),
+            "value": self.value.tolist(),
+            "tokens": self.tokens.tolist(),
+            "seconds": self.seconds.tolist(),
+        }
+        if self.label_log_probs is not None:
+            columns["label_log_probs"] = self.label_log_probs.tolist()
+        if self.completion is not None:
+            columns["completion"] = list(self.completion)
+        return columns
+
+
+def right(label_log_probs: FloatArray, gold: IntArray) -> FloatArray:
+    """(P,) 1 where the gold label (P,) is strictly the most likely of (P, L), else 0.
+
+    Strictly: in bfloat16 labels often tie, and a tie is no answer (it must not depend on the labels' order).
+    """
+    rows = np.arange(len(gold))
+    others = np.array(label_log_probs, dtype=np.float64)
+    own = others[rows, gold].copy()
+    others[rows, gold] = -np.inf
+    return np.asarray(own > others.max(axis=1), dtype=np.float64)

@@ -1,0 +1,132 @@
+"""Reads tables of examples or prompts: tsv, csv, jsonl, parquet (and plain text, a row a line)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rayprompt.errors import InputError
+
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a table, each a dict from column name to value.
+
+    Raises:
+        InputError: the file is missing, empty, of an unknown type, or broken; the message names file and line.
+    """
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    readers = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise InputError(f"{path}: unknown type {path.suffix!r}; a table is one of {', '.join(SUFFIXES)}")
+    rows = readers[path.suffix](path)
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    return rows
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts from a file: a line each (.txt), or the column ``prompt`` or ``text`` of a table.
+
+    Raises:
+        InputError: the file cannot be read or holds no prompt.
+    """
+    if path.suffix in (".txt", ""):
+        return read_lines(path, "prompts")
+    rows = read_rows(path)
+    column = next((c for c in ("prompt", "text") if c in rows[0]), None)
+    if column is None:
+        raise InputError(f"{path}: no column 'prompt' or 'text' (it has {', '.join(map(str, rows[0]))})")
+    return [str(row[column]) for row in rows]
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The non-empty lines of a UTF-8 text file; ``what`` they are is for the error message."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path} (a text file of {what}, one a line)")
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InputError(f"{path}: holds no {what} (one a line)")
+    return lines
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        InputError: the file cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_tsv(path: Path) -> list[Row]:
+    """Tab-separated; fields may be quoted as in csv, and where that does not parse, quotes are ordinary text."""
+    text = read_text(path)
+    try:
+        return _rows(path, list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)))
+    except csv.Error:
+        plain = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        return _rows(path, list(plain))
+
+
+def _read_csv(path: Path) -> list[Row]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        return _rows(path, list(reader))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _rows(path: Path, table: Sequence[Sequence[str]]) -> list[Row]:
+    if not table:
+        return []
+    header = [name.strip() for name in table[0]]
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}: a column name appears twice in the header {header}")
+    rows: list[Row] = []
+    for number, cells in enumerate(table[1:], start=2):
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise InputError(f"{path}, row {number}: {len(cells)} cells, the header has {len(header)}")
+        rows.append(dict(zip(header, cells, strict=True)))
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: a row is a JSON object, not {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[Row] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    return rows

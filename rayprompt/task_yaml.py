@@ -1,0 +1,93 @@
+"""Reads ``task.yaml`` and the tables it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rayprompt.errors import InputError, unknown
+from rayprompt.tables import Row, read_rows, read_text
+from rayprompt.task import PARTS, Task, make_task
+
+KEYS = (
+    "name",
+    "version",
+    "kind",
+    "description",
+    "template",
+    "label_words",
+    "manual_prompt",
+    "metric",
+    "columns",
+    "splits",
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or holds no mapping.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or 'cannot be parsed'})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold 'key: value' lines, not {type(content).__name__}")
+    return content
+
+
+def read_task(folder: Path) -> Task:
+    """The task in ``folder/task.yaml``; see :meth:`rayprompt.Task.from_folder`."""
+    path = folder / "task.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no task.yaml")
+    spec = read_yaml(path)
+    for key in spec:
+        if key not in KEYS:
+            raise unknown("key", key, KEYS, str(path))
+    kind = spec.get("kind", "classification")
+    if kind != "classification":
+        raise InputError(f"{path}: kind {kind!r} is not known; this version has 'classification'")
+    columns = spec.get("columns", {"text": ["text", "sentence"], "label": "label"})
+    if not isinstance(columns, Mapping) or "label" not in columns or len(columns) < 2:
+        raise InputError(f"{path}: columns must map 'label' and the fields of the text, as {{text: sentence, label: label}}")
+    for field, wanted in columns.items():
+        names = wanted if isinstance(wanted, list) else [wanted]
+        if not names or not all(isinstance(n, str) for n in names):
+            raise InputError(f"{path}: columns.{field} must be a column name or a list of names, not {wanted!r}")
+    tables = {
+        split: {part: _read(folder, file, f"{path}, splits.{part}") for part, file in files.items()}
+        for split, files in _splits(spec.get("splits"), path).items()
+    }
+    return make_task(str(spec.get("name", folder.resolve().name)), spec, columns, tables, str(path))
+
+
+def _splits(given: Any, path: Path) -> dict[str, Mapping[str, Any]]:
+    """``{train: f, dev: f, test: f}`` is one split named 'default'; else split name -> such a triple."""
+    if not isinstance(given, Mapping) or not given:
+        raise InputError(f"{path}: splits is missing; it names the files, as {{train: train.tsv, dev: dev.tsv, test: test.tsv}}")
+    triples = given if all(isinstance(v, Mapping) for v in given.values()) else {"default": given}
+    for name, files in triples.items():
+        for part in files:
+            if part not in PARTS:
+                raise unknown("part", part, PARTS, f"{path}, splits")
+        missing = [part for part in PARTS if part not in files]
+        if missing:
+            which = "" if triples is not given else f".{name}"
+            raise InputError(f"{path}: splits{which} lacks {' and '.join(missing)}; it needs train, dev and test")
+    return {str(name): files for name, files in triples.items()}
+
+
+def _read(folder: Path, file: Any, where: str) -> list[Row]:
+    if not isinstance(file, str):
+        raise InputError(f"{where}: a file name is wanted, not {file!r}")
+    return read_rows(folder / file)

@@ -1,0 +1,106 @@
+"""Templates: how an example and a prompt become the LM's input. Plain text work; tokens come in rayprompt.lm."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rayprompt.errors import InputError, did_you_mean
+
+PieceKind = Literal["literal", "field", "prompt", "mask"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a template. ``space`` is the whitespace before it, which belongs to it when it is tokenised."""
+
+    kind: PieceKind
+    text: str
+    space: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template such as ``"{text} {prompt} {mask} ."``.
+
+    Whitespace in front of a piece belongs to that piece, as byte-level and SentencePiece tokenizers have it.
+    """
+
+    source: str
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def parse(cls, source: str, fields: Sequence[str], where: str) -> Template:
+        """Parse ``source``; ``fields`` are the names of the example's fields, ``where`` is for error messages.
+
+        Raises:
+            InputError: an unknown or missing placeholder, or one that may stand only once stands twice.
+        """
+        if not isinstance(source, str):
+            raise InputError(f"{where}: a template is a string, not {source!r}")
+        try:
+            parts = list(string.Formatter().parse(source))
+        except ValueError as error:
+            raise InputError(f"{where}: {source!r}: {error} (write {{{{ for a brace)") from None
+        pieces: list[Piece] = []
+        space = ""
+        for literal, name, spec, conversion in parts:
+            body = literal.rstrip()
+            if body:
+                lead = body[: len(body) - len(body.lstrip())]
+                pieces.append(Piece("literal", body.lstrip(), space + lead))
+                space = ""
+            space += literal[len(body) :]
+            if name is None:
+                continue
+            if spec or conversion:
+                raise InputError(f"{where}: {source!r}: a placeholder is a plain name, as in {{{name}}}")
+            pieces.append(Piece(_kind_of(name, fields, source, where), name, space))
+            space = ""
+        template = cls(source, tuple(pieces))
+        _require_once(template, "prompt", where)
+        if not any(p.kind == "field" for p in pieces):
+            raise InputError(f"{where}: {source!r} shows nothing of the example; add {{{fields[0]}}}")
+        return template
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a ``{mask}``."""
+        return any(p.kind == "mask" for p in self.pieces)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields it shows, in order."""
+        return tuple(p.text for p in self.pieces if p.kind == "field")
+
+    def render(self, fields: Mapping[str, str], prompt: str, mask: str = "") -> str:
+        """The whole input as one string, as a person would write it (an empty prompt takes its space with it)."""
+        out = ""
+        for piece in self.pieces:
+            text = {"literal": piece.text, "prompt": prompt, "mask": mask}.get(piece.kind, "")
+            text = fields[piece.text] if piece.kind == "field" else text
+            out += piece.space + text if text else ""
+        return re.sub(r"^\s+", "", out)
+
+
+def _kind_of(name: str, fields: Sequence[str], source: str, where: str) -> PieceKind:
+    if name == "prompt":
+        return "prompt"
+    if name == "mask":
+        return "mask"
+    if name in fields:
+        return "field"
+    known = [*fields, "prompt", "mask"]
+    raise InputError(
+        f"{where}: {source!r} has {{{name}}}{did_you_mean(name, known)}; known: " + ", ".join(f"{{{k}}}" for k in known)
+    )
+
+
+def _require_once(template: Template, kind: PieceKind, where: str) -> None:
+    count = sum(p.kind == kind for p in template.pieces)
+    if count != 1:
+        found = "no" if count == 0 else f"{count} times"
+        raise InputError(f"{where}: {template.source!r} has {found} {{{kind}}}; it needs exactly one")
