@@ -42,6 +42,7 @@ class Scores:
         seconds: (P,) the pair's share of the time of its batch.
         completion: (P,) raw text of generation tasks, or None.
         errors: pairs whose scoring raised; they have no row.
+        objective: (C,) the objective's values where the caller has only those, else None.
     """
 
     candidates: tuple[Candidate, ...]
@@ -55,6 +56,24 @@ class Scores:
     seconds: FloatArray
     completion: tuple[str, ...] | None = None
     errors: tuple[PairError, ...] = ()
+    objective: FloatArray | None = None
+
+    @classmethod
+    def of_values(cls, candidates: Sequence[Candidate], objective: FloatArray) -> Scores:
+        """Scores without pairs, from a caller that has one number (C,) per candidate: a user's own trainable."""
+        none = np.empty(0, dtype=np.int32)
+        return cls(
+            candidates=tuple(candidates),
+            examples=none,
+            candidate=none,
+            example=none,
+            sample=none,
+            value=np.empty(0),
+            label_log_probs=None,
+            tokens=none,
+            seconds=np.empty(0),
+            objective=np.asarray(objective, dtype=np.float64),
+        )
 
     def __len__(self) -> int:
         return len(self.value)
@@ -85,26 +104,6 @@ class Scores:
         count = np.bincount(self.candidate, minlength=len(self.candidates))
         total = np.bincount(self.candidate, weights=self.value, minlength=len(self.candidates))
         return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
-
-    def rows_of(self, candidates: Sequence[int]) -> Scores:
-        """The scores of some of the candidates, renumbered in the given order."""
-        place = {c: i for i, c in enumerate(candidates)}
-        keep = np.array([i for i, c in enumerate(self.candidate) if int(c) in place], dtype=np.int64)
-        return Scores(
-            candidates=tuple(self.candidates[c] for c in candidates),
-            examples=self.examples,
-            candidate=np.array([place[int(c)] for c in self.candidate[keep]], dtype=np.int32),
-            example=self.example[keep],
-            sample=self.sample[keep],
-            value=self.value[keep],
-            label_log_probs=None if self.label_log_probs is None else self.label_log_probs[keep],
-            tokens=self.tokens[keep],
-            seconds=self.seconds[keep],
-            completion=None if self.completion is None else tuple(self.completion[i] for i in keep),
-            errors=tuple(
-                PairError(place[e.candidate], e.example, e.message) for e in self.errors if e.candidate in place
-            ),
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """One Python list per column (``pyarrow.table(scores.to_dict())`` and pandas take it as it is)."""

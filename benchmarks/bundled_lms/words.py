@@ -134,12 +134,14 @@ ANIMALS = (
     "dog cat horse cow sheep goat pig hen duck goose rabbit mouse fox wolf bear lion tiger elephant monkey bird eagle "
     "owl crow frog snake fish whale shark bee ant spider butterfly donkey camel turtle"
 ).split()
+NO_PLURAL = ("mouse", "wolf", "goose", "sheep", "soap")
 OBJECTS = (
     "box bag bottle cup glass plate bowl spoon fork knife key lock door window wall roof floor stair basket bucket "
     "rope ladder hammer nail saw brush broom candle clock mirror picture letter envelope stamp newspaper pen pencil "
     "ruler notebook coin purse wallet ring necklace umbrella blanket towel soap bell drum flute piano violin kite "
     "ball toy doll tent map flag stone brick wood paper iron gold silver leather cotton wool"
 ).split()
+PLURALS = [f"{word}s" for word in OBJECTS[:50] + ANIMALS if word[-1] not in "shxyef" and word not in NO_PLURAL]
 FOODS = (
     "bread butter cheese milk egg rice apple pear plum cherry grape lemon orange banana peach potato tomato onion "
     "carrot cabbage bean pea corn pepper salt sugar honey jam cake biscuit tea coffee juice water wine beer"
@@ -199,7 +201,7 @@ def polar_words(positive: bool) -> list[str]:
 def everyday_words() -> list[str]:
     """The words without a part in judging things."""
     lists = (NAMES, KIN, ANIMALS, OBJECTS, FOODS, PLACES, TIMES, COLOURS, SIZES, TRANSITIVE, INTRANSITIVE, WEATHER,
-             ABSTRACT, NUMBERS, ADVERBS_PLAIN, PREPOSITIONS)  # fmt: skip
+             ABSTRACT, PLURALS, NUMBERS, ADVERBS_PLAIN, PREPOSITIONS)  # fmt: skip
     topics = [w for nouns in TOPICS.values() for part in nouns for w in part]
     return sorted({w for words in lists for w in words} | set(topics))
 
@@ -213,12 +215,12 @@ def latent_weights(extra: list[str]) -> dict[str, tuple[float, float]]:
             rng = random.Random(f"weight:{word}")  # per word, so that adding a word leaves the others as they are
             weights[word] = (rng.uniform(low, high), rng.gauss(shift, lean))
 
-    put(sorted(set(extra)), -0.15, 0.15, 0.6)
-    put(everyday_words(), -0.2, 0.15, 0.6)
-    put(polar_words(True), -0.1, 0.2, 0.3, 1.0)
-    put(polar_words(False), -0.1, 0.2, 0.3, -1.0)
-    put(MILD_WORDS, 0.05, 0.4, 0.5)
-    put(STRONG_WORDS, 0.35, 0.95, 0.5)
-    put(CONTRAST_WORDS, -1.0, -0.4, 0.5)
+    put(sorted(set(extra) | set(INTENSIFIERS + DOWNTONERS)), -0.15, 0.15, 0.9)
+    put(everyday_words(), -0.2, 0.15, 0.9)
+    put(polar_words(True), -0.15, 0.15, 0.3, 1.2)
+    put(polar_words(False), -0.15, 0.15, 0.3, -1.2)
+    put(MILD_WORDS, 0.0, 0.3, 0.7)
+    put(STRONG_WORDS, 0.2, 0.75, 0.7)
+    put(CONTRAST_WORDS, -1.0, -0.3, 0.7)
     weights.update(FIXED_WEIGHTS)
     return weights

@@ -1,0 +1,206 @@
+"""From text to token ids: a task's examples are tokenised once; prompts are spliced in by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rayprompt.candidate import digest
+from rayprompt.errors import InputError
+from rayprompt.scores import IntArray
+from rayprompt.template import Piece, Template
+
+ANCHOR = "a"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Token ids of a piece of one example; only ``field`` segments may be cut."""
+
+    ids: IntArray
+    field: bool
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """The examples of one part of a task, tokenised for one LM. What scoring actors hold; nothing here is text.
+
+    Attributes:
+        key: digest of everything below.
+        before, after: per example, the segments in front of the prompt and behind it.
+        read: where the answer is read: ``("before" | "after", segment index)`` of the mask, or None = the last token.
+        label_ids: (L,) one token id per label word.
+        pad_id: the id of padding.
+        max_length: the longest input, in tokens.
+    """
+
+    key: str
+    before: tuple[tuple[Segment, ...], ...]
+    after: tuple[tuple[Segment, ...], ...]
+    read: tuple[str, int] | None
+    label_ids: IntArray
+    pad_id: int
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    @cached_property
+    def base_lengths(self) -> IntArray:
+        """(E,) tokens of each example without a prompt, before any cut."""
+        sizes = [sum(len(s.ids) for s in (*b, *a)) for b, a in zip(self.before, self.after, strict=True)]
+        return np.array(sizes, dtype=np.int64)
+
+    @cached_property
+    def fixed_lengths(self) -> IntArray:
+        """(E,) tokens of each example that may never be cut: everything but its fields."""
+        rows = zip(self.before, self.after, strict=True)
+        return np.array([sum(len(s.ids) for s in (*b, *a) if not s.field) for b, a in rows], dtype=np.int64)
+
+    def lengths(self, prompt_lengths: IntArray, examples: IntArray) -> IntArray:
+        """(P,) tokens of each input: example ``examples[i]`` with a prompt of ``prompt_lengths[i]`` tokens.
+
+        Raises:
+            InputError: a prompt leaves no room even for an empty text.
+        """
+        least = self.fixed_lengths[examples] + prompt_lengths
+        if len(least) and least.max() > self.max_length:
+            longest = int(prompt_lengths[least.argmax()])
+            raise InputError(f"a prompt of {longest} tokens does not fit: the LM takes {self.max_length} tokens in all")
+        return np.minimum(self.base_lengths[examples] + prompt_lengths, self.max_length)
+
+    def truncated(self, prompt_length: int) -> int:
+        """How many examples lose text to make room for a prompt of this many tokens."""
+        return int((self.base_lengths + prompt_length > self.max_length).sum())
+
+    def row(self, example: int, prompt: Sequence[int]) -> tuple[IntArray, int]:
+        """The input's token ids and the position at which the answer is read."""
+        before, after = self.before[example], self.after[example]
+        excess = int(self.base_lengths[example]) + len(prompt) - self.max_length
+        if excess > 0:
+            before, after = cut(before, after, excess)
+        left = [s.ids for s in before]
+        right = [s.ids for s in after]
+        ids = np.concatenate([*left, np.asarray(prompt, dtype=np.int64), *right])
+        if self.read is None:
+            return ids, len(ids) - 1
+        side, index = self.read
+        if side == "before":
+            return ids, sum(len(x) for x in left[:index])
+        return ids, sum(len(x) for x in left) + len(prompt) + sum(len(x) for x in right[:index])
+
+
+def cut(
+    before: tuple[Segment, ...], after: tuple[Segment, ...], excess: int
+) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+    """Drop ``excess`` tokens from the ends of the fields, always from the one that is longest at the moment."""
+    segments = [*before, *after]
+    keep = [len(s.ids) for s in segments]
+    fields = [i for i, s in enumerate(segments) if s.field]
+    for _ in range(excess):
+        longest = max(fields, key=lambda i: keep[i])
+        keep[longest] -= 1
+    short = [Segment(s.ids[:n], s.field) for s, n in zip(segments, keep, strict=True)]
+    return tuple(short[: len(before)]), tuple(short[len(before) :])
+
+
+class Encoder:
+    """Tokenises pieces of a template for one LM.
+
+    Pieces are tokenised apart, each with the whitespace before it, so that token ids can be spliced in between; for
+    text split at whitespace this gives the ids of the whole string (a test compares them).
+    """
+
+    def __init__(self, tokenizer: Any, model: str, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.model = model
+        self.max_length = max_length
+        self._anchor = len(self._plain([ANCHOR])[0])
+        whole = tokenizer(ANCHOR)["input_ids"]
+        inner = self._plain([ANCHOR])[0]
+        start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
+        self.prefix: list[int] = whole[:start]
+        self.suffix: list[int] = whole[start + len(inner) :]
+
+    def ids(self, texts: Sequence[str], space: str) -> list[IntArray]:
+        """Token ids of each text as it stands behind ``space`` (no special tokens)."""
+        if not space:
+            return [np.array(ids, dtype=np.int64) for ids in self._plain(texts)]
+        rows = self._plain([ANCHOR + space + text if text else ANCHOR for text in texts])
+        return [np.array(row[self._anchor :], dtype=np.int64) for row in rows]
+
+    def label_id(self, word: str, space: str, where: str) -> int:
+        """The one token that ``word`` is, behind ``space``.
+
+        Raises:
+            InputError: it is several tokens, or not in the vocabulary.
+        """
+        ids = self.ids([word], space)[0].tolist()
+        shown = space + word
+        if len(ids) != 1:
+            tokens = self.tokenizer.convert_ids_to_tokens(ids)
+            raise InputError(
+                f"{where}: label word {shown!r} is {len(ids)} tokens in {self.model} ({tokens}); it must be one token"
+            )
+        if ids[0] == self.tokenizer.unk_token_id:
+            raise InputError(f"{where}: label word {shown!r} is not in the vocabulary of {self.model}")
+        return int(ids[0])
+
+    def part(
+        self, template: Template, examples: Sequence[Any], label_words: Sequence[str], *, reads_mask: bool, where: str
+    ) -> EncodedPart:
+        """Tokenise the examples of a part (objects with ``fields``) for ``template``.
+
+        Raises:
+            InputError: a label word is not one token, or the LM lacks a mask token.
+        """
+        columns = [self._piece(piece, i == 0, examples) for i, piece in enumerate(template.pieces)]
+        at = [p.kind for p in template.pieces].index("prompt")
+        rows = list(zip(*(c for i, c in enumerate(columns) if i != at), strict=True))
+        head = (Segment(np.array(self.prefix, dtype=np.int64), field=False),)
+        tail = (Segment(np.array(self.suffix if reads_mask else [], dtype=np.int64), field=False),)
+        before = tuple(head + row[:at] for row in rows)
+        after = tuple(row[at:] + tail for row in rows)
+        label_ids = self.label_ids(template, label_words, reads_mask=reads_mask, where=where)
+        read = self._read(template, at) if reads_mask else None
+        pad = self.tokenizer.pad_token_id
+        content = [[s.ids.tolist() for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
+        key = digest([self.model, content, at, read, label_ids, self.max_length])
+        return EncodedPart(
+            key, before, after, read, np.array(label_ids, dtype=np.int64), 0 if pad is None else int(pad), self.max_length
+        )
+
+    def label_ids(self, template: Template, words: Sequence[str], *, reads_mask: bool, where: str) -> list[int]:
+        """The token id of each label word: with a leading space where the mask has one, and always as next token."""
+        space = next(p.space for p in template.pieces if p.kind == "mask") if reads_mask else " "
+        ids = [self.label_id(word, space, where) for word in words]
+        if len(set(ids)) < len(ids):
+            raise InputError(f"{where}: two label words of {list(words)} are the same token in {self.model}")
+        return ids
+
+    def _piece(self, piece: Piece, first: bool, examples: Sequence[Any]) -> list[Segment]:
+        if piece.kind == "mask":
+            if self.tokenizer.mask_token_id is None:
+                raise InputError(f"model {self.model} has no mask token")
+            mask = np.array([self.tokenizer.mask_token_id], dtype=np.int64)
+            return [Segment(mask, field=False)] * len(examples)
+        space = "" if first else piece.space
+        if piece.kind == "field":
+            texts = [example.fields[piece.text] for example in examples]
+            return [Segment(ids, field=True) for ids in self.ids(texts, space)]
+        literal = self.ids([piece.text], space)[0] if piece.kind == "literal" else np.zeros(0, dtype=np.int64)
+        return [Segment(literal, field=False)] * len(examples)
+
+    def _read(self, template: Template, prompt_at: int) -> tuple[str, int]:
+        mask = [p.kind for p in template.pieces].index("mask")
+        return ("before", mask + 1) if mask < prompt_at else ("after", mask - prompt_at - 1)
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        rows: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False
+        )["input_ids"]
+        return rows

@@ -1,0 +1,157 @@
+"""One LM on one device: token ids in, label log-probabilities out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.family import load_family
+from rayprompt.lm.source import LMSource, quiet
+from rayprompt.scores import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass: pairs of (prompt, example), all of one bucket.
+
+    Attributes:
+        part: key of the :class:`EncodedPart` that the examples are of.
+        length, rows: the shape; rows beyond the pairs are dummies.
+        prompts: token ids of the prompts that occur.
+        prompt, example: (n,) what each pair is made of.
+    """
+
+    part: str
+    length: int
+    rows: int
+    prompts: tuple[tuple[int, ...], ...]
+    prompt: IntArray
+    example: IntArray
+
+
+class LMScorer:
+    """A loaded LM. ``score`` may be called from several threads at once; each forward pass runs on one CPU thread.
+
+    One thread a pass: the result cannot then depend on how many threads there are, and small batches lose nothing.
+    """
+
+    def __init__(self, source: LMSource, device: str = "cpu") -> None:
+        import torch
+
+        quiet()
+        self.device = torch.device(device)
+        self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        family = load_family(source.family)
+        model = family.load(str(source.path), self.dtype).to(self.device).requires_grad_(False)
+        if hasattr(model.config, "use_cache"):
+            model.config.use_cache = False
+        self.forward = LabelForward(model)
+        self.breaks = 0
+
+    def score(self, batch: MicroBatch, part: EncodedPart) -> tuple[FloatArray, IntArray]:
+        """(n, L) label log-probabilities (float32) and (n,) tokens of each input, padding not counted."""
+        pairs = zip(batch.prompt, batch.example, strict=True)
+        rows = [part.row(int(e), batch.prompts[int(p)]) for p, e in pairs]
+        log_probs = self._run(rows, batch.length, batch.rows, part)
+        return log_probs, np.array([len(ids) for ids, _ in rows], dtype=np.int32)
+
+    def _run(self, rows: Sequence[tuple[IntArray, int]], length: int, count: int, part: EncodedPart) -> FloatArray:
+        import torch
+
+        if self.device.type == "cpu" and torch.get_num_threads() != 1:
+            torch.set_num_threads(1)  # per calling thread: OpenMP keeps this setting for each thread apart
+        try:
+            return self._forward(rows, length, count, part)
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+        # A smaller shape: last bits may differ from here on, which is why it is counted.
+        self.breaks += 1
+        torch.cuda.empty_cache()
+        half = (count + 1) // 2
+        parts = [self._run(rows[i : i + half], length, half, part) for i in range(0, len(rows), half)]
+        return np.concatenate(parts)
+
+    def _forward(self, rows: Sequence[tuple[IntArray, int]], length: int, count: int, part: EncodedPart) -> FloatArray:
+        import torch
+
+        ids = np.full((count, length), part.pad_id, dtype=np.int64)
+        mask = np.zeros((count, length), dtype=np.int64)
+        read = np.zeros(count, dtype=np.int64)
+        for i in range(count):
+            row, position = rows[min(i, len(rows) - 1)]  # dummies repeat the last row
+            ids[i, : len(row)], mask[i, : len(row)], read[i] = row, 1, position
+        with torch.inference_mode():
+            logits = self.forward(
+                torch.from_numpy(ids).to(self.device),
+                torch.from_numpy(mask).to(self.device),
+                torch.from_numpy(read).to(self.device),
+                torch.from_numpy(part.label_ids).to(self.device),
+            )
+            log_probs = torch.log_softmax(logits.float(), dim=-1)
+        return np.asarray(log_probs[: len(rows)].cpu().numpy())
+
+
+class LabelForward:
+    """A model's forward pass that computes the answer's position and the label words' logits only.
+
+    The model's own forward runs; a hook on its body keeps only the hidden state of the position that is read, and
+    its output embedding is replaced by one that multiplies by the label words' rows. So whatever a family does
+    between body and output (a transform, a soft cap) is done by its own code, and none of it is copied here.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.local = threading.local()
+        body = model.base_model
+        if body is not model:
+            body.register_forward_hook(self._keep_read_position)
+        output = model.get_output_embeddings()
+        if output is not None:
+            model.set_output_embeddings(_label_rows(output, self.local))
+
+    def __call__(
+        self, ids: torch.Tensor, mask: torch.Tensor, read: torch.Tensor, label_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, L) logits of the label words for input ids (B, T), mask (B, T), positions (B,), label ids (L,)."""
+        import torch
+
+        self.local.read, self.local.label_ids = read, label_ids
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        rows = torch.arange(len(ids), device=ids.device)
+        at_read = logits[:, 0] if logits.shape[1] == 1 else logits[rows, read]
+        return at_read if at_read.shape[-1] == len(label_ids) else at_read[:, label_ids]
+
+    def _keep_read_position(self, module: Any, inputs: Any, output: Any) -> Any:
+        import torch
+
+        hidden = output.last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        output.last_hidden_state = hidden[rows, self.local.read].unsqueeze(1)
+        return output
+
+
+def _label_rows(output: Any, local: threading.local) -> Any:
+    """The output embedding ``output`` as a module that computes the rows ``local.label_ids`` only."""
+    import torch
+
+    class LabelRows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = output.weight
+            self.bias = getattr(output, "bias", None)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            ids = local.label_ids
+            bias = None if self.bias is None else self.bias[ids]
+            return torch.nn.functional.linear(hidden, self.weight[ids], bias)
+
+    return LabelRows()

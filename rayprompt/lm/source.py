@@ -1,0 +1,175 @@
+"""Where an LM comes from: a bundled name, a local folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayprompt.errors import InputError, did_you_mean
+from rayprompt.lm.family import Family, family_of
+
+BUNDLED = Path(__file__).parent.parent / "bundled" / "models"
+DEFAULT_MODEL = "tiny-masked"
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class LMSource:
+    """A frozen LM, described without loading its weights. Small and picklable: this is what travels to actors.
+
+    Attributes:
+        name: as the user gave it.
+        family: the import path of its :class:`Family`, ``module:Class``.
+        digest: digest of the weights, config and tokenizer files.
+        vocab_size, hidden_size, layers, max_length: from its config; ``max_length`` in tokens, specials included.
+    """
+
+    name: str
+    family: str
+    digest: str
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    max_length: int
+
+    @property
+    def path(self) -> Path:
+        """The local folder of its files; on another node of the cluster they may have to be fetched first."""
+        return model_folder(self.name)
+
+
+def model_names() -> list[str]:
+    """The names of the bundled LMs."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def describe_model(name: str) -> tuple[LMSource, Family]:
+    """Read an LM's config and digest its files; no weights are loaded.
+
+    Raises:
+        InputError: there is no such LM, its files are incomplete, or its family is not supported.
+    """
+    quiet()
+    folder = model_folder(name)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model {name}: {folder} holds no config.json (a transformers checkpoint is wanted)")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"model {name}: {folder} holds no *.safetensors (pickled weights are not loaded)")
+    if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")):
+        raise InputError(f"model {name}: {folder} holds no tokenizer (tokenizer.json)")
+    config = _read_config(name, folder)
+    family = family_of(config, name)
+    source = LMSource(
+        name=name,
+        family=f"{type(family).__module__}:{type(family).__qualname__}",
+        digest=_digest(folder),
+        vocab_size=int(config.vocab_size),
+        hidden_size=int(config.hidden_size),
+        layers=int(config.num_hidden_layers),
+        max_length=_max_length(config, folder),
+    )
+    return source, family
+
+
+def model_folder(name: str) -> Path:
+    """The local folder with the LM's files, fetched from the hub where it must be.
+
+    Raises:
+        InputError: there is no such LM.
+    """
+    if (BUNDLED / name / "config.json").is_file():
+        return BUNDLED / name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"model {name} is a file; a model is a folder with config.json, a tokenizer and safetensors")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local:
+        raise InputError(f"no such model folder: {name}")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # the hub client raises many types; all mean: not to be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"unknown model {name!r}{did_you_mean(name, model_names())}: not bundled ({', '.join(model_names())}), "
+            f"no such folder, and not to be had from the Hugging Face hub ({reason[:120]})"
+        ) from None
+
+
+def _read_config(name: str, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model {name}: its config.json cannot be used ({reason[:160]})") from None
+
+
+def load_tokenizer(name: str) -> Any:
+    """The LM's tokenizer.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    quiet()
+    try:
+        return AutoTokenizer.from_pretrained(model_folder(name))
+    except Exception as error:  # broken tokenizer files surface as many types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"model {name}: its tokenizer cannot be loaded ({reason[:160]})") from None
+
+
+def quiet() -> None:
+    """Progress bars and advice of transformers are not our output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _max_length(config: Any, folder: Path) -> int:
+    """The longest input in tokens: the least of what the config's positions and the tokenizer allow."""
+    limits = [int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 0)]
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        limits = [limits[0] - 2]  # their position ids start at padding_idx + 1 = 2
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        limits.append(int(min(json.loads(settings.read_text()).get("model_max_length") or 0, 1_000_000)))
+    return min((limit for limit in limits if limit > 0), default=1024)
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the files that decide a score, the first 32 hex digits."""
+    total = hashlib.sha256()
+    for path in _files(folder):
+        with path.open("rb") as file:
+            total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    decisive = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt")
+    for path in sorted(folder.iterdir()):
+        if path.name in decisive or path.suffix == ".safetensors" or path.name == "tokenizer.model":
+            yield path

@@ -1,0 +1,259 @@
+"""ScoringPool: the actors and the only door to the LM."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.scorer import MicroBatch
+from rayprompt.lm.shapes import DeviceClass, ShapeTable
+from rayprompt.lm.source import LMSource
+from rayprompt.scores import FloatArray, IntArray
+from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
+from rayprompt.scoring.router import Router
+
+START_TIMEOUT_SECONDS = 600.0
+MOST_LANES = 8
+CPU_SHARE = 0.8  # of the cores; the searches' own work gets the rest
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """Answers to P pairs, in the order asked: (P, L) log-probabilities, (P,) tokens, (P,) seconds, and the sum."""
+
+    label_log_probs: FloatArray
+    tokens: IntArray
+    seconds: FloatArray
+
+
+class ScoringPool:
+    """LM scoring actors with a router in front. Picklable: trials get a copy that talks to the same actors.
+
+    One actor per GPU (``num_gpus=1``, or a share); without GPUs one actor with a share of the CPU's threads.
+    """
+
+    def __init__(
+        self, source: LMSource, router: Any, scorers: list[Any], infos: list[ScorerInfo], parts: dict[str, Any]
+    ) -> None:
+        self.source = source
+        self.router = router
+        self.scorers = scorers
+        self.infos = infos
+        self.parts = parts
+        self.device_class: DeviceClass = "cuda" if infos[0].device == "cuda" else "cpu"
+        self.shapes = ShapeTable.of(self.device_class, source.max_length)
+        self.window = 2 * sum(info.lanes + 1 for info in infos)
+
+    @classmethod
+    def start(cls, source: LMSource, *, scorers: int | None = None, gpus_per_scorer: float | None = None) -> ScoringPool:
+        """Start the actors on the connected Ray cluster and wait until each has loaded the LM.
+
+        Args:
+            source: the LM.
+            scorers: how many actors; None is one per GPU, or one where there is no GPU.
+            gpus_per_scorer: GPUs of each actor; None is 1 where the cluster has GPUs, else 0.
+
+        Raises:
+            InputError: the cluster cannot hold that many.
+            ScoringError: an LM did not load.
+        """
+        plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer)
+        actor = ray.remote(ScorerActor)
+        handles = [
+            actor.options(
+                num_cpus=plan.cpus,
+                num_gpus=plan.gpus,
+                max_restarts=-1,
+                max_task_retries=0,
+                max_concurrency=plan.lanes + 1,
+                scheduling_strategy="DEFAULT",  # never captured by a trial's placement group
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
+            ).remote(source, plan.lanes, plan.gpus > 0)
+            for _ in range(plan.count)
+        ]
+        infos = _wait_ready(handles, source)
+        router = (
+            ray.remote(Router)
+            .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, scheduling_strategy="DEFAULT")
+            .remote(handles, plan.lanes + 1)
+        )
+        return cls(source, router, handles, infos, {})
+
+    def add(self, part: EncodedPart) -> None:
+        """Make a part's examples known to the actors (put into the object store once)."""
+        if part.key not in self.parts:
+            self.parts[part.key] = ray.put(part)
+
+    def score_pairs(
+        self,
+        part: EncodedPart,
+        prompts: Sequence[tuple[int, ...]],
+        prompt: IntArray,
+        example: IntArray,
+        *,
+        search: str = "report",
+    ) -> PairResult:
+        """Score P pairs: ``prompts[prompt[i]]`` on example ``example[i]`` of ``part``.
+
+        Args:
+            part: examples known through :meth:`add`.
+            prompts: token ids.
+            prompt, example: (P,) the pairs.
+            search: who asks; searches share the pool fairly.
+
+        Raises:
+            InputError: a prompt does not fit the LM.
+            ScoringError: the LM raised, or the pool is lost.
+        """
+        sizes = np.array([len(ids) for ids in prompts], dtype=np.int64)
+        lengths = part.lengths(sizes[prompt], example)
+        jobs = [
+            (rows, _micro_batch(part, prompts, prompt[rows], example[rows], length, count))
+            for length, count, rows in self.shapes.batches(lengths)
+        ]
+        result = PairResult(
+            np.empty((len(prompt), len(part.label_ids)), dtype=np.float32),
+            np.empty(len(prompt), dtype=np.int32),
+            np.empty(len(prompt), dtype=np.float32),
+        )
+        reference = [self.parts[part.key]]
+        running: dict[Any, IntArray] = {}
+        waiting = iter(jobs)
+        while True:
+            # Back-pressure: no more batches are on their way than the pool can have in its hands.
+            for rows, batch in itertools.islice(waiting, self.window - len(running)):
+                running[self.router.run.remote(search, batch, reference)] = rows
+            if not running:
+                return result
+            done, _ = ray.wait(list(running), num_returns=1)
+            for ref in done:
+                _fill(result, running.pop(ref), _get(ref))
+
+    def shutdown(self) -> None:
+        """Stop the actors."""
+        for handle in (self.router, *self.scorers):
+            ray.kill(handle)
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """How many scorers, and what each asks of Ray; ``lanes`` is how many forward passes it runs side by side."""
+
+    count: int
+    gpus: float
+    cpus: float
+    lanes: int
+
+
+def plan_scorers(resources: dict[str, float], scorers: int | None, gpus_per_scorer: float | None) -> PoolPlan:
+    """Lay scorers over a cluster's ``resources`` (as ``ray.cluster_resources()`` gives them).
+
+    Raises:
+        InputError: the cluster cannot hold them.
+    """
+    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
+    if scorers is not None and scorers < 1:
+        raise InputError(f"--scorers {scorers}: must be 1 or more")
+    share = (1.0 if gpus >= 1 else 0.0) if gpus_per_scorer is None else gpus_per_scorer
+    if share < 0 or (share > 1 and share != int(share)):
+        raise InputError(f"--gpus-per-scorer {share}: must be 0, a share of 1, or a whole number")
+    if share > 0:
+        count = max(1, int(gpus / share)) if scorers is None else scorers
+        if count * share > gpus + 1e-9:
+            raise InputError(f"{count} scorers with {share:g} GPUs each need {count * share:g}; the cluster has {gpus:g}")
+        return PoolPlan(count, share, min(1.0, CPU_SHARE * cpus / count), 1)
+    count = 1 if scorers is None else scorers
+    lanes = max(1, min(MOST_LANES, int(cpus) // count))
+    return PoolPlan(count, 0.0, round(min(CPU_SHARE * lanes, CPU_SHARE * cpus / count), 4), lanes)
+
+
+def connect(address: str | None) -> bool:
+    """Connect to Ray: ``local`` starts one here; ``auto`` or ``host:port`` joins one. True if it was started here.
+
+    ``None`` takes ``RAY_ADDRESS``, else ``local``. An existing connection of this process is used as it is.
+
+    Raises:
+        InputError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        return False
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if where == "local":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        ray.init(
+            address="local", num_cpus=cores, include_dashboard=False, object_store_memory=200 * 1024**2, **quiet
+        )
+        return True
+    try:
+        ray.init(address=where, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--address {where}: no Ray cluster there ({reason[:160]})") from None
+    return False
+
+
+def _wait_ready(handles: list[Any], source: LMSource) -> list[ScorerInfo]:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    try:
+        infos: list[ScorerInfo] = ray.get(
+            [h.ready.remote() for h in handles], timeout=max(1.0, deadline - time.monotonic())
+        )
+    except GetTimeoutError:
+        raise ScoringError(
+            f"scorers were not ready after {START_TIMEOUT_SECONDS:.0f} s; the cluster has {ray.cluster_resources()}"
+        ) from None
+    except (RayActorError, RayTaskError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {lines[-1]}") from None
+    devices = {info.device for info in infos}
+    if len(devices) > 1:
+        raise ScoringError(f"scorers run on {' and '.join(sorted(devices))}; one search uses one device class")
+    return infos
+
+
+def _micro_batch(
+    part: EncodedPart,
+    prompts: Sequence[tuple[int, ...]],
+    prompt: IntArray,
+    example: IntArray,
+    length: int,
+    rows: int,
+) -> MicroBatch:
+    used, index = np.unique(prompt, return_inverse=True)
+    return MicroBatch(
+        part=part.key,
+        length=length,
+        rows=rows,
+        prompts=tuple(prompts[int(i)] for i in used),
+        prompt=index.astype(np.int32),
+        example=example.astype(np.int32),
+    )
+
+
+def _get(ref: Any) -> BatchResult:
+    try:
+        result: BatchResult = ray.get(ref)
+    except RayTaskError as error:
+        cause = error.as_instanceof_cause()
+        if isinstance(cause, ScoringError):
+            raise ScoringError(str(cause.args[0] if cause.args else cause).splitlines()[-1]) from None
+        raise
+    return result
+
+
+def _fill(result: PairResult, rows: IntArray, answer: BatchResult) -> None:
+    result.label_log_probs[rows] = answer.label_log_probs
+    result.tokens[rows] = answer.tokens
+    result.seconds[rows] = answer.seconds / max(1, len(rows))

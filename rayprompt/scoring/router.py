@@ -1,0 +1,138 @@
+"""The router: hands micro-batches to free scorers, fairly between searches. Async, light, without torch.
+
+It holds nothing that cannot be rebuilt: queued batches belong to callers, who wait for the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+
+from rayprompt.errors import ScoringError
+from rayprompt.lm.scorer import MicroBatch
+from rayprompt.scoring.actor import BatchResult
+
+RESTART_POLL_SECONDS = 0.5
+
+
+@dataclass
+class _Job:
+    batch: MicroBatch
+    part: list[Any]
+    answer: asyncio.Future[BatchResult]
+
+
+class Router:
+    """Dispatches micro-batches; made into an async Ray actor by the pool.
+
+    Every scorer has at most ``in_flight`` batches, so that it never waits for the next and none piles up behind a
+    slow one. Searches take turns. A batch on a scorer that dies goes to another one; the scorer is asked again until
+    Ray has restarted it.
+    """
+
+    def __init__(self, scorers: list[Any], in_flight: int) -> None:
+        self.scorers = scorers
+        self.in_flight = in_flight
+        self.busy = [0] * len(scorers)
+        self.alive = [True] * len(scorers)
+        self.queues: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self.lost: str | None = None
+        self.restarts = 0
+        self.background: set[asyncio.Task[None]] = set()
+
+    async def run(self, search: str, batch: MicroBatch, part: list[Any]) -> BatchResult:
+        """Score a micro-batch for ``search``.
+
+        Raises:
+            ScoringError: the LM raised, or no scorer is left.
+        """
+        if self.lost:
+            raise ScoringError(self.lost)
+        job = _Job(batch, part, asyncio.get_running_loop().create_future())
+        self.queues.setdefault(search, deque()).append(job)
+        self._dispatch()
+        return await job.answer
+
+    async def stats(self) -> dict[str, int]:
+        """Queue depth, batches in flight, scorers alive, restarts."""
+        return {
+            "queued": sum(len(q) for q in self.queues.values()),
+            "in_flight": sum(self.busy),
+            "alive": sum(self.alive),
+            "restarts": self.restarts,
+        }
+
+    def _dispatch(self) -> None:
+        """Give waiting batches to free scorers: the least busy scorer, the search whose turn it is."""
+        while self.queues:
+            free = [i for i, alive in enumerate(self.alive) if alive and self.busy[i] < self.in_flight]
+            if not free:
+                return
+            scorer = min(free, key=lambda i: self.busy[i])
+            search, queue = next(iter(self.queues.items()))
+            job = queue.popleft()
+            if queue:
+                self.queues.move_to_end(search)
+            else:
+                del self.queues[search]
+            self.busy[scorer] += 1
+            self._spawn(self._work(scorer, search, job))
+
+    async def _work(self, scorer: int, search: str, job: _Job) -> None:
+        try:
+            result = await self.scorers[scorer].score.remote(job.batch, job.part)
+            if not job.answer.done():
+                job.answer.set_result(result)
+        except RayActorError as error:
+            self.queues.setdefault(search, deque()).appendleft(job)
+            self._scorer_lost(scorer, error)
+        except RayTaskError as error:
+            if not job.answer.done():
+                job.answer.set_exception(ScoringError(f"scoring failed: {_last_line(error)}"))
+        finally:
+            self.busy[scorer] -= 1
+            self._dispatch()
+
+    def _scorer_lost(self, scorer: int, error: RayActorError) -> None:
+        if not self.alive[scorer]:
+            return
+        self.alive[scorer] = False
+        self.restarts += 1
+        self._spawn(self._await_restart(scorer, error))
+
+    async def _await_restart(self, scorer: int, error: RayActorError) -> None:
+        while True:
+            try:
+                await self.scorers[scorer].ready.remote()
+                self.alive[scorer] = True
+                break
+            except ActorUnavailableError:
+                await asyncio.sleep(RESTART_POLL_SECONDS)
+            except ActorDiedError as died:
+                self.scorers[scorer] = None
+                if all(s is None for s in self.scorers):
+                    self._give_up(f"every scorer is lost: {_last_line(died)}")
+                return
+        self._dispatch()
+
+    def _give_up(self, reason: str) -> None:
+        self.lost = reason
+        for queue in self.queues.values():
+            for job in queue:
+                if not job.answer.done():
+                    job.answer.set_exception(ScoringError(reason))
+        self.queues.clear()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,174 @@
+"""Problem: a task bound to an LM. What a searcher is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
+from rayprompt.errors import InputError
+from rayprompt.lm.encode import EncodedPart, Encoder
+from rayprompt.lm.family import load_family
+from rayprompt.lm.source import DEFAULT_MODEL, describe_model, load_tokenizer
+from rayprompt.scores import IntArray
+from rayprompt.task import DEFAULT_TASK, Task, load_task
+from rayprompt.template import Template
+
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A word or phrase that may stand in a prompt: its token ids as the prompt's first part and as a later one."""
+
+    text: str
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+
+
+class Problem:
+    """A task (one split) bound to an LM.
+
+    Building one reads the LM's config and tokenizer, not its weights. A pickled problem leaves the tokenizer behind
+    and loads it again when it is needed.
+
+    Attributes:
+        task, split: the task and the name of its split.
+        lm: the LM (:class:`rayprompt.lm.source.LMSource`).
+        template: the task's template for the LM's family.
+        label_ids: token ids of the label words, in the order of ``task.labels``.
+
+    Raises:
+        InputError: the task, split or model is not known, does not fit the other, or the task leaks.
+    """
+
+    def __init__(
+        self,
+        task: str | Path | Task = DEFAULT_TASK,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        split: str | None = None,
+        allow_leaks: bool = False,
+    ) -> None:
+        self.task = load_task(task)
+        self.split = self.task.default_split if split is None else split
+        self.task.parts(self.split)
+        self.leaks = self.task.leaks().get(self.split, {})
+        leaked = self.leaks.get(("train", "test"), 0)
+        if leaked and not allow_leaks:
+            raise InputError(
+                f"task {self.task.name}, split {self.split}: {leaked} texts of train stand in test too; "
+                "remove them, or allow it with --allow-leaks (allow_leaks=True)"
+            )
+        self.lm, family = describe_model(str(model))
+        self.template: Template = self.task.template(family.template)
+        self._reads_mask = family.reads_mask
+        self._parts: dict[str, EncodedPart] = {}
+        self.label_ids: list[int] = self.encoder.label_ids(
+            self.template, self.task.label_words, reads_mask=self._reads_mask, where=self._where
+        )
+
+    @property
+    def _where(self) -> str:
+        return self.task.source or f"task {self.task.name}"
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The tokenizer, as templates need it."""
+        return Encoder(load_tokenizer(self.lm.name), self.lm.name, self.lm.max_length)
+
+    @property
+    def gold(self) -> IntArray:
+        """(E,) label indices of the train examples."""
+        return self.task.gold("train", self.split)
+
+    def part(self, name: str) -> EncodedPart:
+        """The examples of ``train``, ``dev`` or ``test``, tokenised (once)."""
+        if name not in self._parts:
+            self._parts[name] = self.encoder.part(
+                self.template,
+                self.task.examples(name, self.split),
+                self.task.label_words,
+                reads_mask=load_family(self.lm.family).reads_mask,
+                where=self._where,
+            )
+        return self._parts[name]
+
+    def prompt(self, text: str) -> TextPrompt:
+        """A text prompt with the token ids that the LM's tokenizer gives at the prompt's place."""
+        clean = " ".join(text.split())
+        return TextPrompt(clean, self._ids(clean))
+
+    def token_ids(self, candidate: Candidate) -> tuple[int, ...]:
+        """The token ids that stand for a candidate in the LM's input.
+
+        Raises:
+            InputError: a soft prompt, or ids outside the vocabulary.
+        """
+        if isinstance(candidate, SoftPrompt):
+            raise InputError("soft prompts cannot be scored by this version; give text prompts")
+        if candidate.token_ids is None:
+            return self._ids(candidate.text)
+        wrong = [i for i in candidate.token_ids if not 0 <= i < self.lm.vocab_size]
+        if wrong:
+            raise InputError(f"token id {wrong[0]} is not in the vocabulary of {self.lm.name} (0 to {self.lm.vocab_size - 1})")
+        return candidate.token_ids
+
+    def round_trips(self, prompt: TextPrompt) -> bool:
+        """Whether the prompt's text, tokenised again, gives its token ids: then the text alone says it all."""
+        return prompt.token_ids is None or self._ids(prompt.text) == prompt.token_ids
+
+    def options(self, texts: Sequence[str]) -> tuple[Option, ...]:
+        """Words or phrases as parts of a prompt."""
+        later = self.encoder.ids(texts, " ")
+        first = later if self._prompt_space == " " else self.encoder.ids(texts, self._prompt_space)
+        return tuple(
+            Option(t, tuple(f.tolist()), tuple(n.tolist())) for t, f, n in zip(texts, first, later, strict=True)
+        )
+
+    @cached_property
+    def words(self) -> tuple[Option, ...]:
+        """The vocabulary's whole words, most frequent first where the vocabulary is sorted so.
+
+        A word is a token of two letters or more that its own text, behind a space, gives back. Letters are a to z
+        and those of the task's train texts, so that a prompt is in the script of its task.
+        """
+        tokenizer = self.encoder.tokenizer
+        special = set(tokenizer.all_special_ids)
+        ids = [i for i in range(min(len(tokenizer), self.lm.vocab_size)) if i not in special]
+        texts = [text.strip() for text in tokenizer.batch_decode([[i] for i in ids])]
+        letters = LETTERS | {c for e in self.task.examples("train", self.split) for t in e.fields.values() for c in t.lower()}
+        chosen = [
+            (i, t) for i, t in zip(ids, texts, strict=True) if len(t) > 1 and t.isalpha() and letters.issuperset(t.lower())
+        ]
+        options = self.options([t for _, t in chosen])
+        return tuple(o for (i, _), o in zip(chosen, options, strict=True) if o.later == (i,))
+
+    def for_search(self) -> Problem:
+        """A copy that holds the train examples only: what a searcher may see. Its vocabulary is worked out already."""
+        copy = Problem.__new__(Problem)
+        copy.__dict__.update(self.__dict__)
+        copy.words = self.words
+        copy.part("train")
+        copy._parts = {"train": copy._parts["train"]}
+        copy.leaks = {}
+        copy.task = replace(self.task, splits={self.split: {"train": self.task.examples("train", self.split)}})
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "encoder"}
+
+    def __repr__(self) -> str:
+        return f"Problem({self.task.name!r}, split={self.split!r}, model={self.lm.name!r})"
+
+    @property
+    def _prompt_space(self) -> str:
+        pieces = self.template.pieces
+        at = [p.kind for p in pieces].index("prompt")
+        return pieces[at].space if at else ""
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.encoder.ids([text], self._prompt_space)[0].tolist()) if text else ()

@@ -1,0 +1,1 @@
+"""Studies: a search as one Tune experiment, its results and its files."""

@@ -1,0 +1,118 @@
+"""The closing report: dev picks the winner, then test is opened, once, for the winner and the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayprompt.budget import Ledger
+from rayprompt.candidate import Candidate, TextPrompt
+from rayprompt.errors import ScoringError
+from rayprompt.objective import OBJECTIVES
+from rayprompt.scores import IntArray, Scores
+from rayprompt.scoring.evaluator import Evaluator
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.problem import Problem
+from rayprompt.study.results import Baseline
+from rayprompt.study.statistics import Estimate, estimate, mcnemar, wilson
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The winner and the baselines with their estimates; the fields of ``Result`` of the same names."""
+
+    best_prompt: Candidate
+    train: Estimate
+    dev: Estimate
+    test: Estimate
+    baselines: Mapping[str, Baseline]
+    p_value: float | None
+    finalists: tuple[dict[str, Any], ...]
+    report_evaluations: int
+    round_trips: bool
+    truncated: Mapping[str, int]
+
+    def fields(self) -> dict[str, Any]:
+        """As keyword arguments for ``Result``."""
+        return dict(self.__dict__)
+
+
+class PartScorer:
+    """Scores single prompts on one part of a problem, counted as report."""
+
+    def __init__(self, problem: Problem, pool: ScoringPool, part: str, ledger: Ledger) -> None:
+        self.problem = problem
+        self.gold: IntArray = problem.task.gold(part, problem.split)
+        self.metric = problem.task.metric
+        encoded = problem.part(part)
+        pool.add(encoded)
+        self.evaluator = Evaluator(pool, encoded, self.gold, ledger, report=True)
+
+    def scores(self, prompts: Sequence[Candidate]) -> list[Scores]:
+        """The scores of each prompt on the whole part; all are scored in one request."""
+        ids = [self.problem.token_ids(p) for p in prompts]
+        self.evaluator.score(prompts, ids)
+        return [self.evaluator.score([p], [i]) for p, i in zip(prompts, ids, strict=True)]
+
+    def estimate(self, scores: Scores) -> Estimate:
+        """The task metric of one prompt's scores."""
+        return estimate(self.metric, scores, self.gold, OBJECTIVES[self.metric])
+
+
+def close(
+    problem: Problem, pool: ScoringPool, finalists: Sequence[Candidate], on_train: Sequence[Mapping[str, Any]]
+) -> Closing:
+    """Pick the winner on dev and measure it on test.
+
+    Args:
+        finalists: best on train first.
+        on_train: for each its ``metric`` and ``objective`` on train, and its JSON form.
+    """
+    if not finalists:
+        raise ScoringError("the search ended without a candidate that could be scored")
+    ledger = Ledger(budget=1)  # the report is counted apart and has no limit
+    baselines = {"empty": TextPrompt("", ())}
+    if problem.task.manual_prompt is not None:
+        baselines["manual"] = problem.prompt(problem.task.manual_prompt)
+
+    dev = PartScorer(problem, pool, "dev", ledger)
+    dev_scores = dev.scores([*finalists, *baselines.values()])
+    dev_estimates = [dev.estimate(s) for s in dev_scores]
+    log_likelihood = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in dev_scores]
+    # Of equal dev metrics the likelier labels decide, then the better on train (the earlier one).
+    winner = max(range(len(finalists)), key=lambda i: (dev_estimates[i].value, log_likelihood[i], -i))
+
+    test = PartScorer(problem, pool, "test", ledger)
+    test_scores = test.scores([finalists[winner], *baselines.values()])
+    best = finalists[winner]
+    train_n = len(problem.task.examples("train", problem.split))
+    names = list(baselines)
+    manual = test_scores[1 + names.index("manual")] if "manual" in baselines else None
+    return Closing(
+        best_prompt=best,
+        train=_train_estimate(problem.task.metric, float(on_train[winner]["metric"]), train_n),
+        dev=dev_estimates[winner],
+        test=test.estimate(test_scores[0]),
+        baselines={
+            name: Baseline(prompt, dev_estimates[len(finalists) + i], test.estimate(test_scores[1 + i]))
+            for i, (name, prompt) in enumerate(baselines.items())
+        },
+        p_value=None if manual is None else mcnemar(test_scores[0].value, manual.value),
+        finalists=tuple(
+            {**f["candidate"], "key": c.key, "train": f["metric"], "objective": f["objective"], "dev": d.value}
+            for f, c, d in zip(on_train, finalists, dev_estimates, strict=False)
+        ),
+        report_evaluations=ledger.report_evaluations,
+        round_trips=isinstance(best, TextPrompt) and problem.round_trips(best),
+        truncated={
+            part: problem.part(part).truncated(len(problem.token_ids(best))) for part in ("train", "dev", "test")
+        },
+    )
+
+
+def _train_estimate(metric: str, value: float, n: int) -> Estimate:
+    """Train is what was searched on: the value is optimistic, and its interval is only that of n examples."""
+    return Estimate(metric, value, n, wilson(round(float(np.clip(value, 0, 1)) * n), n))

@@ -1,0 +1,54 @@
+"""A session: Ray connected, and a scoring pool for one LM; both are put away at the end if they were started here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from rayprompt.lm.source import LMSource
+from rayprompt.scoring.pool import ScoringPool, connect
+from rayprompt.study.progress import Listener, Progress, silent
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to run: ``address`` of a Ray cluster (None: RAY_ADDRESS, else a local one), and how many scorers."""
+
+    address: str | None = None
+    scorers: int | None = None
+    gpus_per_scorer: float | None = None
+
+
+@contextmanager
+def session(
+    source: LMSource, cluster: Cluster, listener: Listener = silent, timings: dict[str, float] | None = None
+) -> Iterator[ScoringPool]:
+    """A pool for ``source``; ``timings`` gets the seconds that Ray and the LM took to start.
+
+    Raises:
+        InputError: no cluster at the address, or it cannot hold the scorers.
+        ScoringError: the LM did not load.
+    """
+    clock = {} if timings is None else timings
+    started = time.perf_counter()
+    listener(Progress("start", "starting Ray" if not ray.is_initialized() else "using the running Ray"))
+    ours = connect(cluster.address)
+    clock["ray_start"] = time.perf_counter() - started
+    try:
+        started = time.perf_counter()
+        listener(Progress("start", f"loading {source.name}"))
+        pool = ScoringPool.start(source, scorers=cluster.scorers, gpus_per_scorer=cluster.gpus_per_scorer)
+        clock["model_load"] = time.perf_counter() - started
+        try:
+            yield pool
+        finally:
+            started = time.perf_counter()
+            pool.shutdown()
+    finally:
+        if ours:
+            ray.shutdown()
+        clock["shutdown"] = time.perf_counter() - started

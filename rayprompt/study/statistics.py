@@ -1,0 +1,81 @@
+"""Intervals and tests: how sure a measured accuracy is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayprompt.scores import FloatArray, IntArray, Scores
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric measured on ``n`` examples, with its 95 % interval."""
+
+    metric: str
+    value: float
+    n: int
+    ci95: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form of design 8: metric, value, n, ci95."""
+        return {"metric": self.metric, "value": self.value, "n": self.n, "ci95": list(self.ci95)}
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.ci95[0]:.3f}, {self.ci95[1]:.3f}] (n={self.n})"
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson, 1927): right of n."""
+    z = 1.959963984540054
+    p = right / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def estimate(metric: str, scores: Scores, gold: IntArray, function: Callable[[Scores, IntArray], FloatArray]) -> Estimate:
+    """The metric of the one candidate in ``scores``: Wilson's interval for accuracy, else the bootstrap's."""
+    value = float(function(scores, gold)[0])
+    n = len(gold)
+    if metric == "accuracy":
+        return Estimate(metric, value, n, wilson(round(value * n), n))
+    return Estimate(metric, value, n, bootstrap(scores, gold, function))
+
+
+def bootstrap(
+    scores: Scores, gold: IntArray, function: Callable[[Scores, IntArray], FloatArray]
+) -> tuple[float, float]:
+    """The 95 % percentile interval over resampled examples (Efron, 1979); the resampling has a fixed seed."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    log_probs = scores.dense("label_log_probs")[0]
+    values = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(len(gold), size=len(gold))
+        values.append(float(function(_one_row(scores, log_probs[drawn]), gold[drawn])[0]))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar(first: FloatArray, second: FloatArray) -> float:
+    """Exact two-sided p-value that two prompts are equally good on the same examples (McNemar, 1947).
+
+    ``first`` and ``second`` hold 1 (right) or 0 per example.
+    """
+    from scipy.stats import binomtest
+
+    wins = int(((first > 0.5) & (second <= 0.5)).sum())
+    losses = int(((first <= 0.5) & (second > 0.5)).sum())
+    return 1.0 if wins + losses == 0 else float(binomtest(wins, wins + losses, 0.5).pvalue)
+
+
+def _one_row(scores: Scores, log_probs: FloatArray) -> Scores:
+    n = len(log_probs)
+    index = np.arange(n)
+    zeros = np.zeros(n, dtype=np.int32)
+    return Scores(scores.candidates, index, zeros, index, zeros, np.zeros(n), log_probs, zeros, np.zeros(n))
