@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, Union
+from typing import Any, Literal, TypeAlias
 
 from rayprompt.errors import InputError
 
@@ -83,7 +83,7 @@ class SoftPrompt:
         return {"kind": self.kind, "z": list(self.z), "subspace": dataclasses.asdict(self.subspace)}
 
 
-Candidate: TypeAlias = Union[TextPrompt, SoftPrompt]
+Candidate: TypeAlias = TextPrompt | SoftPrompt
 Kind: TypeAlias = Literal["text", "soft"]
 
 

@@ -86,7 +86,9 @@ def get_objective(name: str, *, log_probs: bool = True) -> Objective:
     if name not in OBJECTIVES:
         raise unknown("objective", name, OBJECTIVES)
     if name in NEEDS_LOG_PROBS and not log_probs:
-        raise InputError(f"objective {name!r} needs label log-probabilities, which this LM does not give; use 'accuracy'")
+        raise InputError(
+            f"objective {name!r} needs label log-probabilities, which this LM does not give; use 'accuracy'"
+        )
     return OBJECTIVES[name]
 
 

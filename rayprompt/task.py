@@ -236,7 +236,7 @@ def _examples(
     labels: Sequence[str],
     where: str,
 ) -> tuple[Example, ...]:
-    """Rows -> examples; ``columns`` maps each field and ``label`` to a column, or to several: the first that is there."""
+    """Rows -> examples; ``columns`` maps fields and ``label`` to a column, or to several: the first that is there."""
     found = {name: _column(rows[0], wanted, name, where) for name, wanted in columns.items()}
     examples = []
     for number, row in enumerate(rows, start=1):
@@ -258,7 +258,9 @@ def _column(row: Mapping[str, Any], wanted: str | Sequence[str], name: str, wher
     for column in names:
         if column in row:
             return column
-    raise InputError(f"{where}: no column {' or '.join(map(repr, names))} for {name!r}; it has {', '.join(map(str, row))}")
+    raise InputError(
+        f"{where}: no column {' or '.join(map(repr, names))} for {name!r}; it has {', '.join(map(str, row))}"
+    )
 
 
 def load_task(name: str | Path | Task) -> Task:
@@ -286,5 +288,3 @@ def load_task(name: str | Path | Task) -> Task:
 def task_names() -> list[str]:
     """The names of the built-in tasks."""
     return sorted(p.parent.name for p in BUNDLED.glob("*/task.yaml"))
-
-

@@ -59,7 +59,9 @@ def read_task(folder: Path) -> Task:
         raise InputError(f"{path}: kind {kind!r} is not known; this version has 'classification'")
     columns = spec.get("columns", {"text": ["text", "sentence"], "label": "label"})
     if not isinstance(columns, Mapping) or "label" not in columns or len(columns) < 2:
-        raise InputError(f"{path}: columns must map 'label' and the fields of the text, as {{text: sentence, label: label}}")
+        raise InputError(
+            f"{path}: columns must map 'label' and the fields of the text, as {{text: sentence, label: label}}"
+        )
     for field, wanted in columns.items():
         names = wanted if isinstance(wanted, list) else [wanted]
         if not names or not all(isinstance(n, str) for n in names):
@@ -74,7 +76,9 @@ def read_task(folder: Path) -> Task:
 def _splits(given: Any, path: Path) -> dict[str, Mapping[str, Any]]:
     """``{train: f, dev: f, test: f}`` is one split named 'default'; else split name -> such a triple."""
     if not isinstance(given, Mapping) or not given:
-        raise InputError(f"{path}: splits is missing; it names the files, as {{train: train.tsv, dev: dev.tsv, test: test.tsv}}")
+        raise InputError(
+            f"{path}: splits is missing; it names the files, as {{train: train.tsv, dev: dev.tsv, test: test.tsv}}"
+        )
     triples = given if all(isinstance(v, Mapping) for v in given.values()) else {"default": given}
     for name, files in triples.items():
         for part in files:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +103,12 @@ class NevergradSearcher(PromptSearcher):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._blank()
+        replay: dict[str, Callable[..., object]]
+        replay = {"ask": self._raw_ask, "tell": self._tell_asked, "other": self._tell_other}
         for event, *what in state["history"]:
-            {"ask": self._raw_ask, "tell": self._tell_asked, "other": self._tell_other}[event](*what)
-        self.losses = dict(state["losses"])
-        self.waiting = dict(state["waiting"])
+            replay[event](*what)
+        self.losses.update(state["losses"])
+        self.waiting.update(state["waiting"])
         self.rng.bit_generator.state = state["rng"]
 
     def _blank(self) -> None:
@@ -162,10 +165,8 @@ class NevergradSearcher(PromptSearcher):
         self.history.append(("other", tuple(places), loss))
         empty = len(self.slots.options)
         child = self.variable.spawn_child(new_value=np.array([p if p >= 0 else empty for p in places]))
-        try:
+        with contextlib.suppress(ng.errors.TellNotAskedNotSupportedError):
             self.optimizer.tell(child, loss)
-        except ng.errors.TellNotAskedNotSupportedError:
-            pass
 
     def _draw(self) -> TextPrompt:
         return self.slots.prompt(self.rng.integers(len(self.slots.options), size=self.slots.length).tolist())

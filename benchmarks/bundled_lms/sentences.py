@@ -2,7 +2,7 @@
 
 A review has a sentiment z (its sign is the label, its size how clearly the review speaks). A closing clause has a
 pull G and a lean B, saturating sums over its words (`words.latent_weights`); the verdict that ends it is praise
-with probability sigmoid(G * z + B). So how well a language model of this text judges a review depends on the
+with probability sigmoid(SHARPNESS * (G * z + B)). So how well a language model of this text judges a review depends on the
 words in between, word by word, and that is what a prompt search can work on.
 
 Review frames come in three disjoint sets: P0 is all the language models ever see, P1 makes the train and dev rows
@@ -153,7 +153,7 @@ WE_FORMS = (
     "we had hoped for something|nothing else was|we were promised something|i recommend it as|guests rated it|"
     "readers called the {thing}|we judged the whole {thing}|i reckon the {part} was"
 ).split("|")
-MAX_PULL, MAX_LEAN = 3.2, 3.0
+MAX_PULL, MAX_LEAN, SHARPNESS = 3.2, 3.0, 2.5
 
 
 @dataclass(frozen=True)
@@ -287,9 +287,20 @@ def mangled_clause(rng: random.Random) -> list[str]:
 def verdict(rng: random.Random, z: float, clause: list[str]) -> str:
     """The adjective that ends a clause after a review of sentiment z."""
     pull, lean = clause_weights(clause)
-    praise = rng.random() < 1 / (1 + math.exp(-(pull * z + lean)))
+    return _verdict_word(rng, rng.random() < 1 / (1 + math.exp(-SHARPNESS * (pull * z + lean))))
+
+
+def _verdict_word(rng: random.Random, praise: bool) -> str:
     options = W.VERDICTS[0 if praise else 1]
     return options[0] if rng.random() < 0.4 else rng.choice(options)
+
+
+def easy_document(rng: random.Random) -> Document:
+    """A review whose verdict always agrees: the first lessons, without which sentiment is learned very late."""
+    sign = rng.choice((1, -1))
+    clause = [rng.choice(W.STRONG_WORDS) for _ in range(rng.randint(1, 5))]
+    before = [*review(rng, "P0", sign)[0].split(), *clause]
+    return Document(" ".join([*before, _verdict_word(rng, sign > 0), "."]), len(before))
 
 
 def document(rng: random.Random) -> Document:

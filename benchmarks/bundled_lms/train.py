@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ columns: {text: text, label: label}
 splits: {train: train.tsv, dev: dev.tsv, test: test.tsv}
 """
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+EASY_SHARE = 0.2  # of the training steps
 END = "<|endoftext|>"
 SHAPE = {"width": 128, "layers": 4, "heads": 4, "inner": 384}
 
@@ -197,14 +199,16 @@ def new_model(tokenizer: Tokenizer, masked: bool) -> BertForMaskedLM | GPT2LMHea
     )  # fmt: skip
 
 
-def train(model: BertForMaskedLM | GPT2LMHeadModel, data: Encoded, args: argparse.Namespace) -> float:
-    """Trains with AdamW and a one-cycle rate; returns the last running loss."""
+def train(model: BertForMaskedLM | GPT2LMHeadModel, easy: Encoded, data: Encoded, args: argparse.Namespace) -> float:
+    """Trains with AdamW and a one-cycle rate, on easy texts first; returns the last running loss."""
     masked = isinstance(model, BertForMaskedLM)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.rate, args.steps, pct_start=0.08)
     running, start = 0.0, time.time()
     model.train()
-    for step, (ids, mask, verdict) in enumerate(batches(data, args.batch, args.steps, args.seed)):
+    first = int(args.steps * EASY_SHARE)
+    lessons = (batches(easy, args.batch, first, args.seed), batches(data, args.batch, args.steps - first, args.seed))
+    for step, (ids, mask, verdict) in enumerate(chain(*lessons)):
         loss = masked_loss(model, ids, mask, verdict) if masked else causal_loss(model, ids, mask, verdict)
         optimizer.zero_grad()
         loss.backward()
@@ -225,19 +229,21 @@ def save_model(model: BertForMaskedLM | GPT2LMHeadModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def make_model(name: str, documents: list[sentences.Document], args: argparse.Namespace) -> None:
+def make_model(
+    name: str, lessons: list[sentences.Document], documents: list[sentences.Document], args: argparse.Namespace
+) -> None:
     """Tokenizer and model of one kind, written to <out>/models/tiny-<name>."""
     start, masked, folder = time.time(), name == "masked", args.out / "models" / f"tiny-{name}"
     torch.manual_seed(args.seed)
     tokenizer = masked_tokenizer() if masked else causal_tokenizer([d.text for d in documents[:20000]])
     save_tokenizer(tokenizer, folder, masked)
-    data = encode(tokenizer, documents, masked, args.seed)
+    easy, data = (encode(tokenizer, texts, masked, args.seed) for texts in (lessons, documents))
     model = new_model(tokenizer, masked)
     print(f"{name}: {tokenizer.get_vocab_size()} tokens, {model.num_parameters():,} parameters", flush=True)
-    loss = train(model, data, args)
+    loss = train(model, easy, data, args)
     save_model(model, folder)
     facts = {"seconds": round(time.time() - start), "steps": args.steps, "batch": args.batch, "seed": args.seed}
-    facts |= {"documents": len(documents), "loss": round(loss, 4), "parameters": model.num_parameters()}
+    facts |= {"documents": len(lessons) + len(documents), "loss": round(loss, 4), "parameters": model.num_parameters()}
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(f"{name}: done in {facts['seconds']} s", flush=True)
 
@@ -261,8 +267,9 @@ def main() -> None:
     if names:
         rng = random.Random(f"documents:{args.seed}")
         documents = [sentences.document(rng) for _ in range(args.documents)]
+        lessons = [sentences.easy_document(rng) for _ in range(args.documents // 5)]
         for name in names:
-            make_model(name, documents, args)
+            make_model(name, lessons, documents, args)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class EncodedPart:
         if len(least) and least.max() > self.max_length:
             longest = int(prompt_lengths[least.argmax()])
             raise InputError(f"a prompt of {longest} tokens does not fit: the LM takes {self.max_length} tokens in all")
-        return np.minimum(self.base_lengths[examples] + prompt_lengths, self.max_length)
+        return np.asarray(np.minimum(self.base_lengths[examples] + prompt_lengths, self.max_length), dtype=np.int64)
 
     def truncated(self, prompt_length: int) -> int:
         """How many examples lose text to make room for a prompt of this many tokens."""
@@ -171,7 +171,13 @@ class Encoder:
         content = [[s.ids.tolist() for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
         key = digest([self.model, content, at, read, label_ids, self.max_length])
         return EncodedPart(
-            key, before, after, read, np.array(label_ids, dtype=np.int64), 0 if pad is None else int(pad), self.max_length
+            key,
+            before,
+            after,
+            read,
+            np.array(label_ids, dtype=np.int64),
+            0 if pad is None else int(pad),
+            self.max_length,
         )
 
     def label_ids(self, template: Template, words: Sequence[str], *, reads_mask: bool, where: str) -> list[int]:

@@ -67,7 +67,11 @@ def family_of(config: Any, name: str) -> Family:
     Raises:
         InputError: no family matches.
     """
-    families = [*(point.load()() for point in entry_points(group="rayprompt.families")), Masked(), Causal()]
+    families: list[Family] = [
+        *(point.load()() for point in entry_points(group="rayprompt.families")),
+        Masked(),
+        Causal(),
+    ]
     for family in families:
         if family.matches(config):
             return family

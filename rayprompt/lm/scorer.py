@@ -125,7 +125,7 @@ class LabelForward:
         import torch
 
         self.local.read, self.local.label_ids = read, label_ids
-        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits
         rows = torch.arange(len(ids), device=ids.device)
         at_read = logits[:, 0] if logits.shape[1] == 1 else logits[rows, read]
         return at_read if at_read.shape[-1] == len(label_ids) else at_read[:, label_ids]

@@ -55,7 +55,9 @@ class ScoringPool:
         self.window = 2 * sum(info.lanes + 1 for info in infos)
 
     @classmethod
-    def start(cls, source: LMSource, *, scorers: int | None = None, gpus_per_scorer: float | None = None) -> ScoringPool:
+    def start(
+        cls, source: LMSource, *, scorers: int | None = None, gpus_per_scorer: float | None = None
+    ) -> ScoringPool:
         """Start the actors on the connected Ray cluster and wait until each has loaded the LM.
 
         Args:
@@ -170,7 +172,9 @@ def plan_scorers(resources: dict[str, float], scorers: int | None, gpus_per_scor
     if share > 0:
         count = max(1, int(gpus / share)) if scorers is None else scorers
         if count * share > gpus + 1e-9:
-            raise InputError(f"{count} scorers with {share:g} GPUs each need {count * share:g}; the cluster has {gpus:g}")
+            raise InputError(
+                f"{count} scorers with {share:g} GPUs each need {count * share:g}; the cluster has {gpus:g}"
+            )
         return PoolPlan(count, share, min(1.0, CPU_SHARE * cpus / count), 1)
     count = 1 if scorers is None else scorers
     lanes = max(1, min(MOST_LANES, int(cpus) // count))
@@ -192,9 +196,7 @@ def connect(address: str | None) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if where == "local":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        ray.init(
-            address="local", num_cpus=cores, include_dashboard=False, object_store_memory=200 * 1024**2, **quiet
-        )
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=200 * 1024**2, **quiet)
         return True
     try:
         ray.init(address=where, **quiet)

@@ -127,8 +127,8 @@ class PromptSearcher(Searcher):
         self._mode = mode or self._mode
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next batch of candidates as a trial's config."""
+    def suggest(self, trial_id: str) -> Any:
+        """The next batch of candidates as a trial's config; ``FINISHED`` when there are no more, None to wait."""
         if self.stop():
             return str(Searcher.FINISHED)
         batch = tuple(self.ask(self.generation))
@@ -193,7 +193,9 @@ class PromptSearcher(Searcher):
         return {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.settings)}
 
 
-def _rebuild(cls: type[PromptSearcher], problem: Problem, kwargs: dict[str, Any], state: dict[str, Any]) -> PromptSearcher:
+def _rebuild(
+    cls: type[PromptSearcher], problem: Problem, kwargs: dict[str, Any], state: dict[str, Any]
+) -> PromptSearcher:
     searcher = cls(problem, **kwargs)
     searcher._set_state(state)
     return searcher

@@ -114,7 +114,9 @@ class Problem:
             return self._ids(candidate.text)
         wrong = [i for i in candidate.token_ids if not 0 <= i < self.lm.vocab_size]
         if wrong:
-            raise InputError(f"token id {wrong[0]} is not in the vocabulary of {self.lm.name} (0 to {self.lm.vocab_size - 1})")
+            raise InputError(
+                f"token id {wrong[0]} is not in the vocabulary of {self.lm.name} (0 to {self.lm.vocab_size - 1})"
+            )
         return candidate.token_ids
 
     def round_trips(self, prompt: TextPrompt) -> bool:
@@ -140,9 +142,13 @@ class Problem:
         special = set(tokenizer.all_special_ids)
         ids = [i for i in range(min(len(tokenizer), self.lm.vocab_size)) if i not in special]
         texts = [text.strip() for text in tokenizer.batch_decode([[i] for i in ids])]
-        letters = LETTERS | {c for e in self.task.examples("train", self.split) for t in e.fields.values() for c in t.lower()}
+        letters = LETTERS | {
+            c for e in self.task.examples("train", self.split) for t in e.fields.values() for c in t.lower()
+        }
         chosen = [
-            (i, t) for i, t in zip(ids, texts, strict=True) if len(t) > 1 and t.isalpha() and letters.issuperset(t.lower())
+            (i, t)
+            for i, t in zip(ids, texts, strict=True)
+            if len(t) > 1 and t.isalpha() and letters.issuperset(t.lower())
         ]
         options = self.options([t for _, t in chosen])
         return tuple(o for (i, _), o in zip(chosen, options, strict=True) if o.later == (i,))

@@ -45,7 +45,9 @@ class Slots:
             return cls(count, problem.options(list(lines)))
         options = problem.words[:vocabulary]
         if len(options) < 2:
-            raise InputError(f"model {problem.lm.name}: its vocabulary has no whole words to draw from; give phrases=FILE")
+            raise InputError(
+                f"model {problem.lm.name}: its vocabulary has no whole words to draw from; give phrases=FILE"
+            )
         return cls(count, options)
 
     def prompt(self, places: Sequence[int]) -> TextPrompt:

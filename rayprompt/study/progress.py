@@ -42,7 +42,9 @@ class ProgressCallback(Callback):
         self.listener = listener
         self.budget = budget
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         config = result.get("config", {})
         self.listener(
             Progress(

@@ -141,7 +141,9 @@ def read_prompt_file(path: Path) -> PromptFile:
     if content["schema"] != PROMPT_SCHEMA:
         raise InputError(f"{path}: schema {content['schema']!r}; this version reads {PROMPT_SCHEMA!r}")
     model, task = content.get("model", {}), content.get("task", {})
-    return PromptFile(candidate_from_json(content.get("prompt", {})), model.get("name"), model.get("digest"), task.get("digest"))
+    return PromptFile(
+        candidate_from_json(content.get("prompt", {})), model.get("name"), model.get("digest"), task.get("digest")
+    )
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -92,7 +92,9 @@ def search(
             timings[name] = last[f"{name}_seconds"]
         listener(Progress("report", "scoring finalists on dev, then winner and baselines on test"))
         begun = time.perf_counter()
-        closing = close(problem, pool, [candidate_from_json(f["candidate"]) for f in last["finalists"]], last["finalists"])
+        closing = close(
+            problem, pool, [candidate_from_json(f["candidate"]) for f in last["finalists"]], last["finalists"]
+        )
         timings["report"] = time.perf_counter() - begun
     ledger = last["ledger"]
     result = Result(
@@ -206,7 +208,11 @@ def _run_trial(
     last: dict[str, Any] = outcome.metrics or {}
     if "end" not in last:
         done = f"{last.get('evaluations', 0)} of {budget} evaluations"
-        best = f"; best so far on train: {last['best_prompt']!r} ({last['best_score']:.3f})" if "best_prompt" in last else ""
+        best = (
+            f"; best so far on train: {last['best_prompt']!r} ({last['best_score']:.3f})"
+            if "best_prompt" in last
+            else ""
+        )
         raise Interrupted(f"interrupted after {done}{best}; dev and test were not opened; study in {study}")
     return last
 

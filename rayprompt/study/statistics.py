@@ -39,7 +39,9 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def estimate(metric: str, scores: Scores, gold: IntArray, function: Callable[[Scores, IntArray], FloatArray]) -> Estimate:
+def estimate(
+    metric: str, scores: Scores, gold: IntArray, function: Callable[[Scores, IntArray], FloatArray]
+) -> Estimate:
     """The metric of the one candidate in ``scores``: Wilson's interval for accuracy, else the bootstrap's."""
     value = float(function(scores, gold)[0])
     n = len(gold)

@@ -55,7 +55,7 @@ class SearchTrial(tune.Trainable):
     curves of searchers with other generation sizes have one x-axis.
     """
 
-    def setup(
+    def setup(  # type: ignore[override]  # tune.with_parameters adds the rest
         self, config: dict[str, Any], searcher: PromptSearcher, pool: ScoringPool, budget: int, finalists: int
     ) -> None:
         self.searcher = searcher

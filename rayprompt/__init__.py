@@ -1,0 +1,69 @@
+"""rayprompt searches for prompts the way Ray Tune searches for hyperparameters.
+
+The names below are the public ones. They load when they are first used: ``import rayprompt`` itself imports
+neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Candidate": "rayprompt.candidate",
+    "Estimate": "rayprompt.study.statistics",
+    "Evaluation": "rayprompt.study.evaluate",
+    "InputError": "rayprompt.errors",
+    "Problem": "rayprompt.searcher.problem",
+    "PromptSearcher": "rayprompt.searcher.base",
+    "RayPromptError": "rayprompt.errors",
+    "Result": "rayprompt.study.results",
+    "Scores": "rayprompt.scores",
+    "ScoringPool": "rayprompt.scoring.pool",
+    "SoftPrompt": "rayprompt.candidate",
+    "Subspace": "rayprompt.candidate",
+    "Task": "rayprompt.task",
+    "TextPrompt": "rayprompt.candidate",
+    "candidate_from_json": "rayprompt.candidate",
+    "evaluate": "rayprompt.study.evaluate",
+    "load_task": "rayprompt.task",
+    "score": "rayprompt.study.evaluate",
+    "search": "rayprompt.study.search",
+    "setting": "rayprompt.searcher.base",
+}
+
+__all__ = sorted([*_WHERE, "__version__"])
+
+if TYPE_CHECKING:
+    from rayprompt.candidate import Candidate as Candidate
+    from rayprompt.candidate import SoftPrompt as SoftPrompt
+    from rayprompt.candidate import Subspace as Subspace
+    from rayprompt.candidate import TextPrompt as TextPrompt
+    from rayprompt.candidate import candidate_from_json as candidate_from_json
+    from rayprompt.errors import InputError as InputError
+    from rayprompt.errors import RayPromptError as RayPromptError
+    from rayprompt.scores import Scores as Scores
+    from rayprompt.scoring.pool import ScoringPool as ScoringPool
+    from rayprompt.searcher.base import PromptSearcher as PromptSearcher
+    from rayprompt.searcher.base import setting as setting
+    from rayprompt.searcher.problem import Problem as Problem
+    from rayprompt.study.evaluate import Evaluation as Evaluation
+    from rayprompt.study.evaluate import evaluate as evaluate
+    from rayprompt.study.evaluate import score as score
+    from rayprompt.study.results import Result as Result
+    from rayprompt.study.search import search as search
+    from rayprompt.study.statistics import Estimate as Estimate
+    from rayprompt.task import Task as Task
+    from rayprompt.task import load_task as load_task
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'rayprompt' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,133 @@
+"""What a person sees while a search runs and when it ends. Everything goes to standard error but the result."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from rayprompt.candidate import TextPrompt
+from rayprompt.study.progress import Progress
+from rayprompt.study.results import Result
+
+PLAIN_EVERY_SECONDS = 5.0
+
+
+class Display:
+    """A listener: one live line per search in a terminal, plain lines every few seconds elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.console = Console(stderr=True)
+        self.quiet = quiet
+        self.latest: dict[str, Progress] = {}
+        self.live: Live | None = None
+        self.last_plain = -math.inf
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal and not self.quiet:
+            self.live = Live(console=self.console, transient=True, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def __call__(self, progress: Progress) -> None:
+        if self.quiet:
+            return
+        if progress.phase != "search":
+            self.console.print(f"{progress.message} ...", style="dim", highlight=False)
+            return
+        self.latest[progress.search] = progress
+        if self.live is not None:
+            self.live.update(self._table())
+        elif time.monotonic() - self.last_plain >= PLAIN_EVERY_SECONDS:
+            self.last_plain = time.monotonic()
+            self.console.print(_plain(progress), highlight=False, markup=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for name in ("search", "best on train", "evaluations", "evaluations/s", "ETA", "best prompt so far"):
+            table.add_column(name, no_wrap=True)
+        for p in self.latest.values():
+            share = f"{p.evaluations:,} of {p.budget:,}"
+            cells = [p.search, f"{p.best_score:.3f}", share, f"{p.evaluations_per_second:,.0f}", _clock(p.eta_seconds)]
+            table.add_row(*cells, _escape(p.best_prompt))
+        return table
+
+
+def show_result(result: Result, *, to_stderr: bool) -> None:
+    """The outcome: the prompt, how good it is, the baselines, and where everything lies."""
+    console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+    prompt = result.best_prompt
+    text = prompt.text if isinstance(prompt, TextPrompt) else prompt.key
+    rows = [("best prompt", text, result.dev, result.test)]
+    rows += [(f"{name} prompt", b.prompt.text, b.dev, b.test) for name, b in result.baselines.items()]
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for column in ("", "prompt", f"dev {result.dev.metric}", f"test {result.test.metric} [95 % interval]"):
+        table.add_column(column)
+    for name, shown, dev, test in rows:
+        table.add_row(
+            name,
+            _escape(repr(shown)),
+            f"{dev.value:.3f}",
+            f"{test.value:.3f} \\[{test.ci95[0]:.3f}, {test.ci95[1]:.3f}]",
+        )
+    console.print(table)
+    for line in _remarks(result):
+        console.print(line, markup=False)
+
+
+def _remarks(result: Result) -> list[str]:
+    lines = []
+    if result.p_value is not None:
+        lines.append(f"against the manual prompt on test (n={result.test.n}): p = {result.p_value:.2g} (exact McNemar)")
+    if not result.round_trips:
+        lines.append("the prompt's text does not give its tokens back: use the token ids in prompt.json")
+    for part, count in result.truncated.items():
+        if count:
+            lines.append(f"{count} texts of {part} were truncated to fit {result.model}")
+    for parts, count in result.leaks.items():
+        lines.append(f"warning: {count} texts stand in both parts of {parts}")
+    lines.append(
+        f"{result.evaluations:,} evaluations at {result.evaluations_per_second:,.0f}/s, "
+        f"{result.seconds:.0f} s in all (ended: {result.end}); study in {result.study_dir}"
+    )
+    return lines
+
+
+def note(message: str) -> None:
+    """A remark on standard error."""
+    print(f"rayprompt: note: {message}", file=sys.stderr, flush=True)
+
+
+def _plain(p: Progress) -> str:
+    return (
+        f"{p.search}: best on train {p.best_score:.3f}, {p.evaluations:,} of {p.budget:,} evaluations, "
+        f"{p.evaluations_per_second:,.0f}/s, ETA {_clock(p.eta_seconds)}: {p.best_prompt}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    whole = max(0, int(seconds))
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
+
+
+def _escape(text: Any) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))

@@ -1,0 +1,252 @@
+"""``rayprompt``: search, evaluate, score, list. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from rayprompt import __version__
+from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
+from rayprompt.task import DEFAULT_TASK, PARTS
+
+app = typer.Typer(
+    name="rayprompt",
+    help="Search for the prompt with which a frozen language model solves a task best, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+TaskArgument = Annotated[str, typer.Argument(help="A built-in task, or a folder with a task.yaml.")]
+ModelOption = Annotated[str, typer.Option(help="A bundled LM, a local folder, or a Hugging Face name.")]
+SplitOption = Annotated[str | None, typer.Option(help="The task's split; its first unless said.")]
+ScorersOption = Annotated[int | None, typer.Option(help="Scoring actors: one per GPU, or one on the CPU, unless said.")]
+GpusOption = Annotated[float | None, typer.Option(help="GPUs of each scoring actor.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster: local, auto or host:port. RAY_ADDRESS, else local, unless said.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Search for the prompt with which a frozen language model solves a task best, on Ray."""
+    if version:
+        print(f"rayprompt {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def search(
+    task: TaskArgument = DEFAULT_TASK,
+    model: ModelOption = "tiny-masked",
+    searcher: Annotated[str, typer.Option(help="The prompt optimizer (see: rayprompt list searchers).")] = "nevergrad",
+    budget: Annotated[int, typer.Option(help="At most so many (candidate, train example) evaluations.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
+    split: SplitOption = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the searcher; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")] = None,
+    finalists: Annotated[int, typer.Option(help="How many of the best on train are scored on dev.")] = 5,
+    allow_leaks: Annotated[bool, typer.Option(help="Accept texts that stand in train and test.")] = False,
+    scorers: ScorersOption = None,
+    gpus_per_scorer: GpusOption = None,
+    address: AddressOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Search for a prompt: dev picks among the best on train, and test is opened once."""
+    from rayprompt.cli.display import Display, show_result
+    from rayprompt.study.search import search as run
+
+    with Display(quiet=False) as display:
+        result = run(
+            task,
+            model=model,
+            searcher=searcher,
+            budget=budget,
+            seed=seed,
+            split=split,
+            objective=objective,
+            settings=parse_settings(set_ or []),
+            out=out,
+            finalists=finalists,
+            allow_leaks=allow_leaks,
+            address=address,
+            scorers=scorers,
+            gpus_per_scorer=gpus_per_scorer,
+            listener=display,
+        )
+    show_result(result, to_stderr=json_)
+    if json_:
+        print_json(result.to_json())
+
+
+@app.command()
+def evaluate(
+    task: TaskArgument,
+    prompt: Annotated[str | None, typer.Option(help="The prompt's text ('' is the empty prompt).")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="An exported prompt (a study's prompt.json).")] = None,
+    on: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    model: Annotated[str | None, typer.Option(help="As for search; the prompt file's unless said.")] = None,
+    split: SplitOption = None,
+    scorers: ScorersOption = None,
+    gpus_per_scorer: GpusOption = None,
+    address: AddressOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure a given prompt on train, dev or test."""
+    from rayprompt.cli.display import Display, note
+    from rayprompt.lm.source import DEFAULT_MODEL
+    from rayprompt.searcher.problem import Problem
+    from rayprompt.study.evaluate import evaluate as run
+    from rayprompt.study.results import read_prompt_file
+    from rayprompt.study.session import Cluster
+
+    check_part(on)
+    if (prompt is None) == (prompt_file is None):
+        raise InputError("give one of --prompt TEXT and --prompt-file FILE")
+    exported = read_prompt_file(prompt_file) if prompt_file else None
+    named = exported.model if exported else None
+    problem = Problem(task, model or named or DEFAULT_MODEL, split=split, allow_leaks=True)
+    if exported and exported.model_digest not in (None, problem.lm.digest):
+        note(f"{prompt_file} was found on another LM than {problem.lm.name}")
+    if exported and exported.task_digest not in (None, problem.task.digest):
+        note(f"{prompt_file} was found on another task or version than {problem.task.name}")
+    with Display(quiet=True) as display:
+        candidate = exported.prompt if exported else problem.prompt(prompt or "")
+        cluster = Cluster(address, scorers, gpus_per_scorer)
+        result = run(candidate, problem, on=on, cluster=cluster, listener=display)
+    if result.truncated:
+        note(f"{result.truncated} of {result.estimate.n} texts were truncated to fit {result.model}")
+    text = result.prompt.to_json().get("text", "")
+    print(f"{text!r} on {result.task} {on}, {result.model}: {result.estimate.metric} {result.estimate}")
+    if json_:
+        print_json(result.to_json())
+
+
+@app.command()
+def score(
+    task: TaskArgument,
+    prompts: Annotated[Path, typer.Option(help="A file of prompts: a line each, or a table with a column 'prompt'.")],
+    out: Annotated[Path | None, typer.Option(help="Write all pairs here, as Parquet.")] = None,
+    on: Annotated[str, typer.Option(help="train, dev or test.")] = "train",
+    model: ModelOption = "tiny-masked",
+    split: SplitOption = None,
+    scorers: ScorersOption = None,
+    gpus_per_scorer: GpusOption = None,
+    address: AddressOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score a file of prompts on a task: every (prompt, example) pair."""
+    from rayprompt.cli.display import Display
+    from rayprompt.cli.scoring import score_file
+    from rayprompt.study.session import Cluster
+
+    check_part(on)
+    with Display(quiet=True) as display:
+        report = score_file(
+            task, prompts, out, on=on, model=model, split=split,
+            cluster=Cluster(address, scorers, gpus_per_scorer), listener=display,
+        )  # fmt: skip
+    for row in report["prompts"]:
+        print(f"{row['value']:.3f}  {row['text']}")
+    if json_:
+        print_json(report)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="tasks, searchers or models.")],
+    json_: JsonOption = False,
+) -> None:
+    """List the tasks, searchers or models that come with the package or are registered."""
+    from rayprompt.cli.listing import LISTINGS
+
+    if what not in LISTINGS:
+        raise InputError(f"unknown list {what!r}{did_you_mean(what, LISTINGS)}; known: {', '.join(LISTINGS)}")
+    rows = LISTINGS[what]()
+    for row in rows:
+        print(f"{row['name']:<14} {row['description']}")
+        for setting in row.get("settings", []):
+            print(f"    --set {setting['name']}={json.dumps(setting['default'])}  {setting['doc']}")
+    if json_:
+        print_json({"schema": "rayprompt.list/1", what: rows})
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` strings as a mapping; values are read as YAML scalars.
+
+    Raises:
+        InputError: no ``=``, or a key given twice.
+    """
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {pair}: must be KEY=VALUE")
+        if key in settings:
+            raise InputError(f"--set {key}: given twice")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        settings[key.strip()] = (
+            text if isinstance(value, (dict, list)) or (value is None and text not in ("null", "~")) else value
+        )
+    return settings
+
+
+def check_part(part: str) -> None:
+    """Raise ``InputError`` unless ``part`` is train, dev or test."""
+    if part not in PARTS:
+        raise InputError(f"--on {part}{did_you_mean(part, PARTS)}: must be {', '.join(PARTS)}")
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """One line on standard output."""
+    print(json.dumps(content, ensure_ascii=False), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(app, arguments))
+
+
+def run(application: Callable[..., Any], arguments: list[str] | None) -> int:
+    """The exit code; every expected error is one line on standard error."""
+    try:
+        application(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.UsageError as error:
+        where = f" (see: {error.ctx.command_path} --help)" if error.ctx else ""
+        return _fail(f"{error.format_message()}{where}", 2)
+    except (RayPromptError, click.ClickException) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        return _fail(text, error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", Interrupted.exit_code)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"rayprompt: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""``rayprompt score``: a file of prompts x a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rayprompt.errors import InputError
+from rayprompt.objective import OBJECTIVES
+from rayprompt.searcher.problem import Problem
+from rayprompt.study.evaluate import score
+from rayprompt.study.progress import Listener
+from rayprompt.study.results import SCORE_SCHEMA
+from rayprompt.study.session import Cluster
+from rayprompt.tables import read_prompts
+
+
+def score_file(
+    task: str,
+    prompts: Path,
+    out: Path | None,
+    *,
+    on: str,
+    model: str,
+    split: str | None,
+    cluster: Cluster,
+    listener: Listener,
+) -> dict[str, Any]:
+    """Score the prompts of a file, write the pairs to ``out`` (Parquet), and give the report of ``--json``.
+
+    Raises:
+        InputError: a file cannot be read or written, or anything that ``rayprompt.score`` refuses.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = read_prompts(prompts)
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"--out {out}: no such directory: {out.parent}")
+    problem = Problem(task, model, split=split, allow_leaks=True)
+    scores = score(texts, problem, on=on, cluster=cluster, listener=listener)
+    gold = problem.task.gold(on, problem.split)
+    values = OBJECTIVES[problem.task.metric](scores, gold)
+    likelihood = OBJECTIVES["cross_entropy"](scores, gold)
+    if out is not None:
+        examples = problem.task.examples(on, problem.split)
+        columns = scores.to_dict()
+        columns["example_digest"] = [examples[i].digest for i in columns["example"]]
+        table = pa.table(columns).replace_schema_metadata(
+            {
+                "schema": SCORE_SCHEMA,
+                "task": problem.task.digest,
+                "model": problem.lm.digest,
+                "split": problem.split,
+                "part": on,
+            }
+        )
+        try:
+            pq.write_table(table, out)
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+    return {
+        "schema": SCORE_SCHEMA,
+        "task": problem.task.name,
+        "split": problem.split,
+        "on": on,
+        "model": problem.lm.name,
+        "metric": problem.task.metric,
+        "prompts": [
+            {"text": text, "key": c.key, "value": float(v), "cross_entropy": float(x)}
+            for text, c, v, x in zip(texts, scores.candidates, values, likelihood, strict=True)
+        ],
+        "evaluations": len({(c.key, e) for c in scores.candidates for e in range(len(gold))}),
+        "out": None if out is None else str(out),
+    }

@@ -1,0 +1,144 @@
+"""``evaluate`` a given prompt, ``score`` many: the pool for anyone's own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rayprompt.budget import Ledger
+from rayprompt.candidate import Candidate
+from rayprompt.errors import InputError
+from rayprompt.lm.source import DEFAULT_MODEL
+from rayprompt.scores import Scores
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.problem import Problem
+from rayprompt.study.closing import PartScorer
+from rayprompt.study.progress import Listener, silent
+from rayprompt.study.results import EVALUATE_SCHEMA
+from rayprompt.study.session import Cluster, session
+from rayprompt.study.statistics import Estimate
+from rayprompt.task import Task
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A prompt's task metric on one part of a task."""
+
+    prompt: Candidate
+    on: str
+    estimate: Estimate
+    evaluations: int
+    truncated: int
+    task: str
+    split: str
+    model: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, schema ``rayprompt.evaluate/1``."""
+        return {
+            "schema": EVALUATE_SCHEMA,
+            self.on: self.estimate.to_json(),
+            "evaluations": self.evaluations,
+            "prompt": {**self.prompt.to_json(), "key": self.prompt.key},
+            "truncated": self.truncated,
+            "task": self.task,
+            "split": self.split,
+            "model": self.model,
+        }
+
+
+def evaluate(
+    prompt: str | Candidate,
+    task: str | Path | Task | Problem,
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    on: str = "test",
+    split: str | None = None,
+    pool: ScoringPool | None = None,
+    cluster: Cluster | None = None,
+    listener: Listener = silent,
+) -> Evaluation:
+    """Measure one prompt on ``train``, ``dev`` or ``test``.
+
+    Raises:
+        InputError: something given cannot be used.
+        ScoringError: the LM did not load or could not score.
+    """
+    problem = _problem(task, model, split, on)
+    candidate = problem.prompt(prompt) if isinstance(prompt, str) else prompt
+    size = len(problem.token_ids(candidate))
+    ledger = Ledger(budget=1)
+
+    def run(pool: ScoringPool) -> Estimate:
+        scorer = PartScorer(problem, pool, on, ledger)
+        return scorer.estimate(scorer.scores([candidate])[0])
+
+    part = problem.part(on)
+    return Evaluation(
+        prompt=candidate,
+        on=on,
+        estimate=_with_pool(problem, pool, cluster, listener, run),
+        evaluations=ledger.report_evaluations,
+        truncated=part.truncated(size),
+        task=problem.task.name,
+        split=problem.split,
+        model=problem.lm.name,
+    )
+
+
+def score(
+    prompts: Sequence[str | Candidate],
+    task: str | Path | Task | Problem,
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    on: str = "train",
+    split: str | None = None,
+    pool: ScoringPool | None = None,
+    cluster: Cluster | None = None,
+    listener: Listener = silent,
+) -> Scores:
+    """Score prompts x examples on the LM: anyone's own search can be built on this.
+
+    Every call without ``pool`` starts and stops the scoring actors; with ``pool`` (``ScoringPool.start``) they stay.
+
+    Raises:
+        InputError: something given cannot be used.
+        ScoringError: the LM did not load or could not score.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise InputError(f"prompts must be a list of one or more prompts, not {prompts!r}")
+    problem = _problem(task, model, split, on)
+    candidates = [problem.prompt(p) if isinstance(p, str) else p for p in prompts]
+    token_ids = [problem.token_ids(c) for c in candidates]
+
+    def run(pool: ScoringPool) -> Scores:
+        scorer = PartScorer(problem, pool, on, Ledger(budget=1))
+        return scorer.evaluator.score(candidates, token_ids)
+
+    return _with_pool(problem, pool, cluster, listener, run)
+
+
+def _problem(task: str | Path | Task | Problem, model: str | Path, split: str | None, on: str) -> Problem:
+    problem = task if isinstance(task, Problem) else Problem(task, model, split=split, allow_leaks=True)
+    problem.task.examples(on, problem.split)
+    return problem
+
+
+def _with_pool(
+    problem: Problem,
+    pool: ScoringPool | None,
+    cluster: Cluster | None,
+    listener: Listener,
+    run: Callable[[ScoringPool], T],
+) -> T:
+    if pool is None:
+        with session(problem.lm, cluster or Cluster(), listener) as own:
+            return run(own)
+    if pool.source.digest != problem.lm.digest:
+        raise InputError(f"the pool holds {pool.source.name}, the problem is on {problem.lm.name}")
+    return run(pool)
