@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from rayprompt import __version__
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.task import DEFAULT_TASK, PARTS
+
+# Typer brings a click of its own in some versions and uses the installed one in others: this is the base of what it raises.
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="rayprompt",
@@ -228,18 +230,17 @@ def main(arguments: list[str] | None = None) -> None:
 def run(application: Callable[..., Any], arguments: list[str] | None) -> int:
     """The exit code; every expected error is one line on standard error."""
     try:
-        application(args=arguments, standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.UsageError as error:
-        where = f" (see: {error.ctx.command_path} --help)" if error.ctx else ""
-        return _fail(f"{error.format_message()}{where}", 2)
-    except (RayPromptError, click.ClickException) as error:
-        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        return _fail(text, error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+        # Outside standalone mode an early exit (--help, --version) is handed back as its code.
+        code = application(args=arguments, standalone_mode=False)
+    except RayPromptError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", Interrupted.exit_code)
-    return 0
+    except _ClickException as error:
+        context = getattr(error, "ctx", None)
+        see = f" (see: {context.command_path} --help)" if context else ""
+        return _fail(getattr(error, "format_message", error.__str__)() + see, 2)
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:

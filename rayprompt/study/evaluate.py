@@ -21,7 +21,6 @@ from rayprompt.study.session import Cluster, session
 from rayprompt.study.statistics import Estimate
 from rayprompt.task import Task
 
-
 T = TypeVar("T")
 
 
