@@ -46,7 +46,7 @@ class Display:
         if self.quiet:
             return
         if progress.phase != "search":
-            self.console.print(f"{progress.message} ...", style="dim", highlight=False)
+            self.console.print(progress.message, style="dim", highlight=False, markup=False, soft_wrap=True)
             return
         self.latest[progress.search] = progress
         if self.live is not None:
@@ -68,24 +68,20 @@ class Display:
 
 def show_result(result: Result, *, to_stderr: bool) -> None:
     """The outcome: the prompt, how good it is, the baselines, and where everything lies."""
-    console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+    stream = sys.stderr if to_stderr else sys.stdout
     prompt = result.best_prompt
     text = prompt.text if isinstance(prompt, TextPrompt) else prompt.key
     rows = [("best prompt", text, result.dev, result.test)]
     rows += [(f"{name} prompt", b.prompt.text, b.dev, b.test) for name, b in result.baselines.items()]
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for column in ("", "prompt", f"dev {result.dev.metric}", f"test {result.test.metric} [95 % interval]"):
-        table.add_column(column)
+    table = [("", "prompt", f"dev {result.dev.metric}", f"test {result.test.metric} [95 % interval]")]
     for name, shown, dev, test in rows:
-        table.add_row(
-            name,
-            _escape(repr(shown)),
-            f"{dev.value:.3f}",
-            f"{test.value:.3f} \\[{test.ci95[0]:.3f}, {test.ci95[1]:.3f}]",
-        )
-    console.print(table)
+        interval = f"[{test.ci95[0]:.3f}, {test.ci95[1]:.3f}]"
+        table.append((name, repr(shown), f"{dev.value:.3f}", f"{test.value:.3f} {interval}"))
+    widths = [max(len(row[i]) for row in table) for i in range(4)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=stream)
     for line in _remarks(result):
-        console.print(line, markup=False)
+        print(line, file=stream)
 
 
 def _remarks(result: Result) -> list[str]:

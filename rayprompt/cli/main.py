@@ -14,7 +14,7 @@ from rayprompt import __version__
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.task import DEFAULT_TASK, PARTS
 
-# Typer brings a click of its own in some versions and uses the installed one in others: this is the base of what it raises.
+# Typer brings a click of its own in some versions and uses the installed one in others: the base of what it raises.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(

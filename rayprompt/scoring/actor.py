@@ -43,18 +43,20 @@ class ScorerActor:
         started = time.perf_counter()
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         self.source = source
-        self.scorer = LMScorer(source, "cuda" if use_gpu else "cpu")
+        self.device = "cuda" if use_gpu else "cpu"
+        self.scorer = LMScorer(source, self.device)
         self.parts: dict[str, EncodedPart] = {}
         self.lanes = lanes
         self.load_seconds = time.perf_counter() - started
 
     def __repr__(self) -> str:
-        return f"Scorer({self.source.name}, {self.scorer.device})"
+        # Ray asks for this after a failed constructor too: it may rest on the first assignments only.
+        return f"Scorer({self.source.name}, {self.device})"
 
     def ready(self) -> ScorerInfo:
         """Answers once the LM is loaded."""
         return ScorerInfo(
-            device=str(self.scorer.device.type),
+            device=self.device,
             dtype=str(self.scorer.dtype).removeprefix("torch."),
             lanes=self.lanes,
             node=ray.get_runtime_context().get_node_id(),

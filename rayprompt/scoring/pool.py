@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,10 @@ class ScoringPool:
         """
         plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer)
         actor = ray.remote(ScorerActor)
+        names = [f"scorer-{uuid.uuid4().hex[:12]}-{i}" for i in range(plan.count)]
         handles = [
             actor.options(
+                name=name,
                 num_cpus=plan.cpus,
                 num_gpus=plan.gpus,
                 max_restarts=-1,
@@ -81,13 +84,13 @@ class ScoringPool:
                 scheduling_strategy="DEFAULT",  # never captured by a trial's placement group
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
             ).remote(source, plan.lanes, plan.gpus > 0)
-            for _ in range(plan.count)
+            for name in names
         ]
         infos = _wait_ready(handles, source)
         router = (
             ray.remote(Router)
             .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, scheduling_strategy="DEFAULT")
-            .remote(handles, plan.lanes + 1)
+            .remote(names, plan.lanes + 1)
         )
         return cls(source, router, handles, infos, {})
 

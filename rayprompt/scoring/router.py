@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.errors import ScoringError
@@ -34,8 +35,9 @@ class Router:
     Ray has restarted it.
     """
 
-    def __init__(self, scorers: list[Any], in_flight: int) -> None:
-        self.scorers = scorers
+    def __init__(self, scorers: list[str], in_flight: int) -> None:
+        # By name: a handle among the arguments would keep Ray from restarting a router that dies.
+        self.scorers: list[Any] = [ray.get_actor(name) for name in scorers]
         self.in_flight = in_flight
         self.busy = [0] * len(scorers)
         self.alive = [True] * len(scorers)

@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def search(
         raise InputError(f"finalists {finalists}: must be 1 or more")
     study = study_dir(out, f"{problem.task.name}-{searcher}-s{seed}")
     timings["prepare"] = time.perf_counter() - started
+    listener(Progress("start", _summary(problem, agent, budget)))
     with session(problem.lm, Cluster(address, scorers, gpus_per_scorer), listener, timings) as pool:
         write_manifest(study, problem, agent, pool, budget=budget, finalists=finalists)
         begun = time.perf_counter()
@@ -90,7 +92,7 @@ def search(
         timings["trial_start"] = timings["search"] - last["loop_seconds"]
         for name in ("ask", "score", "tell"):
             timings[name] = last[f"{name}_seconds"]
-        listener(Progress("report", "scoring finalists on dev, then winner and baselines on test"))
+        listener(Progress("report", "scoring the finalists on dev, then the winner and the baselines on test"))
         begun = time.perf_counter()
         closing = close(
             problem, pool, [candidate_from_json(f["candidate"]) for f in last["finalists"]], last["finalists"]
@@ -120,6 +122,15 @@ def search(
     estimates = {"train": result.train, "dev": result.dev, "test": result.test}
     write_json(study / "prompt.json", export_prompt(problem, result.best_prompt, estimates))
     return result
+
+
+def _summary(problem: Problem, searcher: PromptSearcher, budget: int) -> str:
+    parts = problem.task.parts(problem.split)
+    sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
+    return (
+        f"task {problem.task.name} ({sizes}), model {problem.lm.name}, searcher {searcher.name}, "
+        f"objective {searcher.objective_name}, budget {budget:,}, seed {searcher.seed}"
+    )
 
 
 def make_searcher(
@@ -176,8 +187,6 @@ def _run_trial(
         tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **searcher.resources}]),
     )
     name = f"{searcher.name}-s{searcher.seed}"
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    # Tune tells how to see trials that errored or were stopped; the outcome is raised below.
     tuner = tune.Tuner(
         trainable,
         param_space={
@@ -200,8 +209,7 @@ def _run_trial(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet_tune():
         outcome = tuner.fit()[0]
     if outcome.error is not None:
         raise _trial_error(outcome.error)
@@ -215,6 +223,26 @@ def _run_trial(
         )
         raise Interrupted(f"interrupted after {done}{best}; dev and test were not opened; study in {study}")
     return last
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Tune's own tables and advice are not shown: the listener shows the progress, and the outcome is raised."""
+    engine = os.environ.get("RAY_AIR_NEW_OUTPUT")
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output engine prints even when it is told to be silent
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if engine is None:
+            del os.environ["RAY_AIR_NEW_OUTPUT"]
+        else:
+            os.environ["RAY_AIR_NEW_OUTPUT"] = engine
 
 
 def _trial_error(error: Exception) -> RayPromptError:
