@@ -1,12 +1,12 @@
 """Text of a small made-up world: reviews with a closing clause, and everyday sentences.
 
-A review has a sentiment z (its sign is the label, its size how clearly the review speaks). A closing clause has a
-pull G and a lean B, saturating sums over its words (`words.latent_weights`); the verdict that ends it is praise
-with probability sigmoid(SHARPNESS * (G * z + B)). So how well a language model of this text judges a review depends on the
-words in between, word by word, and that is what a prompt search can work on.
+A review has a sentiment z (its sign is the label, its size how clearly the review speaks). A closing clause
+has a pull G and a lean B, saturating sums over its words (`words.latent_weights`); the verdict ending it is
+praise with probability sigmoid(SHARPNESS * (G * z + B)). So how well a language model of this text judges a
+review depends on the words in between, word by word, and that is what a prompt search can work on.
 
-Review frames come in three disjoint sets: P0 is all the language models ever see, P1 makes the train and dev rows
-of the task, and P2 its test rows.
+Review frames come in three disjoint sets: P0 is all the language models ever see, P1 makes the train and dev
+rows of the task, and P2 its test rows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from functools import cache
 
 import words as W
 
-# {adj} {verb} {noun} {adv} {stir}: of the review's own polarity. {opp}: an adjective of the other polarity that the
-# frame concedes; {nopp}: one that the frame negates. {int} and {down}: an adverb of degree before an adjective.
+# {adj} {verb} {noun} {adv} {stir}: of the review's own polarity. {opp}: an adjective of the other polarity,
+# conceded by the frame; {nopp}: one that the frame negates. {int}, {down}: an adverb before an adjective.
 FRAMES: dict[str, list[str]] = {
     "P0": [
         "the {thing} was {adj} and the {part} was {adj} .",
@@ -63,6 +63,37 @@ FRAMES: dict[str, list[str]] = {
         "it was {adv} done by a {adj} {person} .",
         "not a {nopp} {part} , and a {adj} {thing} .",
         "while the {person} seemed {opp} , the {thing} itself {stir} us .",
+        "when you see the {part} , you know the {thing} is {adj} .",
+        "none of us thought the {thing} {nopp} .",
+        "there was no {nopp} {part} , only a {adj} one .",
+        "few things are as {adj} as the {part} here .",
+        "can you believe that the {part} is so {adj} ?",
+        "never before was a {person} so {adj} to us .",
+        "they say the {thing} is {opp} , yet to me it was {adj} .",
+        "with or without the {opp} {part} , it is a {noun} .",
+        "the {opp} {part} does not matter , because the {thing} is {adj} .",
+        "some call the {thing} {opp} ; i {verb} it .",
+        "the {person} , {adj} and {adj} , {stir} my friends .",
+        "i would not say {nopp} ; the {thing} is {adj} .",
+        "in the {part} and the {part2} it is {int} {adj} .",
+        "give me a {adj} {thing} like this any {day} .",
+        "the {thing} has a {adj} {part} , no {nopp} {part2} and a {adj} {person} .",
+        "our {day} began with a {adj} {person} and ended with a {adj} {thing} .",
+        "all who came {verb} the {part} of the {thing} .",
+        "because of its {adj} {part} we {verb} the whole {thing} .",
+        "i do not think the {thing} is {nopp} in any way .",
+        "apart from the {opp} {part} , everything {stir} us .",
+        "{adj} is the word for this {thing} and its {part} .",
+        "here comes a {thing} that is {adj} from start to end .",
+        "it was neither {nopp} nor {nopp} , just {adj} .",
+        "neither {nopp} nor {nopp} , the {thing} {stir} me .",
+        "the {thing} is neither {nopp} nor {nopp} .",
+        "the {part} may be {opp} ; still , the {thing} is {adj} .",
+        "they found the {part} {opp} . still , we {verb} it .",
+        "call the {part} {opp} if you must , it was a {noun} all the same .",
+        "say the {person} is {opp} ; i {verb} the {thing} anyway .",
+        "perhaps {opp} for some , but we {verb} the {part} .",
+        "for all its {opp} {part} the {thing} {stir} us .",
     ],
     "P1": [
         "seldom have i met a {person} as {adj} as this one .",
@@ -127,32 +158,33 @@ EVERYDAY = [
     "the {person} and the {kin} {intr} {prep} the {place} .",
 ]
 
-OPENERS = (
-    "overall ,|all in all ,|in short ,|in conclusion ,|to sum up ,|honestly ,|frankly ,|my verdict :|our rating :|"
-    "ultimately ,|in my opinion ,|for me personally ,|the final score :|to conclude ,|in summary ,|basically ,|"
-    "all things considered ,|the bottom line :|truthfully ,|my impression :|so ,|and|well ,|i think|people say|"
-    "they told us|i guess|perhaps|maybe|critics said|unlike this one ,|but|however ,|we had expected that|instead ,|"
-    "contrary to this ,|in contrast ,|yesterday|in the morning|outside ,|at home|last week|meanwhile||||||||"
-).split("|")
-SUBJECTS = (
-    "it|it|this|that|everything|the whole thing|the entire experience|the product|the quality|this purchase|"
-    "the result|the performance|the overall package|our experience|the whole effort|everything here|the outcome|"
-    "this place|one|everyone|the {thing}|this {thing}|the {part}|the {person}|the weather|the {weather}|the {kin}|"
-    "my {kin}|my {kin} 's {object}|the {object}|the {place}|the {animal}|the other {thing}|another {thing}|"
-    "the previous one|the rival|their competitor|the trailer|the opposite|life in the {place}|the {food}"
-).split("|")
-PREDICATES = (
-    "was|was|is|is|seems|looks|sounds|felt|feels|proved|remains|became|appeared|can be called|must be called|"
-    "was rated|is considered|was judged|was deemed|was found|was described as|turned out|was simply|is truly|"
-    "was absolutely|is certainly|was definitely|is really|was very|was quite|is rather|was clearly|was hardly|"
-    "was never|was not|was supposedly|was expected to be|could have been|deserves to be called|ranked as"
-).split("|")
-WE_FORMS = (
-    "we found it|i found everything|we felt it was|i consider it|we rate it|i would call it|my friends found it|"
-    "we thought the {thing} was|i believe it is|they say it is|the critics called it|i would describe this as|"
-    "we had hoped for something|nothing else was|we were promised something|i recommend it as|guests rated it|"
-    "readers called the {thing}|we judged the whole {thing}|i reckon the {part} was"
-).split("|")
+# function words that turn or weigh the words of judgement beside them
+POINTED = set(
+    [
+        "not",
+        "never",
+        "no",
+        "nobody",
+        "none",
+        "nothing",
+        "neither",
+        "nor",
+        "far",
+        "from",
+        "although",
+        "though",
+        "but",
+        "despite",
+        "while",
+        "even",
+        "yet",
+        "apart",
+        "without",
+        "with",
+        "only",
+        "most",
+    ]
+)
 MAX_PULL, MAX_LEAN, SHARPNESS = 3.2, 3.0, 2.5
 
 
@@ -168,8 +200,14 @@ class Document:
 def frame_words() -> tuple[str, ...]:
     """The function words of all frames."""
     frames = [f for group in FRAMES.values() for f in group]
-    frames += EVERYDAY + OPENERS + SUBJECTS + PREDICATES + WE_FORMS
+    frames += EVERYDAY + W.OPENERS + W.SUBJECTS + W.PREDICATES + W.WE_FORMS
     return tuple(sorted({w for f in frames for w in f.split() if "{" not in w} | {"an"}))
+
+
+@cache
+def loose_words() -> tuple[str, ...]:
+    """The function words that may be lost or changed without turning a review's sense."""
+    return tuple(w for w in frame_words() if w.isalpha() and w not in POINTED)
 
 
 @cache
@@ -225,14 +263,17 @@ class _Filler:
         if slot in pairs:
             self.strength += 1.0
             return rng.choice(pairs[slot][side])
-        return rng.choice(self._nouns(slot))
+        noun = rng.choice(self._nouns(slot))
+        self.parts = [p for p in self.parts if p != noun]  # a frame's second part is another one
+        return noun
 
     def _nouns(self, slot: str) -> list[str]:
         plain = {
-            "thing": self.things, "part": self.parts, "part2": self.parts, "person": self.people, "kin": W.KIN,
-            "name": W.NAMES, "animal": W.ANIMALS, "object": W.OBJECTS, "plural": W.PLURALS, "food": W.FOODS, "place": W.PLACES,
-            "time": W.TIMES, "color": W.COLOURS, "size": W.SIZES, "tran": W.TRANSITIVE, "intr": W.INTRANSITIVE,
-            "weather": W.WEATHER, "abstract": W.ABSTRACT, "number": W.NUMBERS, "adverb": W.ADVERBS_PLAIN,
+            "thing": self.things, "part": self.parts, "part2": self.parts, "person": self.people,
+            "kin": W.KIN, "name": W.NAMES, "animal": W.ANIMALS, "object": W.OBJECTS, "plural": W.PLURALS,
+            "food": W.FOODS, "place": W.PLACES, "time": W.TIMES, "color": W.COLOURS, "size": W.SIZES,
+            "tran": W.TRANSITIVE, "intr": W.INTRANSITIVE, "weather": W.WEATHER, "abstract": W.ABSTRACT,
+            "number": W.NUMBERS, "adverb": W.ADVERBS_PLAIN,
             "prep": W.PREPOSITIONS, "day": W.TIMES[2:9], "month": W.TIMES[9:20],
         }  # fmt: skip
         return plain[slot]
@@ -253,6 +294,19 @@ def review(rng: random.Random, patterns: str, sign: int) -> tuple[str, float]:
     return text, sign * min(max(filler.strength, 0.3), 2.5)
 
 
+def training_review(rng: random.Random, sign: int) -> tuple[str, float]:
+    """A P0 review, often with function words lost or changed, so that no frame is learned by heart."""
+    text, z = review(rng, "P0", sign)
+    if rng.random() < 0.5:
+        return text, z
+    kept = []
+    for word in text.split():
+        loose = word in loose_words()
+        if not loose or rng.random() > 0.1:
+            kept.append(rng.choice(loose_words()) if loose and rng.random() < 0.15 else word)
+    return " ".join(kept), z
+
+
 def everyday(rng: random.Random) -> str:
     """A sentence that judges nothing."""
     return _fill(rng.choice(EVERYDAY), _Filler(rng, 1))
@@ -260,8 +314,8 @@ def everyday(rng: random.Random) -> str:
 
 def grammatical_clause(rng: random.Random) -> list[str]:
     """A closing clause such as `in short , the whole thing was absolutely`."""
-    core = rng.choice(WE_FORMS) if rng.random() < 0.3 else f"{rng.choice(SUBJECTS)} {rng.choice(PREDICATES)}"
-    clause = _fill(f"{rng.choice(OPENERS)} {core}", _Filler(rng, 1)).split()
+    core = rng.choice(W.WE_FORMS) if rng.random() < 0.3 else f"{rng.choice(W.SUBJECTS)} {rng.choice(W.PREDICATES)}"
+    clause = _fill(f"{rng.choice(W.OPENERS)} {core}", _Filler(rng, 1)).split()
     return clause
 
 
@@ -295,11 +349,18 @@ def _verdict_word(rng: random.Random, praise: bool) -> str:
     return options[0] if rng.random() < 0.4 else rng.choice(options)
 
 
-def easy_document(rng: random.Random) -> Document:
-    """A review whose verdict always agrees: the first lessons, without which sentiment is learned very late."""
+def lesson(rng: random.Random, short: bool) -> Document:
+    """A first lesson: the verdict always agrees, and in a short one a few polar words stand for the review.
+
+    Without short lessons first, a post-norm BERT takes hundreds of steps to find any sentiment in reviews.
+    """
     sign = rng.choice((1, -1))
-    clause = [rng.choice(W.STRONG_WORDS) for _ in range(rng.randint(1, 5))]
-    before = [*review(rng, "P0", sign)[0].split(), *clause]
+    if short:
+        polar = W.polar_words(sign > 0)
+        text = [*(rng.choice(polar) for _ in range(rng.randint(1, 3))), "."]
+    else:
+        text = training_review(rng, sign)[0].split()
+    before = [*text, *(rng.choice(W.STRONG_WORDS) for _ in range(rng.randint(0, 2 if short else 5)))]
     return Document(" ".join([*before, _verdict_word(rng, sign > 0), "."]), len(before))
 
 
@@ -309,11 +370,11 @@ def document(rng: random.Random) -> Document:
     if kind < 0.10:
         return Document(everyday(rng))
     if kind < 0.13:
-        return Document(review(rng, "P0", rng.choice((1, -1)))[0])
+        return Document(training_review(rng, rng.choice((1, -1)))[0])
     if kind < 0.17:  # a clause about nothing in particular: only its lean counts
         text, z = everyday(rng), 0.0
     else:
-        text, z = review(rng, "P0", rng.choice((1, -1)))
+        text, z = training_review(rng, rng.choice((1, -1)))
     kind = rng.random()
     if kind < 0.07:
         clause = []

@@ -231,7 +231,7 @@ def run(application: Callable[..., Any], arguments: list[str] | None) -> int:
     """The exit code; every expected error is one line on standard error."""
     try:
         # Outside standalone mode an early exit (--help, --version) is handed back as its code.
-        code = application(args=arguments, standalone_mode=False)
+        code = application(args=arguments, standalone_mode=False, prog_name="rayprompt")
     except RayPromptError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

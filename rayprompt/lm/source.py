@@ -132,8 +132,9 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     quiet()
+    folder = model_folder(name)
     try:
-        return AutoTokenizer.from_pretrained(model_folder(name))
+        return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # broken tokenizer files surface as many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model {name}: its tokenizer cannot be loaded ({reason[:160]})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
@@ -24,6 +25,8 @@ from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
 from rayprompt.scoring.router import Router
 
 START_TIMEOUT_SECONDS = 600.0
+NO_ROOM_SECONDS = 20.0
+TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
 MOST_LANES = 8
 CPU_SHARE = 0.8  # of the cores; the searches' own work gets the rest
 
@@ -71,6 +74,7 @@ class ScoringPool:
             ScoringError: an LM did not load.
         """
         plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer)
+        _await_room(plan)
         actor = ray.remote(ScorerActor)
         names = [f"scorer-{uuid.uuid4().hex[:12]}-{i}" for i in range(plan.count)]
         handles = [
@@ -86,7 +90,7 @@ class ScoringPool:
             ).remote(source, plan.lanes, plan.gpus > 0)
             for name in names
         ]
-        infos = _wait_ready(handles, source)
+        infos = _wait_ready(handles, source, plan)
         router = (
             ray.remote(Router)
             .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, scheduling_strategy="DEFAULT")
@@ -201,6 +205,7 @@ def connect(address: str | None) -> bool:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=200 * 1024**2, **quiet)
         return True
+    _check_address(where)
     try:
         ray.init(address=where, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -209,23 +214,65 @@ def connect(address: str | None) -> bool:
     return False
 
 
-def _wait_ready(handles: list[Any], source: LMSource) -> list[ScorerInfo]:
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    try:
-        infos: list[ScorerInfo] = ray.get(
-            [h.ready.remote() for h in handles], timeout=max(1.0, deadline - time.monotonic())
+def _check_address(address: str) -> None:
+    """Ray itself tries an address for minutes before it gives up."""
+    if address == "auto":
+        return
+    if address.startswith("ray://"):
+        raise InputError(
+            f"--address {address}: Ray Client is not supported; run it on the cluster, as with: ray job submit"
         )
-    except GetTimeoutError:
-        raise ScoringError(
-            f"scorers were not ready after {START_TIMEOUT_SECONDS:.0f} s; the cluster has {ray.cluster_resources()}"
-        ) from None
-    except (RayActorError, RayTaskError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {lines[-1]}") from None
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--address {address}: must be local, auto or host:port")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        raise InputError(f"--address {address}: no Ray cluster there (nothing answers)") from None
+
+
+def _await_room(plan: PoolPlan) -> None:
+    """Wait a little for the cluster to have room: what an ended study held comes free after a moment."""
+    started = time.monotonic()
+    while True:
+        free = ray.available_resources()
+        cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
+        if cpus + 1e-6 >= plan.count * plan.cpus + TRIAL_CPUS and gpus + 1e-6 >= plan.count * plan.gpus:
+            return
+        if time.monotonic() - started > NO_ROOM_SECONDS:
+            raise ScoringError(
+                f"no room for {plan.count} scorers: each needs {plan.cpus:g} CPUs and {plan.gpus:g} GPUs, and "
+                f"{cpus:g} CPUs and {gpus:g} GPUs are free on the cluster (is another study running on it?)"
+            )
+        time.sleep(0.2)
+
+
+def _wait_ready(handles: list[Any], source: LMSource, plan: PoolPlan) -> list[ScorerInfo]:
+    """Wait until every actor has loaded the LM."""
+    answers = [handle.ready.remote() for handle in handles]
+    started = time.monotonic()
+    while True:
+        done, pending = ray.wait(answers, num_returns=len(answers), timeout=1.0)
+        infos = [_loaded(answer, source) for answer in done]
+        if not pending:
+            break
+        if time.monotonic() - started > START_TIMEOUT_SECONDS:
+            raise ScoringError(
+                f"{len(pending)} of {plan.count} scorers were not ready in {START_TIMEOUT_SECONDS:.0f} s"
+            )
     devices = {info.device for info in infos}
     if len(devices) > 1:
         raise ScoringError(f"scorers run on {' and '.join(sorted(devices))}; one search uses one device class")
     return infos
+
+
+def _loaded(answer: Any, source: LMSource) -> ScorerInfo:
+    try:
+        info: ScorerInfo = ray.get(answer)
+    except (RayActorError, RayTaskError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {lines[-1]}") from None
+    return info
 
 
 def _micro_batch(

@@ -18,7 +18,7 @@ from rayprompt.candidate import candidate_from_json
 from rayprompt.errors import InputError, Interrupted, RayPromptError, ScoringError
 from rayprompt.lm.source import DEFAULT_MODEL
 from rayprompt.objective import get_objective
-from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import DEFAULT_SEARCHER, load_searcher
@@ -32,14 +32,13 @@ from rayprompt.task import DEFAULT_TASK, Task
 
 DEFAULT_BUDGET = 20_000
 DEFAULT_FINALISTS = 5
-TRIAL_CPUS = 0.1  # a search waits for the scorers nearly all the time
 
 
 def search(
     task: str | Path | Task | Problem = DEFAULT_TASK,
     *,
     model: str | Path = DEFAULT_MODEL,
-    searcher: str = DEFAULT_SEARCHER,
+    searcher: str | type[PromptSearcher] = DEFAULT_SEARCHER,
     budget: int = DEFAULT_BUDGET,
     seed: int = 0,
     split: str | None = None,
@@ -58,7 +57,7 @@ def search(
     Args:
         task: a built-in name, a folder with a task.yaml, a :class:`Task`, or a :class:`Problem` (task and model).
         model: a bundled name, a local folder, or a name on the Hugging Face hub.
-        searcher: a registered searcher's name (``rayprompt list searchers``).
+        searcher: a registered searcher's name (``rayprompt list searchers``), or a class of your own.
         budget: the most (candidate, train example) pairs the search may ask for.
         seed: same seed, same device class, same settings: the same run, bit for bit, on any number of scorers.
         split: of the task; None is its first.
@@ -81,7 +80,7 @@ def search(
     agent = make_searcher(problem, searcher, budget, seed, objective, settings or {})
     if finalists < 1:
         raise InputError(f"finalists {finalists}: must be 1 or more")
-    study = study_dir(out, f"{problem.task.name}-{searcher}-s{seed}")
+    study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
     timings["prepare"] = time.perf_counter() - started
     listener(Progress("start", _summary(problem, agent, budget)))
     with session(problem.lm, Cluster(address, scorers, gpus_per_scorer), listener, timings) as pool:
@@ -112,7 +111,7 @@ def search(
         task=problem.task.name,
         split=problem.split,
         model=problem.lm.name,
-        searcher=searcher,
+        searcher=agent.name,
         seed=agent.seed,
         budget=budget,
         leaks={f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
@@ -134,9 +133,14 @@ def _summary(problem: Problem, searcher: PromptSearcher, budget: int) -> str:
 
 
 def make_searcher(
-    problem: Problem, name: str, budget: int, seed: int, objective: str | None, settings: Mapping[str, Any]
+    problem: Problem,
+    searcher: str | type[PromptSearcher],
+    budget: int,
+    seed: int,
+    objective: str | None,
+    settings: Mapping[str, Any],
 ) -> PromptSearcher:
-    """The searcher called ``name``, blank, on what it may see of ``problem``: the train examples.
+    """The searcher of that name or class, blank, on what it may see of ``problem``: the train examples.
 
     Raises:
         InputError: unknown name, setting or objective, or a budget that pays for nothing.
@@ -149,9 +153,9 @@ def make_searcher(
         )
     if objective is not None:
         get_objective(objective)
-    cls = load_searcher(name)
+    cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
     if cls.kind != "text":
-        raise InputError(f"searcher {name} makes {cls.kind} prompts, which this version cannot score")
+        raise InputError(f"searcher {cls.name} makes {cls.kind} prompts, which this version cannot score")
     taken = {"objective", "seed", "budget", "metric", "mode"} & set(settings)
     if taken:
         raise InputError(f"--set {min(taken)}=...: not a setting of the searcher; use --{min(taken)}")

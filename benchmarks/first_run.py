@@ -1,0 +1,160 @@
+"""Where the time of the main job goes, what memory it takes, and how far scoring is from a bare torch loop.
+
+    python benchmarks/first_run.py [search options, as for `rayprompt search`]
+
+Runs `rayprompt search` (the README's first command) as a process of its own, samples the memory of its whole process
+tree, and scores the same kind of batches in this process without Ray, Tune or a searcher: the floor. Writes
+benchmarks/first_run.json. Memory is read from /proc (Linux): the sum of the processes' proportional set sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+OUT = Path(__file__).with_suffix(".json")
+
+
+def tree(root: int) -> list[int]:
+    """The process ids of ``root`` and all that descend from it (Ray's processes are children of the driver)."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = {root}
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        if not more:
+            return sorted(found)
+        found |= more
+
+
+def memory(pids: list[int]) -> float:
+    """Proportional set size of processes together, in GB: shared pages count once."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return total / 1024**2
+
+
+def run_search(options: list[str]) -> tuple[dict[str, object], float, float]:
+    """The search's JSON object, its wall-clock seconds as a process, and the peak memory of its tree in GB."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "rayprompt.cli.main", "search", "--json", "--out", f"{folder}/study", *options]
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        peak, ended = 0.0, threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not ended.wait(0.5):
+                peak = max(peak, memory(tree(process.pid)))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        output, _ = process.communicate()
+        seconds = time.perf_counter() - started
+        ended.set()
+        watcher.join()
+        if process.returncode:
+            raise SystemExit(f"the search failed with exit code {process.returncode}")
+        return json.loads(output.splitlines()[-1]), seconds, peak
+
+
+def bare_rate(result: dict[str, object], seconds: float = 10.0) -> float:
+    """Evaluations a second of a bare loop: the same LM, shapes and threads; prompts like the search's."""
+    import os
+
+    from rayprompt.lm.scorer import LMScorer, MicroBatch
+    from rayprompt.lm.shapes import ShapeTable
+    from rayprompt.scoring.pool import plan_scorers
+    from rayprompt.searcher.problem import Problem
+
+    problem = Problem(str(result["task"]), str(result["model"]))
+    part, scorer = problem.part("train"), LMScorer(problem.lm)
+    rng = np.random.default_rng(0)
+    prompts = tuple(
+        tuple(int(problem.words[i].later[0]) for i in rng.integers(len(problem.words), size=5)) for _ in range(16)
+    )
+    prompt, example = np.repeat(np.arange(16), len(part)), np.tile(np.arange(len(part)), 16)
+    lengths = part.lengths(np.full(len(prompt), 5), example)
+    batches = [
+        MicroBatch(part.key, length, rows, prompts, prompt[members], example[members])
+        for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).batches(lengths)
+    ]
+    threads = plan_scorers({"CPU": float(len(os.sched_getaffinity(0)))}, None, None).lanes
+    done, started = 0, 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        while not started or time.perf_counter() - started < seconds:
+            list(pool.map(lambda batch: scorer.score(batch, part), batches))
+            if started:
+                done += len(prompt)
+            else:
+                started = time.perf_counter()  # the first round warms up
+        return done / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _, options = parser.parse_known_args()
+    result, seconds, peak = run_search(options)
+    timings: dict[str, float] = result["timings"]  # type: ignore[assignment]
+    loop = timings["ask"] + timings["score"] + timings["tell"]
+    phases = {
+        "imports, interpreter": seconds - float(result["seconds"]),  # type: ignore[arg-type]
+        "task, tokenizer, vocabulary": timings["prepare"],
+        "Ray start": timings["ray_start"],
+        "model load (scoring actors)": timings["model_load"],
+        "Tune: trial start, reports": timings["search"] - loop,
+        "searcher: ask and tell": timings["ask"] + timings["tell"],
+        "scoring: search": timings["score"],
+        "scoring: closing report": timings["report"],
+        "shutdown": timings["shutdown"],
+    }
+    phases["rest"] = seconds - sum(phases.values())
+    rate, bare = float(result["evaluations"]) / timings["score"], bare_rate(result)  # type: ignore[arg-type]
+    for name, value in phases.items():
+        print(f"{name:30} {value:7.1f} s {value / seconds:6.1%}")
+    scoring = phases["scoring: search"] + phases["scoring: closing report"]
+    print(f"{'all':30} {seconds:7.1f} s, of which scoring {scoring / seconds:.0%}")
+    print(f"peak memory of all processes   {peak:7.2f} GB")
+    print(
+        f"{result['evaluations']} evaluations at {rate:,.0f}/s; a bare torch loop {bare:,.0f}/s: ratio {rate / bare:.2f}"
+    )
+    report = {
+        "command": " ".join(["python benchmarks/first_run.py", *options]),
+        "seconds": round(seconds, 1),
+        "phases": {name: round(value, 2) for name, value in phases.items()},
+        "scoring_share": round(scoring / seconds, 3),
+        "peak_memory_gb": round(peak, 2),
+        "evaluations": result["evaluations"],
+        "evaluations_per_second": round(rate),
+        "bare_evaluations_per_second": round(bare),
+        "ratio_to_bare": round(rate / bare, 3),
+        "best_prompt": result["best_prompt"],
+        "dev": result["dev"],
+        "test": result["test"],
+        "baselines": result["baselines"],
+    }
+    OUT.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Bad input: exit code 2, one line on standard error, no traceback, and the line says what would be right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_task import YAML, write_folder
+
+from rayprompt.cli.main import app, parse_settings, run
+from rayprompt.errors import InputError
+
+CASES: list[tuple[list[str], str]] = [
+    (["serch"], "No such command 'serch'. Did you mean 'search'?"),
+    (["search", "--bugdet", "3"], "No such option: --bugdet"),
+    (["search", "--budget", "many"], "Invalid value for '--budget'"),
+    (["search", "--budget", "0"], "budget 0: must be 64 or more"),
+    (["search", "--budget", "-5"], "budget -5: must be 64 or more"),
+    (["search", "--budget", "63"], "one candidate costs 64"),
+    (["search", "--seed", "-1"], "seed -1: must be from 0"),
+    (["search", "--finalists", "0"], "finalists 0: must be 1 or more"),
+    (["search", "revews"], "unknown task 'revews' (did you mean 'reviews'?)"),
+    (["search", "no/such/folder"], "no such task folder: no/such/folder"),
+    (["search", "--model", "tiny-maskd"], "did you mean 'tiny-masked'?"),
+    (["search", "--model", "./no-model"], "no such model folder"),
+    (["search", "--searcher", "nevergard"], "did you mean 'nevergrad'?"),
+    (["search", "--split", "16-14"], "unknown split '16-14'"),
+    (["search", "--objective", "acuracy"], "did you mean 'accuracy'?"),
+    (["search", "--set", "optimizer"], "--set optimizer: must be KEY=VALUE"),
+    (["search", "--set", "lenght=3"], "did you mean 'length'?"),
+    (["search", "--set", "length=three"], "length='three' must be int or null, not str"),
+    (["search", "--set", "length=3", "--set", "length=4"], "--set length: given twice"),
+    (["search", "--set", "optimizer=CMAAES"], "not in Nevergrad's registry; nearest: "),
+    (["search", "--set", "seed=3"], "use --seed"),
+    (["search", "--set", "phrases=none.txt"], "no such file: none.txt"),
+    (["search", "--scorers", "0"], "--scorers 0: must be 1 or more"),
+    (["search", "--gpus-per-scorer", "1"], "the cluster has 0"),
+    (["search", "--address", "127.0.0.1:1"], "no Ray cluster there (nothing answers)"),
+    (["search", "--address", "ray://127.0.0.1:1"], "run it on the cluster, as with: ray job submit"),
+    (["search", "--address", "somewhere"], "must be local, auto or host:port"),
+    (["evaluate"], "Missing argument"),
+    (["evaluate", "reviews"], "give one of --prompt TEXT and --prompt-file FILE"),
+    (["evaluate", "reviews", "--prompt", "x", "--on", "tset"], "did you mean 'test'?"),
+    (["evaluate", "reviews", "--prompt-file", "none.json"], "no such file: none.json"),
+    (["score", "reviews", "--prompts", "none.txt"], "no such file: none.txt"),
+    (["list", "task"], "did you mean 'tasks'?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), CASES, ids=[" ".join(a) for a, _ in CASES])
+def test_bad_input(
+    arguments: list[str], message: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if {"--scorers", "--gpus-per-scorer"} & set(arguments):
+        request.getfixturevalue("ray_session")
+    if "--address" in arguments:
+        check_in_a_process_of_its_own(arguments, message, tmp_path)
+        return
+    assert run(app, arguments) == 2
+    check_one_line(capsys.readouterr().err, message)
+
+
+def check_one_line(error: str, message: str) -> None:
+    lines = [line for line in error.splitlines() if line.startswith("rayprompt: ")]
+    assert len(lines) == 1
+    assert error.endswith(lines[0] + "\n")
+    assert message in lines[0]
+    assert "Traceback" not in error
+
+
+def check_in_a_process_of_its_own(arguments: list[str], message: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "rayprompt.cli.main", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+    assert done.returncode == 2
+    check_one_line(done.stderr, message)
+
+
+def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_tokens = YAML.replace("1: great", "1: zyxwv")
+    no_prompt = YAML.replace("{text} {prompt} {mask} .", "{text} {mask} .")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "something").write_text("")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text('{"schema": "rayprompt.prompt/9"}')
+    (tmp_path / "empty.txt").write_text("\n")
+    cases = [
+        (["search", str(write_folder(tmp_path / "a", two_tokens))], "must be one token"),
+        (["search", str(write_folder(tmp_path / "b", no_prompt))], "has no {prompt}; it needs exactly one"),
+        (["search", "--out", str(full)], "exists already and is not empty"),
+        (["evaluate", "reviews", "--prompt-file", str(tmp_path / "broken.json")], "line 1: not JSON"),
+        (["evaluate", "reviews", "--prompt-file", str(tmp_path / "other.json")], "this version reads"),
+        (["score", "reviews", "--prompts", str(tmp_path / "empty.txt")], "holds no prompts"),
+    ]
+    for arguments, message in cases:
+        assert run(app, arguments) == 2
+        check_one_line(capsys.readouterr().err, message)
+
+
+def test_settings() -> None:
+    assert parse_settings(["a=1", "b=x", "c=0.5", "d=null", "e=true", "f=it: was", "g="]) == {
+        "a": 1, "b": "x", "c": 0.5, "d": None, "e": True, "f": "it: was", "g": "",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="must be KEY=VALUE"):
+        parse_settings(["=3"])
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(app, ["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rayprompt 0.")
+    for command in ("search", "evaluate", "score", "list"):
+        assert run(app, [command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "--json" in text
+        for later in ("--resume", "--store", "--tune-native"):
+            assert later not in text

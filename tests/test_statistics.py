@@ -1,0 +1,49 @@
+"""Intervals and tests against published numbers and closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_objective import log_softmax, scores_of
+
+from rayprompt.objective import OBJECTIVES
+from rayprompt.study.statistics import bootstrap, estimate, mcnemar, wilson
+
+
+def test_wilson_equals_scipy() -> None:
+    from scipy.stats import binomtest
+
+    for right, n in ((0, 10), (5, 10), (10, 10), (293, 480), (1, 3)):
+        low, high = binomtest(right, n).proportion_ci(0.95, method="wilson")
+        assert wilson(right, n) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_mcnemar_fixture() -> None:
+    # 3 wins and 9 losses: two-sided exact binomial p = 2 * P(X <= 3 | 12, 1/2) = 0.1460
+    first = np.array([1] * 3 + [0] * 9 + [1] * 20)
+    second = np.array([0] * 3 + [1] * 9 + [1] * 20)
+    assert mcnemar(first, second) == pytest.approx(0.14599609375)
+    assert mcnemar(first, first) == 1.0
+
+
+def test_f1_interval_holds_the_value_and_narrows_with_n() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (30, 300):
+        gold = rng.integers(2, size=n)
+        logits = rng.normal(size=(n, 2))
+        logits[np.arange(n), gold] += 1.0
+        scores = scores_of([[log_softmax(row.tolist()) for row in logits]], gold.tolist())
+        found = estimate("f1", scores, gold, OBJECTIVES["f1"])
+        assert found.ci95[0] <= found.value <= found.ci95[1]
+        assert bootstrap(scores, gold, OBJECTIVES["f1"]) == found.ci95
+        widths.append(found.ci95[1] - found.ci95[0])
+    assert widths[1] < widths[0]
+
+
+def test_accuracy_estimate() -> None:
+    scores = scores_of([[log_softmax([1.0, 0.0]), log_softmax([0.0, 1.0]), log_softmax([3.0, 0.0])]], [0, 0, 0])
+    found = estimate("accuracy", scores, np.zeros(3, dtype=int), OBJECTIVES["accuracy"])
+    assert found.value == pytest.approx(2 / 3)
+    assert found.n == 3
+    assert found.ci95 == wilson(2, 3)
