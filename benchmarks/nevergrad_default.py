@@ -78,7 +78,8 @@ def main() -> None:
                 "task": problem.task.name, "model": problem.lm.name.rstrip("/").split("/")[-1], "optimizer": name,
                 "candidates": args.candidates, "population": args.population, "vocabulary": args.vocabulary,
                 "seeds": args.seeds, "train_objective": round(mean[0], 4), "train_objective_se": round(error[0], 4),
-                "train_accuracy": round(mean[1], 4), "test_accuracy": round(mean[2], 4), "test_accuracy_se": round(error[2], 4),
+                "train_accuracy": round(mean[1], 4), "test_accuracy": round(mean[2], 4),
+                "test_accuracy_se": round(error[2], 4),
             }  # fmt: skip
             rows.append(row)
             print(

@@ -86,7 +86,7 @@ def test_partial_rows_are_averaged_over_what_is_there() -> None:
     full = scores_of([[np.log([0.9, 0.1]).tolist(), np.log([0.6, 0.4]).tolist()]], [0, 1])
     keep = slice(0, 1)
     part = Scores(
-        full.candidates + (TextPrompt("none"),), full.examples, full.candidate[keep], full.example[keep],
+        (*full.candidates, TextPrompt("none")), full.examples, full.candidate[keep], full.example[keep],
         full.sample[keep], full.value[keep], full.label_log_probs[keep], full.tokens[keep], full.seconds[keep],
     )  # fmt: skip
     gold = np.array([0, 1])

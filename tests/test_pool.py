@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -158,3 +160,21 @@ def test_plans() -> None:
     ):
         with pytest.raises(InputError, match=message):
             plan_scorers(resources, scorers, share)
+
+
+GPU_TEST = """
+import ray
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.problem import Problem
+
+ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+pool = ScoringPool.start(Problem("reviews", "tiny-masked").lm)
+print(sorted(info.gpus for info in pool.infos), len({info.pid for info in pool.infos}))
+pool.shutdown()
+"""
+
+
+def test_one_actor_per_gpu_each_on_its_own() -> None:
+    """Two logical GPUs, in a Ray of its own: Ray pins an actor to each."""
+    done = subprocess.run([sys.executable, "-c", GPU_TEST], capture_output=True, text=True, timeout=180)
+    assert done.stdout.splitlines()[-1] == "[(0,), (1,)] 2", done.stderr

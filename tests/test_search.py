@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ def stable(result: rayprompt.Result) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[rayprompt.Result]:
-    yield rayprompt.search(budget=64 * 40, seed=3, scorers=1, out=tmp_path_factory.mktemp("study") / "one")
+def found(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
+    return rayprompt.search(budget=64 * 40, seed=3, scorers=1, out=tmp_path_factory.mktemp("study") / "one")
 
 
 def test_result_and_files(found: rayprompt.Result, problem: Problem) -> None:

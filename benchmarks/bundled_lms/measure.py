@@ -202,9 +202,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.json"))
     parser.add_argument("--only", choices=("masked", "causal"))
     parser.add_argument("--climbs", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     results = json.loads(args.results.read_text()) if args.results.exists() else {}
     for name in ("masked", "causal"):
         folder = args.bundled / "models" / f"tiny-{name}"

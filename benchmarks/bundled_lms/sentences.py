@@ -314,7 +314,11 @@ def everyday(rng: random.Random) -> str:
 
 def grammatical_clause(rng: random.Random) -> list[str]:
     """A closing clause such as `in short , the whole thing was absolutely`."""
-    core = rng.choice(W.WE_FORMS) if rng.random() < 0.3 else f"{rng.choice(W.SUBJECTS)} {rng.choice(W.PREDICATES)}"
+    core = (
+        rng.choice(W.WE_FORMS)
+        if rng.random() < 0.3
+        else f"{rng.choice(W.SUBJECTS)} {rng.choice(W.PREDICATES)}"
+    )
     clause = _fill(f"{rng.choice(W.OPENERS)} {core}", _Filler(rng, 1)).split()
     return clause
 

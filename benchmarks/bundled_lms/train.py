@@ -3,7 +3,7 @@
     python benchmarks/bundled_lms/train.py          # everything, in place: about 12 minutes on 2 cores
     python benchmarks/bundled_lms/train.py --out /tmp/try --steps 1000 --only masked
 
-On one machine with the same libraries, the same seed gives the same files.
+On one machine with the same libraries, the same seed and number of threads give the same files.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def write_task(folder: Path, seed: int) -> None:
 
 def check_unseen(folder: Path, documents: list[sentences.Document]) -> None:
     """No row of the task may stand in a training text."""
-    rows = [line.split("\t")[0] for file in folder.glob("*.tsv") for line in file.read_text().splitlines()[1:]]
+    rows = [
+        line.split("\t")[0] for file in folder.glob("*.tsv") for line in file.read_text().splitlines()[1:]
+    ]
     seen = {document.text.split(" .")[0] for document in documents}
     assert rows and not seen & {row.removesuffix(" .") for row in rows}, "a task row is in the training texts"
 
@@ -220,7 +222,9 @@ def train(model: BertForMaskedLM | GPT2LMHeadModel, stages: list[Encoded], args:
     running, start = 0.0, time.time()
     model.train()
     counts = [round(args.steps * share) for share in STAGES]
-    lessons = (batches(data, args.batch, count, args.seed) for data, count in zip(stages, counts, strict=True))
+    lessons = (
+        batches(data, args.batch, count, args.seed) for data, count in zip(stages, counts, strict=True)
+    )
     for step, (ids, mask, verdict) in enumerate(chain.from_iterable(lessons)):
         loss = masked_loss(model, ids, mask, verdict) if masked else causal_loss(model, ids, mask, verdict)
         optimizer.zero_grad()
@@ -256,6 +260,7 @@ def make_model(name: str, stages: list[list[sentences.Document]], args: argparse
     save_model(model, folder)
     facts = {"seconds": round(time.time() - start), "steps": args.steps, "batch": args.batch}
     facts |= {"documents": sum(map(len, stages)), "seed": args.seed, "loss": round(loss, 4)}
+    facts["threads"] = args.threads
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(f"{name}: done in {facts['seconds']} s", flush=True)
 
@@ -270,9 +275,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--documents", type=int, default=300_000, help="training texts made")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2, help="1 is faster where the cores are shared")
     parser.add_argument("--only", choices=("task", "masked", "causal"))
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     write_task(args.out / "tasks" / "reviews", args.seed)
     names = [n for n in ("masked", "causal") if args.only in (None, n)]

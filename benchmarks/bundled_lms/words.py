@@ -80,7 +80,18 @@ NEGATIVE = [
 ]
 # (praise, blame) pairs of lists: what one did to a thing, what a thing is, how it was made, what it did to us
 VERBS = (
-    ["loved", "adored", "enjoyed", "treasured", "cherished", "liked", "admired", "appreciated", "praised", "welcomed"],
+    [
+        "loved",
+        "adored",
+        "enjoyed",
+        "treasured",
+        "cherished",
+        "liked",
+        "admired",
+        "appreciated",
+        "praised",
+        "welcomed",
+    ],
     [
         "hated",
         "despised",

@@ -24,12 +24,14 @@ class LMSource:
 
     Attributes:
         name: as the user gave it.
+        location: a bundled name, the absolute path of a local folder, or a hub name: what loads it anywhere.
         family: the import path of its :class:`Family`, ``module:Class``.
         digest: digest of the weights, config and tokenizer files.
         vocab_size, hidden_size, layers, max_length: from its config; ``max_length`` in tokens, specials included.
     """
 
     name: str
+    location: str
     family: str
     digest: str
     vocab_size: int
@@ -40,7 +42,7 @@ class LMSource:
     @property
     def path(self) -> Path:
         """The local folder of its files; on another node of the cluster they may have to be fetched first."""
-        return model_folder(self.name)
+        return model_folder(self.location)
 
 
 def model_names() -> list[str]:
@@ -66,6 +68,7 @@ def describe_model(name: str) -> tuple[LMSource, Family]:
     family = family_of(config, name)
     source = LMSource(
         name=name,
+        location=str(folder.resolve()) if _is_local(name) else name,
         family=f"{type(family).__module__}:{type(family).__qualname__}",
         digest=_digest(folder),
         vocab_size=int(config.vocab_size),
@@ -85,7 +88,7 @@ def model_folder(name: str) -> Path:
     if (BUNDLED / name / "config.json").is_file():
         return BUNDLED / name
     path = Path(name).expanduser()
-    if path.is_dir():
+    if _is_local(name):
         return path
     if path.exists():
         raise InputError(f"model {name} is a file; a model is a folder with config.json, a tokenizer and safetensors")
@@ -93,6 +96,10 @@ def model_folder(name: str) -> Path:
     if looks_local:
         raise InputError(f"no such model folder: {name}")
     return _from_hub(name)
+
+
+def _is_local(name: str) -> bool:
+    return not (BUNDLED / name / "config.json").is_file() and Path(name).expanduser().is_dir()
 
 
 def _from_hub(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,14 @@ class ScorerInfo:
     node: str
     pid: int
     load_seconds: float
+    gpus: tuple[int, ...]
+
+
+def cuda_is_available() -> bool:
+    """Whether torch finds a GPU in this process."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 class ScorerActor:
@@ -43,10 +52,12 @@ class ScorerActor:
         started = time.perf_counter()
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         self.source = source
-        self.device = "cuda" if use_gpu else "cpu"
+        # Ray's GPUs are logical: a test may declare some on a machine that has none.
+        self.device = "cuda" if use_gpu and cuda_is_available() else "cpu"
         self.scorer = LMScorer(source, self.device)
         self.parts: dict[str, EncodedPart] = {}
         self.lanes = lanes
+        self.gate = threading.BoundedSemaphore(lanes)
         self.load_seconds = time.perf_counter() - started
 
     def __repr__(self) -> str:
@@ -62,12 +73,14 @@ class ScorerActor:
             node=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
             load_seconds=self.load_seconds,
+            gpus=tuple(int(i) for i in ray.get_gpu_ids()),
         )
 
     def score(self, batch: MicroBatch, part: list[Any]) -> BatchResult:
         """Score a micro-batch; ``part`` holds the reference to its examples, fetched once per part."""
-        started = time.perf_counter()
         if batch.part not in self.parts:
             self.parts[batch.part] = ray.get(part[0])
-        log_probs, tokens = self.scorer.score(batch, self.parts[batch.part])
-        return BatchResult(log_probs, tokens, time.perf_counter() - started)
+        with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
+            started = time.perf_counter()
+            log_probs, tokens = self.scorer.score(batch, self.parts[batch.part])
+            return BatchResult(log_probs, tokens, time.perf_counter() - started)

@@ -11,7 +11,6 @@ from typing import Any
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart, Encoder
-from rayprompt.lm.family import load_family
 from rayprompt.lm.source import DEFAULT_MODEL, describe_model, load_tokenizer
 from rayprompt.scores import IntArray
 from rayprompt.task import DEFAULT_TASK, Task, load_task
@@ -78,7 +77,7 @@ class Problem:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokenizer, as templates need it."""
-        return Encoder(load_tokenizer(self.lm.name), self.lm.name, self.lm.max_length)
+        return Encoder(load_tokenizer(self.lm.location), self.lm.name, self.lm.max_length)
 
     @property
     def gold(self) -> IntArray:
@@ -92,7 +91,7 @@ class Problem:
                 self.template,
                 self.task.examples(name, self.split),
                 self.task.label_words,
-                reads_mask=load_family(self.lm.family).reads_mask,
+                reads_mask=self._reads_mask,
                 where=self._where,
             )
         return self._parts[name]

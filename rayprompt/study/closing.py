@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, TextPrompt
 from rayprompt.errors import ScoringError
@@ -88,12 +86,11 @@ def close(
     test = PartScorer(problem, pool, "test", ledger)
     test_scores = test.scores([finalists[winner], *baselines.values()])
     best = finalists[winner]
-    train_n = len(problem.task.examples("train", problem.split))
     names = list(baselines)
     manual = test_scores[1 + names.index("manual")] if "manual" in baselines else None
     return Closing(
         best_prompt=best,
-        train=_train_estimate(problem.task.metric, float(on_train[winner]["metric"]), train_n),
+        train=_on_train(problem, pool, best, float(on_train[winner]["metric"]), ledger),
         dev=dev_estimates[winner],
         test=test.estimate(test_scores[0]),
         baselines={
@@ -113,6 +110,13 @@ def close(
     )
 
 
-def _train_estimate(metric: str, value: float, n: int) -> Estimate:
-    """Train is what was searched on: the value is optimistic, and its interval is only that of n examples."""
-    return Estimate(metric, value, n, wilson(round(float(np.clip(value, 0, 1)) * n), n))
+def _on_train(problem: Problem, pool: ScoringPool, winner: Candidate, value: float, ledger: Ledger) -> Estimate:
+    """The winner on train. It was searched on: the value is optimistic, and the interval is only that of n examples.
+
+    Accuracy needs its value alone; the interval of another metric needs the pairs, which are scored once more.
+    """
+    n = len(problem.task.examples("train", problem.split))
+    if problem.task.metric == "accuracy":
+        return Estimate("accuracy", value, n, wilson(round(value * n), n))
+    train = PartScorer(problem, pool, "train", ledger)
+    return train.estimate(train.scores([winner])[0])
