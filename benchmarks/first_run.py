@@ -135,7 +135,7 @@ def main() -> None:
     scoring = phases["scoring: search"] + phases["scoring: closing report"]
     print(f"{'all':30} {seconds:7.1f} s, of which scoring {scoring / seconds:.0%}")
     print(f"peak memory of all processes   {peak:7.2f} GB")
-    print(f"{result["evaluations"]} evaluations: {rate:,.0f}/s, bare torch loop {bare:,.0f}/s: ratio {rate / bare:.2f}")
+    print(f"{result['evaluations']} evaluations: {rate:,.0f}/s, bare torch loop {bare:,.0f}/s: ratio {rate / bare:.2f}")
     report = {
         "command": " ".join(["python benchmarks/first_run.py", *options]),
         "seconds": round(seconds, 1),

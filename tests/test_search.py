@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +141,19 @@ def test_a_search_on_the_causal_lm_and_a_task_of_python_objects(ray_session: Non
     assert len(result.best_prompt.text.split()) == 2
 
 
+def test_a_task_whose_metric_is_f1(ray_session: None, tmp_path: Path) -> None:
+    from conftest import task_of
+
+    result = rayprompt.search(
+        task_of(train=6, metric="f1"), searcher="random", budget=60, scorers=1, out=tmp_path / "s"
+    )
+    check(result.to_json())
+    for found in (result.train, result.dev, result.test):
+        assert found.metric == "f1"
+        assert found.ci95[0] <= found.value <= found.ci95[1]
+    assert result.train.value == next(f["train"] for f in result.finalists if f["key"] == result.best_prompt.key)
+
+
 def test_a_search_that_has_no_more_prompts_ends_as_exhausted(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "phrases.txt").write_text("it was\noverall\n")
     settings = {"phrases": str(tmp_path / "phrases.txt")}
@@ -150,9 +167,6 @@ def test_a_failing_searcher_ends_the_run_with_its_reason(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rayprompt.study import search as module
-
-    class Failing:
-        pass
 
     real = module.make_searcher
 
@@ -180,3 +194,30 @@ def test_list_commands(capsys: pytest.CaptureFixture[str]) -> None:
         content = json.loads(capsys.readouterr().out.splitlines()[-1])
         check(content)
         assert content[what]
+
+
+def test_ctrl_c_ends_the_run_with_130_and_says_how_far_it_came(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "rayprompt.cli.main",
+        "search",
+        "--budget",
+        "100000000",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if "best on train" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    last = rest.splitlines()[-1]
+    assert re.match(r"rayprompt: interrupted after \d+ of 100000000 evaluations; best so far on train: '", last)
+    assert "Traceback" not in rest
