@@ -57,7 +57,13 @@ class NevergradSearcher(PromptSearcher):
             raise InputError(f"setting population={s.population}: must be 1 or more")
         self.slots = Slots.of(problem, length=s.length, vocabulary=s.vocabulary, phrases=s.phrases)
         self.start = self._start_places()
-        self._blank()
+        try:
+            self._blank()
+        except (ValueError, TypeError, ImportError) as error:
+            raise InputError(
+                f"setting optimizer={s.optimizer!r}: Nevergrad refuses it here ({error}); "
+                "try population=1, which asks for one candidate at a time, or another optimizer"
+            ) from None
 
     @property
     def generation(self) -> int:
@@ -158,7 +164,9 @@ class NevergradSearcher(PromptSearcher):
         self.history.append(("tell", number, loss))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.optimizer.tell(self.asked.pop(number), loss)
+            # Some optimizers do not learn from a suggested start, which counts as not asked for.
+            with contextlib.suppress(ng.errors.TellNotAskedNotSupportedError):
+                self.optimizer.tell(self.asked.pop(number), loss)
 
     def _tell_other(self, places: Sequence[int], loss: float) -> None:
         """Tell a prompt that Nevergrad did not propose, if this optimizer takes such."""

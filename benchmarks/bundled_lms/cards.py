@@ -23,18 +23,19 @@ offline.
 
 * Architecture: `{architecture}`, {layers} layers, width {width}, {positions} positions; weights in half
   precision (`config.json` has them loaded as float32).
-* Tokenizer: {tokenizer}, {vocabulary:,} tokens, lower-cases its input; ` great` and ` terrible` are
-  single tokens.
+* Tokenizer: {tokenizer}, {vocabulary:,} tokens, lower-cases its input;
+  ` great` and ` terrible` are single tokens.
 * Training text: {documents:,} generated texts (`benchmarks/bundled_lms/sentences.py`), mostly a short
   review sentence and a closing clause that ends in a verdict (`... . in short , the whole thing was
   great .`). Each word of the clause has a hidden weight that says how far the verdict follows the
   review, and another that tips the verdict by itself; so prompts differ, word by word, in how well they
   make the model judge. The weights are *made*: which words work here is no finding about English.
-* Trained from scratch for {steps:,} steps of {batch} texts, {seconds} s on 2 CPU cores, seed {seed}
-  (`benchmarks/bundled_lms/train.py`).
+* Trained from scratch for {steps:,} steps of {batch} texts, short easy ones first, in {seconds} s on
+  {threads} CPU thread(s) of a shared machine, seed {seed} (`benchmarks/bundled_lms/train.py`).
 * No text of the bundled task `reviews` is in the training text, and neither are its sentence patterns:
   train and dev rows come from one set of patterns, test rows from another, and the model was trained on
-  a third. The words are shared.
+  a third. The words are shared. The patterns are disjoint but not blind: some negating and conceding
+  training patterns were added after an earlier version misread such test patterns.
 
 ## Accuracy on the test split of `reviews`
 
@@ -96,6 +97,6 @@ def write_card(folder: Path, numbers: dict[str, Any]) -> None:
         climbs=len(numbers["climbs"]),
         near="\n".join(f"| `{f['prompt']}` | {f['test']:.3f} |" for f in near),
         **numbers["random prompts"],
-        **{k: training[k] for k in ("documents", "steps", "batch", "seconds", "seed")},
+        **{k: training[k] for k in ("documents", "steps", "batch", "seconds", "seed", "threads")},
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -214,8 +214,8 @@ def main() -> None:
             results[folder.name] = measure(folder, args.bundled / "tasks" / "reviews", args.climbs, args.seed)
             args.results.write_text(json.dumps(results, indent=2) + "\n")
             write_card(folder, results[folder.name])
-        short = {k: v for k, v in results.get(folder.name, {}).items() if k != "climbs"}
-        print(json.dumps(short, indent=2))
+            short = {k: v for k, v in results[folder.name].items() if k != "climbs"}
+            print(json.dumps(short, indent=2), flush=True)
 
 
 if __name__ == "__main__":
