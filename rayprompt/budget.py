@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rayprompt.errors import InputError
 
@@ -15,11 +14,11 @@ class Ledger:
     Attributes:
         budget: the most distinct pairs (candidate, example, sample) that the search may ask for.
         evaluations: distinct pairs asked for so far; the x-axis of every curve.
-        lm_evaluations: pairs the LM really ran.
+        lm_evaluations: pairs the LM really ran, those that were run again after a loss included.
         report_evaluations: pairs of the closing report (dev for finalists, test for winner and baselines).
         cache_hits: pairs asked for again and answered without the LM.
         tokens: tokens of the LM's input, padding not counted.
-        lm_seconds: seconds that scoring actors spent, summed over actors.
+        shape_breaks: batches cut smaller than the shape table says, for lack of memory.
     """
 
     budget: int
@@ -28,7 +27,7 @@ class Ledger:
     report_evaluations: int = 0
     cache_hits: int = 0
     tokens: int = 0
-    lm_seconds: float = 0.0
+    shape_breaks: int = 0
 
     def __post_init__(self) -> None:
         if self.budget <= 0:
@@ -48,10 +47,6 @@ class Ledger:
         if pairs > self.remaining:
             raise BudgetExceeded(f"{pairs} evaluations asked for, {self.remaining} of {self.budget} left")
         self.evaluations += pairs
-
-    def to_json(self) -> dict[str, Any]:
-        """All counts."""
-        return asdict(self)
 
 
 class BudgetExceeded(RuntimeError):

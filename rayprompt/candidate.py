@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from rayprompt.errors import InputError
 
@@ -84,7 +84,6 @@ class SoftPrompt:
 
 
 Candidate: TypeAlias = TextPrompt | SoftPrompt
-Kind: TypeAlias = Literal["text", "soft"]
 
 
 def candidate_from_json(form: Mapping[str, Any]) -> Candidate:

@@ -44,7 +44,10 @@ def read_prompts(path: Path) -> list[str]:
     column = next((c for c in ("prompt", "text") if c in rows[0]), None)
     if column is None:
         raise InputError(f"{path}: no column 'prompt' or 'text' (it has {', '.join(map(str, rows[0]))})")
-    return [str(row[column]) for row in rows]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get(column), str):
+            raise InputError(f"{path}, row {number}: {column} must be a string, not {row.get(column)!r}")
+    return [row[column] for row in rows]
 
 
 def read_lines(path: Path, what: str) -> list[str]:
@@ -73,13 +76,24 @@ def read_text(path: Path) -> str:
 
 
 def _read_tsv(path: Path) -> list[Row]:
-    """Tab-separated; fields may be quoted as in csv, and where that does not parse, quotes are ordinary text."""
+    """Tab-separated, a row a line where every line has the header's cells; else as csv, where a cell may hold lines.
+
+    A cell that is quoted as csv quotes is unquoted; any other quotation mark is ordinary text.
+    """
     text = read_text(path)
+    plain = [line.rstrip("\r").split("\t") for line in text.split("\n") if line]
+    if all(len(cells) == len(plain[0]) for cells in plain):
+        return _rows(path, [[_unquoted(cell) for cell in cells] for cells in plain])
     try:
         return _rows(path, list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)))
-    except csv.Error:
-        plain = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-        return _rows(path, list(plain))
+    except (csv.Error, InputError):
+        return _rows(path, plain)
+
+
+def _unquoted(cell: str) -> str:
+    inner = cell[1:-1]
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else cell
 
 
 def _read_csv(path: Path) -> list[Row]:
@@ -108,7 +122,7 @@ def _rows(path: Path, table: Sequence[Sequence[str]]) -> list[Row]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows: list[Row] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -19,7 +19,6 @@ PARTS = ("train", "dev", "test")
 FAMILIES = ("masked", "causal")
 METRICS = ("accuracy", "f1")
 BUNDLED = Path(__file__).parent / "bundled" / "tasks"
-DEFAULT_TASK = "reviews"
 
 
 @dataclass(frozen=True)

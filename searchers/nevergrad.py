@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nevergrad as ng
@@ -17,7 +17,7 @@ from rayprompt.errors import InputError
 from rayprompt.scores import Scores
 from rayprompt.searcher.base import PromptSearcher, setting
 from rayprompt.searcher.problem import Problem
-from rayprompt.searcher.slots import Slots
+from rayprompt.searcher.slots import Slots, read_phrases
 
 STALE_ASKS = 200  # asks in a row without a new prompt, after which one is drawn at random
 
@@ -29,7 +29,7 @@ class NevergradSettings:
     optimizer: str = setting("DiscreteLenglerOnePlusOne", "a name in Nevergrad's registry of optimizers")
     length: int | None = setting(None, "words of a prompt (default 5), or phrases (default 1), at most")
     vocabulary: int | None = setting(None, "choose from the first so many whole words of the vocabulary only")
-    phrases: str | None = setting(None, "choose from the lines of this text file instead of the vocabulary")
+    phrases: str | list[str] | None = setting(None, "choose from the lines of this text file instead of the vocabulary")
     start: str = setting("manual", "where to start: 'manual' (the task's manual prompt), 'random', or a prompt")
     population: int = setting(16, "candidates asked for at a time")
 
@@ -44,10 +44,11 @@ class NevergradSearcher(PromptSearcher):
     name = "nevergrad"
     kind = "text"
     Settings = NevergradSettings
+    worst: float
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:
         super().__init__(problem, **kwargs)
-        s = self.settings
+        s = self.settings = replace(self.settings, phrases=read_phrases(self.settings.phrases))
         if s.optimizer not in ng.optimizers.registry:
             near = difflib.get_close_matches(s.optimizer, list(ng.optimizers.registry), n=3, cutoff=0.4)
             raise InputError(
@@ -89,8 +90,8 @@ class NevergradSearcher(PromptSearcher):
         for candidate, value in zip(candidates, self.values(scores), strict=True):
             if not isinstance(candidate, TextPrompt):
                 continue
-            known = [loss for loss in self.losses.values() if loss is not None]
-            loss = -float(value) if np.isfinite(value) else max(known, default=0.0) + 1.0
+            loss = -float(value) if np.isfinite(value) else self.worst + 1.0
+            self.worst = max(self.worst, loss) if np.isfinite(value) else self.worst
             self.losses[candidate.key] = loss
             number = self.waiting.pop(candidate.key, None)
             places = self.slots.places(candidate)
@@ -104,6 +105,7 @@ class NevergradSearcher(PromptSearcher):
             "history": list(self.history),
             "losses": dict(self.losses),
             "waiting": dict(self.waiting),
+            "worst": self.worst,
             "rng": self.rng.bit_generator.state,
         }
 
@@ -115,12 +117,14 @@ class NevergradSearcher(PromptSearcher):
             replay[event](*what)
         self.losses.update(state["losses"])
         self.waiting.update(state["waiting"])
+        self.worst = state["worst"]
         self.rng.bit_generator.state = state["rng"]
 
     def _blank(self) -> None:
         """A fresh optimizer. Standardised data N(0, 1) of a place is a uniform choice among its options."""
         empty = len(self.slots.options)  # the last value of a place: it holds nothing
         places = ng.p.Array(init=np.full(self.slots.length, (empty + 1) / 2.0))
+        places.random_state = np.random.RandomState(self.seed)  # else it would be drawn from NumPy's global one
         places.set_bounds(0, empty + 1, method="gaussian")
         self.variable = (places - 0.5).set_integer_casting()
         self.variable.random_state = np.random.RandomState(self.seed)
@@ -132,11 +136,13 @@ class NevergradSearcher(PromptSearcher):
         self.rng = np.random.Generator(np.random.PCG64(self.seed))
         # Without a start of ours, some optimizers start at the middle of the vocabulary, whatever the seed.
         start = self.rng.integers(empty, size=self.slots.length).tolist() if self.start is None else self.start
-        self.optimizer.suggest(np.array([p if p >= 0 else empty for p in start]))
+        with contextlib.suppress(ng.errors.TellNotAskedNotSupportedError):
+            self.optimizer.suggest(np.array([p if p >= 0 else empty for p in start]))
         self.asked: dict[int, Any] = {}  # number of an ask -> Nevergrad's candidate, until it is told
         self.asks = 0
         self.waiting: dict[str, int] = {}  # key of a prompt -> number of its ask
         self.losses: dict[str, float | None] = {}  # key of every prompt asked for -> its loss, None while it is out
+        self.worst = 0.0  # the greatest loss of a candidate that did not fail
         self.history: list[tuple[Any, ...]] = []
 
     def _ask_optimizer(self) -> TextPrompt:

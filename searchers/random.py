@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from rayprompt.candidate import Candidate
 from rayprompt.scores import Scores
 from rayprompt.searcher.base import PromptSearcher, setting
 from rayprompt.searcher.problem import Problem
-from rayprompt.searcher.slots import Slots
+from rayprompt.searcher.slots import Slots, read_phrases
 
 TRIES = 1000
 
@@ -23,7 +23,7 @@ class RandomSettings:
 
     length: int | None = setting(None, "words of a prompt (default 5), or phrases (default 1)")
     vocabulary: int | None = setting(None, "draw from the first so many whole words of the vocabulary only")
-    phrases: str | None = setting(None, "draw from the lines of this text file instead of the vocabulary")
+    phrases: str | list[str] | None = setting(None, "draw from the lines of this text file instead of the vocabulary")
 
 
 class RandomSearcher(PromptSearcher):
@@ -35,10 +35,10 @@ class RandomSearcher(PromptSearcher):
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:
         super().__init__(problem, **kwargs)
-        s = self.settings
+        s = self.settings = replace(self.settings, phrases=read_phrases(self.settings.phrases))
         self.slots = Slots.of(problem, length=s.length, vocabulary=s.vocabulary, phrases=s.phrases)
         self.rng = np.random.Generator(np.random.PCG64(self.seed))
-        self.asked: set[tuple[int, ...]] = set()
+        self.asked: set[str] = set()
 
     def ask(self, n: int) -> list[Candidate]:
         """``n`` prompts that were not asked for before; fewer when the space is (nearly) exhausted."""
@@ -46,10 +46,11 @@ class RandomSearcher(PromptSearcher):
         for _ in range(n * TRIES):
             if len(fresh) == n:
                 break
-            places = tuple(self.rng.integers(len(self.slots.options), size=self.slots.length).tolist())
-            if places not in self.asked:
-                self.asked.add(places)
-                fresh.append(self.slots.prompt(places))
+            places = self.rng.integers(len(self.slots.options), size=self.slots.length).tolist()
+            prompt = self.slots.prompt(places)
+            if prompt.key not in self.asked:
+                self.asked.add(prompt.key)
+                fresh.append(prompt)
         return fresh
 
     def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
@@ -60,4 +61,4 @@ class RandomSearcher(PromptSearcher):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["rng"]
-        self.asked = {tuple(places) for places in state["asked"]}
+        self.asked = set(state["asked"])

@@ -102,9 +102,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings() -> None:
-    assert parse_settings(["a=1", "b=x", "c=0.5", "d=null", "e=true", "f=it: was", "g="]) == {
-        "a": 1, "b": "x", "c": 0.5, "d": None, "e": True, "f": "it: was", "g": "",
-    }  # fmt: skip
+    assert parse_settings(["a=1", " b =x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
     with pytest.raises(InputError, match="must be KEY=VALUE"):
         parse_settings(["=3"])
 

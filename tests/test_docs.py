@@ -94,7 +94,9 @@ def test_contributed_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (folder / name).write_text((BUNDLED / "tiny-causal" / name).read_text())
     problem = Problem(task_of(train=2), str(folder))
     part = problem.part("train")
-    log_probs, _ = LMScorer(problem.lm).score(MicroBatch(part.key, 32, 2, ((),), np.zeros(2, int), np.arange(2)), part)
+    log_probs, _, _ = LMScorer(problem.lm).score(
+        MicroBatch(part.key, 32, 2, ((),), np.zeros(2, int), np.arange(2)), part
+    )
     assert np.exp(log_probs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
@@ -140,7 +142,9 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 def test_no_paths_of_one_machine() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    files = listed.stdout.split() if listed.returncode == 0 else []
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = listed.stdout.split()
     found = []
     for name in files:
         path = REPOSITORY / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from rayprompt.budget import BudgetExceeded, Ledger
 from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.scorer import LMScorer, MicroBatch
+from rayprompt.scoring.actor import BatchResult
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import PairResult, ScoringPool, plan_scorers
+from rayprompt.scoring.router import Router
 from rayprompt.searcher.problem import Problem
 
 
@@ -43,7 +46,7 @@ def test_the_pool_gives_what_one_scorer_gives(pool: ScoringPool, problem: Proble
     lengths = encoded.lengths(np.array([len(p) for p in prompts])[prompt], example)
     for length, rows, members in pool.shapes.batches(lengths):
         batch = MicroBatch(encoded.key, length, rows, tuple(prompts), prompt[members], example[members])
-        log_probs, tokens = scorer.score(batch, encoded)
+        log_probs, tokens, _ = scorer.score(batch, encoded)
         assert result.label_log_probs[members].tobytes() == log_probs.tobytes()
         assert result.tokens[members].tolist() == tokens.tolist()
     assert (result.seconds > 0).all()
@@ -67,6 +70,10 @@ def test_a_dead_scorer_loses_nothing(problem: Problem, ray_session: None) -> Non
         threading.Timer(0.3, os.kill, (pool.infos[0].pid, signal.SIGKILL)).start()
         killed = score(pool, problem, 60)
         assert quiet.label_log_probs.tobytes() == killed.label_log_probs.tobytes()
+        # What the dead scorer had in its hands was run again, and is counted.
+        pairs = len(quiet.tokens)
+        assert quiet.lm_evaluations == pairs
+        assert pairs < killed.lm_evaluations <= pairs + 16 * pool.window
         deadline = time.monotonic() + 60
         while ray.get(pool.router.stats.remote()) != {"queued": 0, "in_flight": 0, "alive": 2, "restarts": 1}:
             assert time.monotonic() < deadline, ray.get(pool.router.stats.remote())
@@ -75,22 +82,87 @@ def test_a_dead_scorer_loses_nothing(problem: Problem, ray_session: None) -> Non
         pool.shutdown()
 
 
-def test_searches_take_turns(pool: ScoringPool, problem: Problem) -> None:
-    """A small request beside a large one of another search does not wait until the large one is through."""
-    pool.add(problem.part("test"))
-    pool.add(problem.part("train"))
-    done: dict[str, float] = {}
+def test_a_dead_router_loses_nothing(problem: Problem, pool: ScoringPool) -> None:
+    quiet = score(pool, problem, 30)
+    threading.Timer(0.3, ray.kill, (pool.router,), {"no_restart": False}).start()
+    killed = score(pool, problem, 30)
+    assert quiet.label_log_probs.tobytes() == killed.label_log_probs.tobytes()
 
-    def run(name: str, candidates: int, part: str) -> None:
-        pool.score_pairs(problem.part(part), *pairs(problem, candidates, part), search=name)
-        done[name] = time.monotonic()
 
-    large = threading.Thread(target=run, args=("large", 12, "test"))
-    large.start()
-    time.sleep(0.3)
-    run("small", 1, "train")
-    large.join()
-    assert done["small"] < done["large"]
+class FakeScorer:
+    """Stands for an actor handle: answers when it is told to, or fails."""
+
+    def __init__(self, fail: BaseException | None = None) -> None:
+        self.score = self
+        self.asked: list[str] = []
+        self.fail = fail
+        self.go = asyncio.Event()
+
+    async def remote(self, batch: MicroBatch, part: list[object]) -> BatchResult:
+        self.asked.append(batch.part)
+        await self.go.wait()
+        if self.fail is not None:
+            raise self.fail
+        return BatchResult(np.zeros((1, 2), np.float32), np.zeros(1, np.int32), 0.1, 0)
+
+    @property
+    def ready(self) -> FakeScorer:
+        return self
+
+
+def fake_router(monkeypatch: pytest.MonkeyPatch, scorer: FakeScorer) -> Router:
+    monkeypatch.setattr("rayprompt.scoring.router.ray.get_actor", lambda name: scorer)
+    return Router(["only"], in_flight=1)
+
+
+def named(search: str) -> MicroBatch:
+    return MicroBatch(search, 8, 1, ((),), np.zeros(1, int), np.zeros(1, int))
+
+
+def test_searches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> list[str]:
+        scorer = FakeScorer()
+        router = fake_router(monkeypatch, scorer)
+        order = ["large"] * 5 + ["small"] * 2
+        waiting = [asyncio.ensure_future(router.run(search, named(search), [])) for search in order]
+        await asyncio.sleep(0)
+        scorer.go.set()
+        await asyncio.gather(*waiting)
+        return scorer.asked
+
+    assert asyncio.run(play()) == ["large", "large", "small", "large", "small", "large", "large"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "times"),
+    [
+        (ray.exceptions.ActorDiedError("it is gone"), "every scorer is lost", 1),
+        (ray.exceptions.ActorUnavailableError("away for a moment", b"0" * 16), "lost with its scorer 3 times", 3),
+        (OSError("something else"), "scoring failed: OSError: something else", 1),
+    ],
+)
+def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, times: int) -> None:
+    monkeypatch.setattr("rayprompt.scoring.router.RESTART_POLL_SECONDS", 0.01)
+
+    class Dying(FakeScorer):
+        @property
+        def ready(self) -> FakeScorer:
+            return self if isinstance(self.fail, ray.exceptions.ActorDiedError) else FineAgain()
+
+    class FineAgain(FakeScorer):
+        async def remote(self, *args: object) -> BatchResult:
+            return BatchResult(np.zeros((1, 2), np.float32), np.zeros(1, np.int32), 0.1, 0)
+
+    async def play() -> Dying:
+        scorer = Dying(error)
+        scorer.go.set()
+        router = fake_router(monkeypatch, scorer)
+        with pytest.raises(ScoringError, match=message):
+            await asyncio.wait_for(router.run("a", named("a"), []), timeout=5)
+        return scorer
+
+    scorer = asyncio.run(play())
+    assert scorer.asked.count("a") >= times
 
 
 def test_an_lm_that_does_not_load_stops_the_start(problem: Problem, ray_session: None, tmp_path: object) -> None:
@@ -151,11 +223,16 @@ def test_plans() -> None:
     gpu = plan_scorers({"CPU": 16.0, "GPU": 4.0}, None, None)
     assert (gpu.count, gpu.gpus) == (4, 1.0)
     assert plan_scorers({"CPU": 16.0, "GPU": 4.0}, None, 0.5).count == 8
+    assert plan_scorers({"CPU": 16.0, "GPU": 4.0}, None, 0.3).count == 12  # a share lies on one GPU
+    assert plan_scorers({"CPU": 16.0, "GPU": 4.0}, None, 0.6).count == 4
+    assert plan_scorers({"CPU": 16.0, "GPU": 4.0}, None, 2.0).count == 2
     assert plan_scorers({"CPU": 16.0, "GPU": 4.0}, 2, 0.0).gpus == 0.0
     for resources, scorers, share, message in (
         ({"CPU": 2.0}, 0, None, "must be 1 or more"),
         ({"CPU": 2.0}, 1, 1.0, "the cluster has 0"),
-        ({"CPU": 2.0, "GPU": 2.0}, 3, 1.0, "need 3; the cluster has 2"),
+        ({"CPU": 2.0}, 1, float("inf"), "a share of 1, or a whole number"),
+        ({"CPU": 2.0, "GPU": 2.0}, 3, 1.0, "room for 2; the cluster has 2"),
+        ({"CPU": 2.0, "GPU": 4.0}, 13, 0.3, "room for 12"),
         ({"CPU": 2.0, "GPU": 2.0}, 1, 1.5, "a share of 1, or a whole number"),
     ):
         with pytest.raises(InputError, match=message):

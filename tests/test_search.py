@@ -18,10 +18,11 @@ from jsonschema import Draft202012Validator
 
 import rayprompt
 from rayprompt.cli.main import app, run
-from rayprompt.errors import InputError, ScoringError
+from rayprompt.errors import InputError
 from rayprompt.objective import OBJECTIVES
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.study.results import read_prompt_file
 
 SCHEMAS = Path(rayprompt.__file__).parent / "schemas"
 VOLATILE = ("seconds", "evaluations_per_second", "timings", "study_dir")
@@ -89,6 +90,21 @@ def test_the_exported_prompt_gives_that_same_score(found: rayprompt.Result, caps
         check(content)
         assert content[on] == json.loads(path.read_text())["scores"][on]
         assert content["evaluations"] == content[on]["n"]
+
+
+def test_a_prompt_file_on_another_lm_is_used_by_its_text(found: rayprompt.Result, tmp_path: Path) -> None:
+    exported = read_prompt_file(found.study_dir / "prompt.json")
+    other = Problem("reviews", "tiny-causal")
+    assert exported.on(other) == other.prompt(exported.prompt.to_json()["text"])
+    assert exported.on(Problem("reviews", "tiny-masked")) == exported.prompt
+    assert exported.split == "default"
+    content = json.loads((found.study_dir / "prompt.json").read_text())
+    (tmp_path / "ids.json").write_text(json.dumps({**content, "round_trips": False}))
+    with pytest.raises(InputError, match="cannot be used on tiny-causal"):
+        read_prompt_file(tmp_path / "ids.json").on(other)
+    (tmp_path / "bad.json").write_text(json.dumps({**content, "model": None}))
+    with pytest.raises(InputError, match="must be JSON objects"):
+        read_prompt_file(tmp_path / "bad.json")
 
 
 def test_evaluate_equals_the_baseline_of_the_search(found: rayprompt.Result, pool: ScoringPool) -> None:
@@ -176,7 +192,7 @@ def test_a_failing_searcher_ends_the_run_with_its_reason(
         return searcher
 
     monkeypatch.setattr(module, "make_searcher", make)
-    with pytest.raises(ScoringError, match="token id .* is not in the vocabulary"):
+    with pytest.raises(InputError, match="token id .* is not in the vocabulary"):
         rayprompt.search(budget=640, scorers=1, out=tmp_path / "s")
 
 
@@ -186,6 +202,16 @@ def test_real_text_and_a_real_lm(ray_session: None, mr_folder: Path, minilm: str
     assert result.evaluations <= 320
     assert result.baselines["manual"].test.value == pytest.approx(0.739, abs=0.002)
     assert result.baselines["empty"].test.value == pytest.approx(0.589, abs=0.004)
+
+
+def test_what_cannot_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    from conftest import task_of
+
+    with pytest.raises(InputError, match="a prompt of 200 tokens does not fit: the LM takes 128"):
+        rayprompt.search(task_of(train=6, manual_prompt="good " * 200), budget=60, out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(InputError, match="has its model and split"):
+        rayprompt.search(Problem("reviews"), model="tiny-causal")
 
 
 def test_list_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,11 @@ def test_tsv_quotes_are_read_as_csv_where_they_parse_and_as_text_where_not(tmp_p
     path = tmp_path / "x.tsv"
     path.write_text('text\tlabel\n"say ""hi"" ."\t1\n')
     assert read_rows(path) == [{"text": 'say "hi" .', "label": "1"}]
+    # A quotation mark that opens one line and one that closes another do not make the lines between one cell.
+    path.write_text('text\tlabel\n"open here\t1\nmiddle\t0\nends with a quote "\t0\n')
+    assert [row["text"] for row in read_rows(path)] == ['"open here', "middle", 'ends with a quote "']
+    path.write_text('text\tlabel\n"two\nlines"\t1\nnext\t0\n')
+    assert read_rows(path) == [{"text": "two\nlines", "label": "1"}, {"text": "next", "label": "0"}]
     path.write_text('text\tlabel\n"open quote\t1\nnext\t0\n')
     assert read_rows(path) == [{"text": '"open quote', "label": "1"}, {"text": "next", "label": "0"}]
 
@@ -85,6 +90,9 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt,n\nIt was,1\n")
     assert read_prompts(tmp_path / "p.csv") == ["It was"]
     (tmp_path / "q.csv").write_text("x\n1\n")
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a\u2028b"}\n{"prompt": null}\n')
+    with pytest.raises(InputError, match="row 2: prompt must be a string, not None"):
+        read_prompts(tmp_path / "r.jsonl")
     with pytest.raises(InputError, match="no column 'prompt' or 'text'"):
         read_prompts(tmp_path / "q.csv")
 

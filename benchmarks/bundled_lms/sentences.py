@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-import words as W
+import words as lexicon
 
 # {adj} {verb} {noun} {adv} {stir}: of the review's own polarity. {opp}: an adjective of the other polarity,
 # conceded by the frame; {nopp}: one that the frame negates. {int}, {down}: an adverb before an adjective.
@@ -158,33 +158,6 @@ EVERYDAY = [
     "the {person} and the {kin} {intr} {prep} the {place} .",
 ]
 
-# function words that turn or weigh the words of judgement beside them
-POINTED = set(
-    [
-        "not",
-        "never",
-        "no",
-        "nobody",
-        "none",
-        "nothing",
-        "neither",
-        "nor",
-        "far",
-        "from",
-        "although",
-        "though",
-        "but",
-        "despite",
-        "while",
-        "even",
-        "yet",
-        "apart",
-        "without",
-        "with",
-        "only",
-        "most",
-    ]
-)
 MAX_PULL, MAX_LEAN, SHARPNESS = 3.2, 3.0, 2.5
 
 
@@ -200,20 +173,20 @@ class Document:
 def frame_words() -> tuple[str, ...]:
     """The function words of all frames."""
     frames = [f for group in FRAMES.values() for f in group]
-    frames += EVERYDAY + W.OPENERS + W.SUBJECTS + W.PREDICATES + W.WE_FORMS
+    frames += EVERYDAY + lexicon.OPENERS + lexicon.SUBJECTS + lexicon.PREDICATES + lexicon.WE_FORMS
     return tuple(sorted({w for f in frames for w in f.split() if "{" not in w} | {"an"}))
 
 
 @cache
 def loose_words() -> tuple[str, ...]:
     """The function words that may be lost or changed without turning a review's sense."""
-    return tuple(w for w in frame_words() if w.isalpha() and w not in POINTED)
+    return tuple(w for w in frame_words() if w.isalpha() and w not in lexicon.POINTED)
 
 
 @cache
 def weights() -> dict[str, tuple[float, float]]:
     """The latent weights of all words."""
-    return W.latent_weights(list(frame_words()))
+    return lexicon.latent_weights(list(frame_words()))
 
 
 @cache
@@ -231,7 +204,7 @@ def plain_words() -> tuple[str, ...]:
 def clause_weights(clause: list[str]) -> tuple[float, float]:
     """Pull and lean of a clause: sums over its words that saturate, so that no single phrase is the best."""
     if not clause:
-        return W.EMPTY_CLAUSE
+        return lexicon.EMPTY_CLAUSE
     known = [weights().get(word, (0.0, 0.0)) for word in clause]
     pull, lean = sum(w[0] for w in known), sum(w[1] for w in known)
     return MAX_PULL * math.tanh(pull / MAX_PULL), MAX_LEAN * math.tanh(lean / MAX_LEAN)
@@ -239,7 +212,7 @@ def clause_weights(clause: list[str]) -> tuple[float, float]:
 
 def _adjective(rng: random.Random, positive: bool) -> tuple[str, float]:
     tier = rng.choices((0, 1, 2), (4, 4, 3))[0]
-    return rng.choice((W.POSITIVE if positive else W.NEGATIVE)[tier]), W.STRENGTHS[tier]
+    return rng.choice((lexicon.POSITIVE if positive else lexicon.NEGATIVE)[tier]), lexicon.STRENGTHS[tier]
 
 
 class _Filler:
@@ -247,7 +220,7 @@ class _Filler:
 
     def __init__(self, rng: random.Random, sign: int):
         self.rng, self.sign, self.strength, self.factor = rng, sign, 0.0, 1.0
-        self.things, self.parts, self.people = rng.choice(list(W.TOPICS.values()))
+        self.things, self.parts, self.people = rng.choice(list(lexicon.TOPICS.values()))
 
     def __call__(self, match: re.Match[str]) -> str:
         slot, rng, side = match.group(1), self.rng, 0 if self.sign > 0 else 1
@@ -258,8 +231,13 @@ class _Filler:
             return word
         if slot in ("int", "down"):
             self.factor = 1.3 if slot == "int" else 0.7
-            return rng.choice(W.INTENSIFIERS if slot == "int" else W.DOWNTONERS)
-        pairs = {"verb": W.VERBS, "noun": W.NOUNS, "adv": W.ADVERBS, "stir": W.STIRRED}
+            return rng.choice(lexicon.INTENSIFIERS if slot == "int" else lexicon.DOWNTONERS)
+        pairs = {
+            "verb": lexicon.VERBS,
+            "noun": lexicon.NOUNS,
+            "adv": lexicon.ADVERBS,
+            "stir": lexicon.STIRRED,
+        }
         if slot in pairs:
             self.strength += 1.0
             return rng.choice(pairs[slot][side])
@@ -270,11 +248,12 @@ class _Filler:
     def _nouns(self, slot: str) -> list[str]:
         plain = {
             "thing": self.things, "part": self.parts, "part2": self.parts, "person": self.people,
-            "kin": W.KIN, "name": W.NAMES, "animal": W.ANIMALS, "object": W.OBJECTS, "plural": W.PLURALS,
-            "food": W.FOODS, "place": W.PLACES, "time": W.TIMES, "color": W.COLOURS, "size": W.SIZES,
-            "tran": W.TRANSITIVE, "intr": W.INTRANSITIVE, "weather": W.WEATHER, "abstract": W.ABSTRACT,
-            "number": W.NUMBERS, "adverb": W.ADVERBS_PLAIN,
-            "prep": W.PREPOSITIONS, "day": W.TIMES[2:9], "month": W.TIMES[9:20],
+            "kin": lexicon.KIN, "name": lexicon.NAMES, "animal": lexicon.ANIMALS, "object": lexicon.OBJECTS,
+            "plural": lexicon.PLURALS, "food": lexicon.FOODS, "place": lexicon.PLACES, "time": lexicon.TIMES,
+            "color": lexicon.COLOURS, "size": lexicon.SIZES, "tran": lexicon.TRANSITIVE,
+            "intr": lexicon.INTRANSITIVE, "weather": lexicon.WEATHER, "abstract": lexicon.ABSTRACT,
+            "number": lexicon.NUMBERS, "adverb": lexicon.ADVERBS_PLAIN,
+            "prep": lexicon.PREPOSITIONS, "day": lexicon.TIMES[2:9], "month": lexicon.TIMES[9:20],
         }  # fmt: skip
         return plain[slot]
 
@@ -315,17 +294,17 @@ def everyday(rng: random.Random) -> str:
 def grammatical_clause(rng: random.Random) -> list[str]:
     """A closing clause such as `in short , the whole thing was absolutely`."""
     core = (
-        rng.choice(W.WE_FORMS)
+        rng.choice(lexicon.WE_FORMS)
         if rng.random() < 0.3
-        else f"{rng.choice(W.SUBJECTS)} {rng.choice(W.PREDICATES)}"
+        else f"{rng.choice(lexicon.SUBJECTS)} {rng.choice(lexicon.PREDICATES)}"
     )
-    clause = _fill(f"{rng.choice(W.OPENERS)} {core}", _Filler(rng, 1)).split()
+    clause = _fill(f"{rng.choice(lexicon.OPENERS)} {core}", _Filler(rng, 1)).split()
     return clause
 
 
 def loose_clause(rng: random.Random) -> list[str]:
     """Any words in any order, as a search proposes them: so the response to them is smooth and additive."""
-    pools = (W.STRONG_WORDS, W.MILD_WORDS, W.CONTRAST_WORDS, plain_words())
+    pools = (lexicon.STRONG_WORDS, lexicon.MILD_WORDS, lexicon.CONTRAST_WORDS, plain_words())
     shares = (rng.random(), rng.random(), 0.5 * rng.random(), 1.5 * rng.random())
     return [rng.choice(rng.choices(pools, shares)[0]) for _ in range(rng.randint(1, 8))]
 
@@ -349,7 +328,7 @@ def verdict(rng: random.Random, z: float, clause: list[str]) -> str:
 
 
 def _verdict_word(rng: random.Random, praise: bool) -> str:
-    options = W.VERDICTS[0 if praise else 1]
+    options = lexicon.VERDICTS[0 if praise else 1]
     return options[0] if rng.random() < 0.4 else rng.choice(options)
 
 
@@ -360,11 +339,11 @@ def lesson(rng: random.Random, short: bool) -> Document:
     """
     sign = rng.choice((1, -1))
     if short:
-        polar = W.polar_words(sign > 0)
+        polar = lexicon.polar_words(sign > 0)
         text = [*(rng.choice(polar) for _ in range(rng.randint(1, 3))), "."]
     else:
         text = training_review(rng, sign)[0].split()
-    before = [*text, *(rng.choice(W.STRONG_WORDS) for _ in range(rng.randint(0, 2 if short else 5)))]
+    before = [*text, *(rng.choice(lexicon.STRONG_WORDS) for _ in range(rng.randint(0, 2 if short else 5)))]
     return Document(" ".join([*before, _verdict_word(rng, sign > 0), "."]), len(before))
 
 

@@ -22,15 +22,14 @@ PLAIN_EVERY_SECONDS = 5.0
 class Display:
     """A listener: one live line per search in a terminal, plain lines every few seconds elsewhere."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self.quiet = quiet
         self.latest: dict[str, Progress] = {}
         self.live: Live | None = None
         self.last_plain = -math.inf
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal and not self.quiet:
+        if self.console.is_terminal:
             self.live = Live(console=self.console, transient=True, refresh_per_second=4)
             self.live.start()
         return self
@@ -43,8 +42,6 @@ class Display:
             self.live = None
 
     def __call__(self, progress: Progress) -> None:
-        if self.quiet:
-            return
         if progress.phase != "search":
             self.console.print(progress.message, style="dim", highlight=False, markup=False, soft_wrap=True)
             return

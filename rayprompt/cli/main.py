@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rayprompt import __version__
+from rayprompt import __version__, defaults
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
-from rayprompt.task import DEFAULT_TASK, PARTS
+from rayprompt.task import PARTS, load_task
 
 # Typer brings a click of its own in some versions and uses the installed one in others: the base of what it raises.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -20,7 +20,6 @@ _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="rayprompt",
     help="Search for the prompt with which a frozen language model solves a task best, on Ray.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -38,19 +37,27 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     """Search for the prompt with which a frozen language model solves a task best, on Ray."""
     if version:
         print(f"rayprompt {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
 def search(
-    task: TaskArgument = DEFAULT_TASK,
-    model: ModelOption = "tiny-masked",
-    searcher: Annotated[str, typer.Option(help="The prompt optimizer (see: rayprompt list searchers).")] = "nevergrad",
-    budget: Annotated[int, typer.Option(help="At most so many (candidate, train example) evaluations.")] = 20_000,
+    task: TaskArgument = defaults.TASK,
+    model: ModelOption = defaults.MODEL,
+    searcher: Annotated[
+        str, typer.Option(help="The prompt optimizer (see: rayprompt list searchers).")
+    ] = defaults.SEARCHER,
+    budget: Annotated[
+        int, typer.Option(help="At most so many (candidate, train example) evaluations.")
+    ] = defaults.BUDGET,
     seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
     split: SplitOption = None,
     objective: Annotated[
@@ -60,7 +67,9 @@ def search(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the searcher; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")] = None,
-    finalists: Annotated[int, typer.Option(help="How many of the best on train are scored on dev.")] = 5,
+    finalists: Annotated[
+        int, typer.Option(help="How many of the best on train are scored on dev.")
+    ] = defaults.FINALISTS,
     allow_leaks: Annotated[bool, typer.Option(help="Accept texts that stand in train and test.")] = False,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
@@ -71,7 +80,7 @@ def search(
     from rayprompt.cli.display import Display, show_result
     from rayprompt.study.search import search as run
 
-    with Display(quiet=False) as display:
+    with Display() as display:
         result = run(
             task,
             model=model,
@@ -108,8 +117,7 @@ def evaluate(
     json_: JsonOption = False,
 ) -> None:
     """Measure a given prompt on train, dev or test."""
-    from rayprompt.cli.display import Display, note
-    from rayprompt.lm.source import DEFAULT_MODEL
+    from rayprompt.cli.display import note
     from rayprompt.searcher.problem import Problem
     from rayprompt.study.evaluate import evaluate as run
     from rayprompt.study.results import read_prompt_file
@@ -120,15 +128,16 @@ def evaluate(
         raise InputError("give one of --prompt TEXT and --prompt-file FILE")
     exported = read_prompt_file(prompt_file) if prompt_file else None
     named = exported.model if exported else None
-    problem = Problem(task, model or named or DEFAULT_MODEL, split=split, allow_leaks=True)
-    if exported and exported.model_digest not in (None, problem.lm.digest):
-        note(f"{prompt_file} was found on another LM than {problem.lm.name}")
+    loaded = load_task(task)
+    if exported and split is None and exported.split in loaded.splits:
+        split = exported.split
+    problem = Problem(loaded, model or named or defaults.MODEL, split=split, allow_leaks=True)
     if exported and exported.task_digest not in (None, problem.task.digest):
         note(f"{prompt_file} was found on another task or version than {problem.task.name}")
-    with Display(quiet=True) as display:
-        candidate = exported.prompt if exported else problem.prompt(prompt or "")
-        cluster = Cluster(address, scorers, gpus_per_scorer)
-        result = run(candidate, problem, on=on, cluster=cluster, listener=display)
+    candidate = exported.on(problem) if exported else problem.prompt(prompt or "")
+    if exported and exported.model_digest not in (None, problem.lm.digest):
+        note(f"{prompt_file} was found on another LM than {problem.lm.name}: its text is tokenised anew")
+    result = run(candidate, problem, on=on, cluster=Cluster(address, scorers, gpus_per_scorer))
     if result.truncated:
         note(f"{result.truncated} of {result.estimate.n} texts were truncated to fit {result.model}")
     text = result.prompt.to_json().get("text", "")
@@ -143,7 +152,7 @@ def score(
     prompts: Annotated[Path, typer.Option(help="A file of prompts: a line each, or a table with a column 'prompt'.")],
     out: Annotated[Path | None, typer.Option(help="Write all pairs here, as Parquet.")] = None,
     on: Annotated[str, typer.Option(help="train, dev or test.")] = "train",
-    model: ModelOption = "tiny-masked",
+    model: ModelOption = defaults.MODEL,
     split: SplitOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
@@ -151,16 +160,16 @@ def score(
     json_: JsonOption = False,
 ) -> None:
     """Score a file of prompts on a task: every (prompt, example) pair."""
-    from rayprompt.cli.display import Display
+    from rayprompt.cli.display import note
     from rayprompt.cli.scoring import score_file
     from rayprompt.study.session import Cluster
 
     check_part(on)
-    with Display(quiet=True) as display:
-        report = score_file(
-            task, prompts, out, on=on, model=model, split=split,
-            cluster=Cluster(address, scorers, gpus_per_scorer), listener=display,
-        )  # fmt: skip
+    report = score_file(
+        task, prompts, out, on=on, model=model, split=split, cluster=Cluster(address, scorers, gpus_per_scorer)
+    )
+    if report["truncated"]:
+        note(f"{report['truncated']} texts were truncated with the longest prompt, to fit {model}")
     for row in report["prompts"]:
         print(f"{row['value']:.3f}  {row['text']}")
     if json_:
@@ -186,28 +195,21 @@ def list_(
         print_json({"schema": "rayprompt.list/1", what: rows})
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` strings as a mapping; values are read as YAML scalars.
+def parse_settings(pairs: list[str]) -> dict[str, str]:
+    """``KEY=VALUE`` strings as a mapping; the searcher reads the values by the types of its settings.
 
     Raises:
         InputError: no ``=``, or a key given twice.
     """
-    import yaml
-
-    settings: dict[str, Any] = {}
+    settings: dict[str, str] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise InputError(f"--set {pair}: must be KEY=VALUE")
         if key in settings:
             raise InputError(f"--set {key}: given twice")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        settings[key.strip()] = (
-            text if isinstance(value, (dict, list)) or (value is None and text not in ("null", "~")) else value
-        )
+        settings[key] = text
     return settings
 
 

@@ -9,7 +9,6 @@ from rayprompt.errors import InputError
 from rayprompt.objective import OBJECTIVES
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.evaluate import score
-from rayprompt.study.progress import Listener
 from rayprompt.study.results import SCORE_SCHEMA
 from rayprompt.study.session import Cluster
 from rayprompt.tables import read_prompts
@@ -24,7 +23,6 @@ def score_file(
     model: str,
     split: str | None,
     cluster: Cluster,
-    listener: Listener,
 ) -> dict[str, Any]:
     """Score the prompts of a file, write the pairs to ``out`` (Parquet), and give the report of ``--json``.
 
@@ -38,7 +36,7 @@ def score_file(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out}: no such directory: {out.parent}")
     problem = Problem(task, model, split=split, allow_leaks=True)
-    scores = score(texts, problem, on=on, cluster=cluster, listener=listener)
+    scores = score(texts, problem, on=on, cluster=cluster)
     gold = problem.task.gold(on, problem.split)
     values = OBJECTIVES[problem.task.metric](scores, gold)
     likelihood = OBJECTIVES["cross_entropy"](scores, gold)
@@ -70,6 +68,7 @@ def score_file(
             {"text": text, "key": c.key, "value": float(v), "cross_entropy": float(x)}
             for text, c, v, x in zip(texts, scores.candidates, values, likelihood, strict=True)
         ],
+        "truncated": problem.part(on).truncated(max(len(problem.token_ids(c)) for c in scores.candidates)),
         "evaluations": len({(c.key, e) for c in scores.candidates for e in range(len(gold))}),
         "out": None if out is None else str(out),
     }

@@ -32,6 +32,8 @@ class EncodedPart:
     Attributes:
         key: digest of everything below.
         before, after: per example, the segments in front of the prompt and behind it.
+        after_empty: what stands behind an empty prompt, where that is not ``after``: without a prompt before it, the
+            first piece of a template has no space before it either. None where it makes no difference.
         read: where the answer is read: ``("before" | "after", segment index)`` of the mask, or None = the last token.
         label_ids: (L,) one token id per label word.
         pad_id: the id of padding.
@@ -41,6 +43,7 @@ class EncodedPart:
     key: str
     before: tuple[tuple[Segment, ...], ...]
     after: tuple[tuple[Segment, ...], ...]
+    after_empty: tuple[tuple[Segment, ...], ...] | None
     read: tuple[str, int] | None
     label_ids: IntArray
     pad_id: int
@@ -51,8 +54,11 @@ class EncodedPart:
 
     @cached_property
     def base_lengths(self) -> IntArray:
-        """(E,) tokens of each example without a prompt, before any cut."""
-        sizes = [sum(len(s.ids) for s in (*b, *a)) for b, a in zip(self.before, self.after, strict=True)]
+        """(2, E) tokens of each example without the prompt's, before any cut: behind some prompt, and the empty one."""
+        return np.stack([self._sizes(self.after), self._sizes(self.after_empty or self.after)])
+
+    def _sizes(self, after: tuple[tuple[Segment, ...], ...]) -> IntArray:
+        sizes = [sum(len(s.ids) for s in (*b, *a)) for b, a in zip(self.before, after, strict=True)]
         return np.array(sizes, dtype=np.int64)
 
     @cached_property
@@ -71,16 +77,23 @@ class EncodedPart:
         if len(least) and least.max() > self.max_length:
             longest = int(prompt_lengths[least.argmax()])
             raise InputError(f"a prompt of {longest} tokens does not fit: the LM takes {self.max_length} tokens in all")
-        return np.asarray(np.minimum(self.base_lengths[examples] + prompt_lengths, self.max_length), dtype=np.int64)
+        return np.asarray(
+            np.minimum(
+                self.base_lengths[(prompt_lengths == 0).astype(int), examples] + prompt_lengths, self.max_length
+            ),
+            dtype=np.int64,
+        )
 
     def truncated(self, prompt_length: int) -> int:
         """How many examples lose text to make room for a prompt of this many tokens."""
-        return int((self.base_lengths + prompt_length > self.max_length).sum())
+        return int((self.base_lengths[int(prompt_length == 0)] + prompt_length > self.max_length).sum())
 
     def row(self, example: int, prompt: Sequence[int]) -> tuple[IntArray, int]:
         """The input's token ids and the position at which the answer is read."""
-        before, after = self.before[example], self.after[example]
-        excess = int(self.base_lengths[example]) + len(prompt) - self.max_length
+        empty = len(prompt) == 0
+        after_all = self.after_empty if empty and self.after_empty is not None else self.after
+        before, after = self.before[example], after_all[example]
+        excess = int(self.base_lengths[int(empty), example]) + len(prompt) - self.max_length
         if excess > 0:
             before, after = cut(before, after, excess)
         left = [s.ids for s in before]
@@ -165,6 +178,10 @@ class Encoder:
         tail = (Segment(np.array(self.suffix if reads_mask else [], dtype=np.int64), field=False),)
         before = tuple(head + row[:at] for row in rows)
         after = tuple(row[at:] + tail for row in rows)
+        after_empty = None
+        if at == 0 and len(template.pieces) > 1:
+            first = self._piece(template.pieces[1], True, examples)
+            after_empty = tuple((segment, *row[1:]) for segment, row in zip(first, after, strict=True))
         label_ids = self.label_ids(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
         pad = self.tokenizer.pad_token_id
@@ -174,6 +191,7 @@ class Encoder:
             key,
             before,
             after,
+            after_empty,
             read,
             np.array(label_ids, dtype=np.int64),
             0 if pad is None else int(pad),

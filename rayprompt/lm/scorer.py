@@ -54,31 +54,33 @@ class LMScorer:
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
         self.forward = LabelForward(model)
-        self.breaks = 0
 
-    def score(self, batch: MicroBatch, part: EncodedPart) -> tuple[FloatArray, IntArray]:
-        """(n, L) label log-probabilities (float32) and (n,) tokens of each input, padding not counted."""
+    def score(self, batch: MicroBatch, part: EncodedPart) -> tuple[FloatArray, IntArray, int]:
+        """(n, L) label log-probabilities (float32), (n,) tokens of each input (padding not counted), and breaks.
+
+        A break is a batch that was cut in two for lack of memory: another shape, so last bits may differ.
+        """
         pairs = zip(batch.prompt, batch.example, strict=True)
         rows = [part.row(int(e), batch.prompts[int(p)]) for p, e in pairs]
-        log_probs = self._run(rows, batch.length, batch.rows, part)
-        return log_probs, np.array([len(ids) for ids, _ in rows], dtype=np.int32)
+        log_probs, breaks = self._run(rows, batch.length, batch.rows, part)
+        return log_probs, np.array([len(ids) for ids, _ in rows], dtype=np.int32), breaks
 
-    def _run(self, rows: Sequence[tuple[IntArray, int]], length: int, count: int, part: EncodedPart) -> FloatArray:
+    def _run(
+        self, rows: Sequence[tuple[IntArray, int]], length: int, count: int, part: EncodedPart
+    ) -> tuple[FloatArray, int]:
         import torch
 
         if self.device.type == "cpu" and torch.get_num_threads() != 1:
             torch.set_num_threads(1)  # per calling thread: OpenMP keeps this setting for each thread apart
         try:
-            return self._forward(rows, length, count, part)
+            return self._forward(rows, length, count, part), 0
         except torch.OutOfMemoryError:
             if count == 1:
                 raise
-        # A smaller shape: last bits may differ from here on, which is why it is counted.
-        self.breaks += 1
         torch.cuda.empty_cache()
         half = (count + 1) // 2
         parts = [self._run(rows[i : i + half], length, half, part) for i in range(0, len(rows), half)]
-        return np.concatenate(parts)
+        return np.concatenate([log_probs for log_probs, _ in parts]), 1 + sum(breaks for _, breaks in parts)
 
     def _forward(self, rows: Sequence[tuple[IntArray, int]], length: int, count: int, part: EncodedPart) -> FloatArray:
         import torch
@@ -115,7 +117,8 @@ class LabelForward:
         if body is not model:
             body.register_forward_hook(self._keep_read_position)
         output = model.get_output_embeddings()
-        if output is not None:
+        # In some families it is a transform; then all logits are computed and the label words' are taken.
+        if output is not None and output.weight.shape[0] >= model.config.vocab_size:
             model.set_output_embeddings(_label_rows(output, self.local))
 
     def __call__(

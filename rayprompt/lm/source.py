@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,6 @@ from rayprompt.errors import InputError, did_you_mean
 from rayprompt.lm.family import Family, family_of
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "models"
-DEFAULT_MODEL = "tiny-masked"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
@@ -58,12 +58,9 @@ def describe_model(name: str) -> tuple[LMSource, Family]:
     """
     quiet()
     folder = model_folder(name)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model {name}: {folder} holds no config.json (a transformers checkpoint is wanted)")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"model {name}: {folder} holds no *.safetensors (pickled weights are not loaded)")
-    if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")):
-        raise InputError(f"model {name}: {folder} holds no tokenizer (tokenizer.json)")
+    missing = _missing(folder)
+    if missing:
+        raise InputError(f"model {name}: {folder} holds no {missing}")
     config = _read_config(name, folder)
     family = family_of(config, name)
     source = LMSource(
@@ -77,6 +74,17 @@ def describe_model(name: str) -> tuple[LMSource, Family]:
         max_length=_max_length(config, folder),
     )
     return source, family
+
+
+def _missing(folder: Path) -> str | None:
+    """What a checkpoint in ``folder`` lacks, or None."""
+    if not (folder / "config.json").is_file():
+        return "config.json (a transformers checkpoint is wanted)"
+    if not any(folder.glob("*.safetensors")):
+        return "*.safetensors (pickled weights are not loaded)"
+    if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")):
+        return "tokenizer (tokenizer.json)"
+    return None
 
 
 def model_folder(name: str) -> Path:
@@ -106,10 +114,10 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
-        pass
+    with contextlib.suppress(LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
+        cached = Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+        if _missing(cached) is None:  # a cache may hold the tokenizer alone
+            return cached
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub client raises many types; all mean: not to be had
@@ -124,8 +132,11 @@ def _read_config(name: str, folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
+        config = AutoConfig.from_pretrained(folder)
+        for field in ("vocab_size", "hidden_size", "num_hidden_layers"):
+            int(getattr(config, field))
+        return config
+    except Exception as error:  # broken config files surface as many types
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model {name}: its config.json cannot be used ({reason[:160]})") from None
 
@@ -163,7 +174,8 @@ def _max_length(config: Any, folder: Path) -> int:
         limits = [limits[0] - 2]  # their position ids start at padding_idx + 1 = 2
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        limits.append(int(min(json.loads(settings.read_text()).get("model_max_length") or 0, 1_000_000)))
+        stated = json.loads(settings.read_text()).get("model_max_length")
+        limits.append(int(min(stated, 1_000_000)) if isinstance(stated, (int, float)) else 0)
     return min((limit for limit in limits if limit > 0), default=1024)
 
 

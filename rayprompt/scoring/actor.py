@@ -18,11 +18,16 @@ from rayprompt.scores import FloatArray, IntArray
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Answers to a micro-batch of n pairs: (n, L) label log-probabilities, (n,) tokens, seconds of the pass."""
+    """Answers to a micro-batch of n pairs: (n, L) label log-probabilities, (n,) tokens, seconds of the pass.
+
+    ``breaks`` counts the times it was cut in two for lack of memory, ``tries`` the scorers it was sent to.
+    """
 
     label_log_probs: FloatArray
     tokens: IntArray
     seconds: float
+    breaks: int
+    tries: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,5 +87,5 @@ class ScorerActor:
             self.parts[batch.part] = ray.get(part[0])
         with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
             started = time.perf_counter()
-            log_probs, tokens = self.scorer.score(batch, self.parts[batch.part])
-            return BatchResult(log_probs, tokens, time.perf_counter() - started)
+            log_probs, tokens, breaks = self.scorer.score(batch, self.parts[batch.part])
+            return BatchResult(log_probs, tokens, time.perf_counter() - started, breaks)

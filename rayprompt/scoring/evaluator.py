@@ -11,7 +11,7 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.scores import FloatArray, IntArray, Scores, right
+from rayprompt.scores import FloatArray, IntArray, PairError, Scores, right
 from rayprompt.scoring.pool import ScoringPool
 
 
@@ -68,7 +68,6 @@ class Evaluator:
             self.ledger.report_evaluations += new * size
         else:
             self.ledger.charge(new * size)
-            self.ledger.lm_evaluations += new * size
         self.ledger.cache_hits += (asked - new) * size
 
     def _run(self, new: dict[str, tuple[int, ...]]) -> None:
@@ -81,21 +80,30 @@ class Evaluator:
             rows = slice(i * size, (i + 1) * size)
             self.rows[key] = _Row(result.label_log_probs[rows], result.tokens[rows], result.seconds[rows])
         self.ledger.tokens += int(result.tokens.sum())
-        self.ledger.lm_seconds += float(result.seconds.sum())
-        self.longest_prompt = max(self.longest_prompt, *(len(ids) for ids in prompts))
+        self.ledger.lm_evaluations += result.lm_evaluations
+        self.ledger.shape_breaks += result.breaks
+        self.longest_prompt = max([self.longest_prompt, *(len(ids) for ids in prompts)])
 
     def _collect(self, candidates: Sequence[Candidate]) -> Scores:
         size, count = len(self.part), len(candidates)
         rows = [self.rows[c.key] for c in candidates]
         log_probs = np.concatenate([r.log_probs for r in rows]) if rows else np.empty((0, len(self.part.label_ids)))
+        tokens = np.concatenate([r.tokens for r in rows]) if rows else np.empty(0, dtype=np.int32)
+        seconds = np.concatenate([r.seconds for r in rows]) if rows else np.empty(0, dtype=np.float32)
+        candidate, example = np.repeat(np.arange(count), size), np.tile(np.arange(size), count)
+        broken = np.isnan(log_probs).any(axis=1)  # the LM overflowed: an error, not an answer and not a gap
+        keep = ~broken
         return Scores(
             candidates=tuple(candidates),
             examples=np.arange(size),
-            candidate=np.repeat(np.arange(count), size),
-            example=np.tile(np.arange(size), count),
-            sample=np.zeros(count * size, dtype=np.int16),
-            value=right(log_probs, np.tile(self.gold, count)),
-            label_log_probs=log_probs,
-            tokens=np.concatenate([r.tokens for r in rows]) if rows else np.empty(0, dtype=np.int32),
-            seconds=np.concatenate([r.seconds for r in rows]) if rows else np.empty(0, dtype=np.float32),
+            candidate=candidate[keep],
+            example=example[keep],
+            sample=np.zeros(int(keep.sum()), dtype=np.int16),
+            value=right(log_probs[keep], np.tile(self.gold, count)[keep]),
+            label_log_probs=log_probs[keep],
+            tokens=tokens[keep],
+            seconds=seconds[keep],
+            errors=tuple(
+                PairError(int(candidate[i]), int(example[i]), "the LM gave NaN") for i in np.flatnonzero(broken)
+            ),
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,18 +26,25 @@ from rayprompt.scoring.router import Router
 
 START_TIMEOUT_SECONDS = 600.0
 NO_ROOM_SECONDS = 20.0
+MOST_ROUTER_DEATHS = 20
+ROUTER_PAUSE_SECONDS = 0.1
 TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
 MOST_LANES = 8
 CPU_SHARE = 0.8  # of the cores; the searches' own work gets the rest
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairResult:
-    """Answers to P pairs, in the order asked: (P, L) log-probabilities, (P,) tokens, (P,) seconds, and the sum."""
+    """Answers to P pairs, in the order asked: (P, L) log-probabilities, (P,) tokens, (P,) seconds.
+
+    ``lm_evaluations`` counts the pairs the LM ran, again after a loss; ``breaks`` the batches cut for lack of memory.
+    """
 
     label_log_probs: FloatArray
     tokens: IntArray
     seconds: FloatArray
+    lm_evaluations: int = 0
+    breaks: int = 0
 
 
 class ScoringPool:
@@ -77,7 +84,7 @@ class ScoringPool:
         _await_room(plan)
         actor = ray.remote(ScorerActor)
         names = [f"scorer-{uuid.uuid4().hex[:12]}-{i}" for i in range(plan.count)]
-        handles = [
+        handles: list[Any] = [
             actor.options(
                 name=name,
                 num_cpus=plan.cpus,
@@ -90,7 +97,12 @@ class ScoringPool:
             ).remote(source, plan.lanes, plan.gpus > 0)
             for name in names
         ]
-        infos = _wait_ready(handles, source, plan)
+        try:
+            infos = _wait_ready(handles, source, plan)
+        except BaseException:
+            for handle in handles:
+                ray.kill(handle)
+            raise
         router = (
             ray.remote(Router)
             .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, scheduling_strategy="DEFAULT")
@@ -136,17 +148,27 @@ class ScoringPool:
             np.empty(len(prompt), dtype=np.float32),
         )
         reference = [self.parts[part.key]]
-        running: dict[Any, IntArray] = {}
-        waiting = iter(jobs)
-        while True:
+        running: dict[Any, tuple[IntArray, MicroBatch]] = {}
+        waiting = deque(jobs)
+        losses = 0
+        while waiting or running:
             # Back-pressure: no more batches are on their way than the pool can have in its hands.
-            for rows, batch in itertools.islice(waiting, self.window - len(running)):
-                running[self.router.run.remote(search, batch, reference)] = rows
-            if not running:
-                return result
+            while waiting and len(running) < self.window:
+                rows, batch = waiting.popleft()
+                running[self.router.run.remote(search, batch, reference)] = (rows, batch)
             done, _ = ray.wait(list(running), num_returns=1)
             for ref in done:
-                _fill(result, running.pop(ref), _get(ref))
+                rows, batch = running.pop(ref)
+                try:
+                    _fill(result, rows, _get(ref))
+                except RayActorError:
+                    # The router died. Ray starts it anew; what it had in its hands is asked for again.
+                    losses += 1
+                    if losses > self.window * MOST_ROUTER_DEATHS:
+                        raise ScoringError("the router of the scoring pool is lost") from None
+                    waiting.append((rows, batch))
+                    time.sleep(ROUTER_PAUSE_SECONDS)
+        return result
 
     def shutdown(self) -> None:
         """Stop the actors."""
@@ -174,7 +196,7 @@ def plan_scorers(resources: dict[str, float], scorers: int | None, gpus_per_scor
     if scorers is not None and scorers < 1:
         raise InputError(f"--scorers {scorers}: must be 1 or more")
     share = (1.0 if gpus >= 1 else 0.0) if gpus_per_scorer is None else gpus_per_scorer
-    if share < 0 or (share > 1 and share != int(share)):
+    if not 0 <= share < float("inf") or (share > 1 and share != int(share)):
         raise InputError(f"--gpus-per-scorer {share}: must be 0, a share of 1, or a whole number")
     if share > 0:
         count = max(1, int(gpus / share)) if scorers is None else scorers
@@ -309,3 +331,5 @@ def _fill(result: PairResult, rows: IntArray, answer: BatchResult) -> None:
     result.label_log_probs[rows] = answer.label_log_probs
     result.tokens[rows] = answer.tokens
     result.seconds[rows] = answer.seconds / max(1, len(rows))
+    result.lm_evaluations += len(rows) * answer.tries
+    result.breaks += answer.breaks

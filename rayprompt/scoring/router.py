@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.errors import ScoringError
 from rayprompt.lm.scorer import MicroBatch
 from rayprompt.scoring.actor import BatchResult
 
 RESTART_POLL_SECONDS = 0.5
+MOST_TRIES = 3  # of a batch: one that takes its scorer down with it must not go round for ever
 
 
 @dataclass
@@ -25,6 +26,7 @@ class _Job:
     batch: MicroBatch
     part: list[Any]
     answer: asyncio.Future[BatchResult]
+    tries: int = 0
 
 
 class Router:
@@ -85,28 +87,39 @@ class Router:
             self._spawn(self._work(scorer, search, job))
 
     async def _work(self, scorer: int, search: str, job: _Job) -> None:
+        job.tries += 1
         try:
             result = await self.scorers[scorer].score.remote(job.batch, job.part)
             if not job.answer.done():
-                job.answer.set_result(result)
+                job.answer.set_result(replace(result, tries=job.tries))
         except RayActorError as error:
-            self.queues.setdefault(search, deque()).appendleft(job)
-            self._scorer_lost(scorer, error)
+            self._scorer_lost(scorer)
+            if self.lost:
+                self._fail(job, self.lost)
+            elif job.tries >= MOST_TRIES:
+                self._fail(job, f"a batch was lost with its scorer {job.tries} times: {_last_line(error)}")
+            else:
+                self.queues.setdefault(search, deque()).appendleft(job)
         except RayTaskError as error:
-            if not job.answer.done():
-                job.answer.set_exception(ScoringError(f"scoring failed: {_last_line(error)}"))
+            self._fail(job, f"scoring failed: {_last_line(error)}")
+        except Exception as error:  # whatever it is, somebody waits for the answer
+            self._fail(job, f"scoring failed: {type(error).__name__}: {_last_line(error)}")
         finally:
             self.busy[scorer] -= 1
             self._dispatch()
 
-    def _scorer_lost(self, scorer: int, error: RayActorError) -> None:
+    def _fail(self, job: _Job, reason: str) -> None:
+        if not job.answer.done():
+            job.answer.set_exception(ScoringError(reason))
+
+    def _scorer_lost(self, scorer: int) -> None:
         if not self.alive[scorer]:
             return
         self.alive[scorer] = False
         self.restarts += 1
-        self._spawn(self._await_restart(scorer, error))
+        self._spawn(self._await_restart(scorer))
 
-    async def _await_restart(self, scorer: int, error: RayActorError) -> None:
+    async def _await_restart(self, scorer: int) -> None:
         while True:
             try:
                 await self.scorers[scorer].ready.remote()
@@ -114,7 +127,7 @@ class Router:
                 break
             except ActorUnavailableError:
                 await asyncio.sleep(RESTART_POLL_SECONDS)
-            except ActorDiedError as died:
+            except Exception as died:
                 self.scorers[scorer] = None
                 if all(s is None for s in self.scorers):
                     self._give_up(f"every scorer is lost: {_last_line(died)}")
@@ -125,8 +138,7 @@ class Router:
         self.lost = reason
         for queue in self.queues.values():
             for job in queue:
-                if not job.answer.done():
-                    job.answer.set_exception(ScoringError(reason))
+                self._fail(job, reason)
         self.queues.clear()
 
     def _spawn(self, work: Any) -> None:

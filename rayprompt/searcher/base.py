@@ -117,7 +117,9 @@ class PromptSearcher(Searcher):
         """(C,) the objective of each candidate, to be maximised; NaN = it could not be evaluated."""
         if scores.objective is not None:
             return scores.objective
-        return self._objective(scores, self.problem.gold)
+        values = np.array(self._objective(scores, self.problem.gold))
+        values[[error.candidate for error in scores.errors]] = np.nan  # the rest of its pairs would flatter it
+        return values
 
     # What Tune needs. A Tune trial is a batch of candidates; config["candidates"] holds their JSON forms.
 
@@ -209,15 +211,32 @@ def make_settings(cls: type[PromptSearcher], given: dict[str, Any]) -> Any:
     """
     hints = typing.get_type_hints(cls.Settings)
     known = [f.name for f in dataclasses.fields(cls.Settings)]
+    values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
             raise unknown("setting", name, known or ["(none)"], f"searcher {cls.name}")
-        if not _fits(value, hints[name]):
+        values[name] = _from_text(value, hints[name]) if isinstance(value, str) else value
+        if not _fits(values[name], hints[name]):
             raise InputError(
                 f"searcher {cls.name}: setting {name}={value!r} must be {_type_name(hints[name])}, "
                 f"not {type(value).__name__}"
             )
-    return cls.Settings(**given)
+    return cls.Settings(**values)
+
+
+def _from_text(text: str, hint: Any) -> Any:
+    """A setting given as text (the command line has no other), read as YAML unless text is what is wanted."""
+    if text in ("null", "~") and _fits(None, hint):
+        return None
+    if _fits(text, hint):
+        return text
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if _fits(value, hint) else text
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -227,7 +246,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return hint is Any or isinstance(value, hint)
+    return hint is Any or isinstance(value, typing.get_origin(hint) or hint)
 
 
 def _type_name(hint: Any) -> str:

@@ -8,14 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rayprompt import defaults
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart, Encoder
-from rayprompt.lm.source import DEFAULT_MODEL, describe_model, load_tokenizer
+from rayprompt.lm.source import describe_model, load_tokenizer
 from rayprompt.scores import IntArray
-from rayprompt.task import DEFAULT_TASK, Task, load_task
+from rayprompt.task import Task, load_task
 from rayprompt.template import Template
 
+KNOWN_IDS = 100
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
@@ -46,8 +48,8 @@ class Problem:
 
     def __init__(
         self,
-        task: str | Path | Task = DEFAULT_TASK,
-        model: str | Path = DEFAULT_MODEL,
+        task: str | Path | Task = defaults.TASK,
+        model: str | Path = defaults.MODEL,
         *,
         split: str | None = None,
         allow_leaks: bool = False,
@@ -66,6 +68,9 @@ class Problem:
         self.template: Template = self.task.template(family.template)
         self._reads_mask = family.reads_mask
         self._parts: dict[str, EncodedPart] = {}
+        # What was tokenised on the driver travels with the problem, so that trials need no tokenizer for it.
+        self._known_ids: dict[str, tuple[int, ...]] = {}
+        self._known_options: tuple[tuple[str, ...], tuple[Option, ...]] = ((), ())
         self.label_ids: list[int] = self.encoder.label_ids(
             self.template, self.task.label_words, reads_mask=self._reads_mask, where=self._where
         )
@@ -124,11 +129,15 @@ class Problem:
 
     def options(self, texts: Sequence[str]) -> tuple[Option, ...]:
         """Words or phrases as parts of a prompt."""
+        if tuple(texts) == self._known_options[0]:
+            return self._known_options[1]
         later = self.encoder.ids(texts, " ")
         first = later if self._prompt_space == " " else self.encoder.ids(texts, self._prompt_space)
-        return tuple(
+        options = tuple(
             Option(t, tuple(f.tolist()), tuple(n.tolist())) for t, f, n in zip(texts, first, later, strict=True)
         )
+        self._known_options = (tuple(texts), options)
+        return options
 
     @cached_property
     def words(self) -> tuple[Option, ...]:
@@ -160,6 +169,8 @@ class Problem:
         copy.part("train")
         copy._parts = {"train": copy._parts["train"]}
         copy.leaks = {}
+        copy._known_ids = dict(self._known_ids)
+        copy._known_options = ((), ())
         copy.task = replace(self.task, splits={self.split: {"train": self.task.examples("train", self.split)}})
         return copy
 
@@ -176,4 +187,11 @@ class Problem:
         return pieces[at].space if at else ""
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.encoder.ids([text], self._prompt_space)[0].tolist()) if text else ()
+        if not text:
+            return ()
+        if text not in self._known_ids:
+            ids = tuple(self.encoder.ids([text], self._prompt_space)[0].tolist())
+            if len(self._known_ids) >= KNOWN_IDS:
+                return ids
+            self._known_ids[text] = ids
+        return self._known_ids[text]

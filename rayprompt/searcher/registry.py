@@ -11,7 +11,6 @@ from rayprompt.errors import InputError, unknown
 from rayprompt.searcher.base import PromptSearcher
 
 GROUP = "rayprompt.searchers"
-DEFAULT_SEARCHER = "nevergrad"
 
 
 def searcher_paths() -> dict[str, str]:

@@ -15,6 +15,18 @@ from rayprompt.tables import read_lines
 DEFAULT_WORDS, DEFAULT_PHRASES = 5, 1
 
 
+def read_phrases(phrases: str | list[str] | None) -> list[str] | None:
+    """The phrases of the setting of that name: a text file with one a line, or the phrases themselves.
+
+    A searcher reads them once, where it is made, and keeps the list: a trial may run on another node.
+
+    Raises:
+        InputError: the file cannot be read or holds none.
+    """
+    lines = read_lines(Path(phrases), "phrases") if isinstance(phrases, str) else phrases
+    return None if lines is None else list(dict.fromkeys(" ".join(str(line).split()) for line in lines))
+
+
 @dataclass(frozen=True)
 class Slots:
     """``length`` places with the same ``options``. A prompt is a tuple of option indices, -1 = the place is empty."""
@@ -23,17 +35,19 @@ class Slots:
     options: tuple[Option, ...]
 
     @classmethod
-    def of(cls, problem: Problem, *, length: int | None, vocabulary: int | None, phrases: str | None) -> Slots:
-        """Places for the vocabulary's whole words, or for the phrases of a file.
+    def of(
+        cls, problem: Problem, *, length: int | None, vocabulary: int | None, phrases: Sequence[str] | None
+    ) -> Slots:
+        """Places for the vocabulary's whole words, or for given phrases.
 
         Args:
             problem: whose LM's vocabulary it is.
             length: places; None is 5 words or 1 phrase.
             vocabulary: only the first so many words; None is all.
-            phrases: a text file with a phrase a line.
+            phrases: see :func:`read_phrases`.
 
         Raises:
-            InputError: a number is out of range, or the file cannot be read.
+            InputError: a number is out of range, or there is nothing to choose from.
         """
         count = length if length is not None else DEFAULT_PHRASES if phrases else DEFAULT_WORDS
         if count < 1:
@@ -41,8 +55,8 @@ class Slots:
         if vocabulary is not None and vocabulary < 2:
             raise InputError(f"setting vocabulary={vocabulary}: must be 2 or more words")
         if phrases:
-            lines = dict.fromkeys(read_lines(Path(phrases), "phrases"))
-            return cls(count, problem.options(list(lines)))
+            by_ids = {option.first: option for option in reversed(problem.options(list(phrases)))}
+            return cls(count, tuple(reversed(by_ids.values())))
         options = problem.words[:vocabulary]
         if len(options) < 2:
             raise InputError(

@@ -61,17 +61,21 @@ class PartScorer:
 
 
 def close(
-    problem: Problem, pool: ScoringPool, finalists: Sequence[Candidate], on_train: Sequence[Mapping[str, Any]]
+    problem: Problem,
+    pool: ScoringPool,
+    finalists: Sequence[Candidate],
+    on_train: Sequence[Mapping[str, Any]],
+    ledger: Ledger,
 ) -> Closing:
     """Pick the winner on dev and measure it on test.
 
     Args:
         finalists: best on train first.
+        ledger: counts what the report costs.
         on_train: for each its ``metric`` and ``objective`` on train, and its JSON form.
     """
     if not finalists:
         raise ScoringError("the search ended without a candidate that could be scored")
-    ledger = Ledger(budget=1)  # the report is counted apart and has no limit
     baselines = {"empty": TextPrompt("", ())}
     if problem.task.manual_prompt is not None:
         baselines["manual"] = problem.prompt(problem.task.manual_prompt)

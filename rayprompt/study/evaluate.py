@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate
 from rayprompt.errors import InputError
-from rayprompt.lm.source import DEFAULT_MODEL
 from rayprompt.scores import Scores
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.closing import PartScorer
 from rayprompt.study.progress import Listener, silent
 from rayprompt.study.results import EVALUATE_SCHEMA
+from rayprompt.study.search import bind
 from rayprompt.study.session import Cluster, session
 from rayprompt.study.statistics import Estimate
 from rayprompt.task import Task
@@ -54,7 +54,7 @@ class Evaluation:
 def evaluate(
     prompt: str | Candidate,
     task: str | Path | Task | Problem,
-    model: str | Path = DEFAULT_MODEL,
+    model: str | Path | None = None,
     *,
     on: str = "test",
     split: str | None = None,
@@ -93,7 +93,7 @@ def evaluate(
 def score(
     prompts: Sequence[str | Candidate],
     task: str | Path | Task | Problem,
-    model: str | Path = DEFAULT_MODEL,
+    model: str | Path | None = None,
     *,
     on: str = "train",
     split: str | None = None,
@@ -122,8 +122,8 @@ def score(
     return _with_pool(problem, pool, cluster, listener, run)
 
 
-def _problem(task: str | Path | Task | Problem, model: str | Path, split: str | None, on: str) -> Problem:
-    problem = task if isinstance(task, Problem) else Problem(task, model, split=split, allow_leaks=True)
+def _problem(task: str | Path | Task | Problem, model: str | Path | None, split: str | None, on: str) -> Problem:
+    problem = bind(task, model, split, allow_leaks=True)
     problem.task.examples(on, problem.split)
     return problem
 

@@ -24,6 +24,7 @@ def write_manifest(
         "schema": "rayprompt.study/1",
         "task": {
             "name": problem.task.name,
+            "source": problem.task.source,
             "version": problem.task.version,
             "split": problem.split,
             "digest": problem.task.digest,
@@ -33,6 +34,7 @@ def write_manifest(
         },
         "model": {
             "name": problem.lm.name,
+            "location": problem.lm.location,
             "digest": problem.lm.digest,
             "family": problem.lm.family,
             "label_ids": list(problem.label_ids),
@@ -45,6 +47,7 @@ def write_manifest(
             "seed": searcher.seed,
             "settings": searcher._settings_dict(),
         },
+        "leaks": {f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
         "budget": budget,
         "finalists": finalists,
         "pool": {

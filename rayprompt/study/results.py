@@ -43,6 +43,8 @@ class Result:
         p_value: exact McNemar test of winner against the manual prompt on test; None where there is no manual prompt.
         finalists: the best on train, each with its train and dev metric.
         evaluations: distinct (candidate, example) pairs the search asked for.
+        shape_breaks: batches that had to be cut smaller than the shape table says, for lack of memory: from the first
+            one on, last bits may differ from another run's.
         end: why the search ended: ``budget``, ``exhausted``, ``stalled``, or the searcher's own reason.
         truncated: part -> how many of its texts lost words to fit the LM with the winner.
         timings: seconds by phase.
@@ -60,6 +62,7 @@ class Result:
     report_evaluations: int
     cache_hits: int
     tokens: int
+    shape_breaks: int
     seconds: float
     evaluations_per_second: float
     end: str
@@ -78,7 +81,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
         prompt = {**self.best_prompt.to_json(), "key": self.best_prompt.key, "round_trips": self.round_trips}
-        counts = ("evaluations", "lm_evaluations", "report_evaluations", "cache_hits", "tokens")
+        counts = ("evaluations", "lm_evaluations", "report_evaluations", "cache_hits", "tokens", "shape_breaks")
         about = ("task", "split", "model", "searcher", "seed", "budget", "end")
         return {
             "schema": SEARCH_SCHEMA,
@@ -117,9 +120,27 @@ class PromptFile:
     """An exported prompt, read back: the candidate, and the LM and task it was found on (None: not said)."""
 
     prompt: Candidate
-    model: str | None
-    model_digest: str | None
-    task_digest: str | None
+    source: Path
+    split: str | None = None
+    model: str | None = None
+    model_digest: str | None = None
+    task_digest: str | None = None
+    round_trips: bool = True
+
+    def on(self, problem: Problem) -> Candidate:
+        """The candidate as it can be used on ``problem``: token ids belong to one vocabulary, text to any.
+
+        Raises:
+            InputError: it was found on another LM and its text does not say it all.
+        """
+        if self.model_digest in (None, problem.lm.digest) or not isinstance(self.prompt, TextPrompt):
+            return self.prompt
+        if not self.round_trips:
+            raise InputError(
+                f"{self.source}: this prompt is token ids of {self.model} that its text does not give back; "
+                f"it cannot be used on {problem.lm.name}"
+            )
+        return problem.prompt(self.prompt.text)
 
 
 def read_prompt_file(path: Path) -> PromptFile:
@@ -137,12 +158,20 @@ def read_prompt_file(path: Path) -> PromptFile:
     if not isinstance(content, dict):
         raise InputError(f"{path}: an exported prompt is a JSON object, not {type(content).__name__}")
     if "schema" not in content:
-        return PromptFile(candidate_from_json(content), None, None, None)
+        return PromptFile(candidate_from_json(content), path)
     if content["schema"] != PROMPT_SCHEMA:
         raise InputError(f"{path}: schema {content['schema']!r}; this version reads {PROMPT_SCHEMA!r}")
-    model, task = content.get("model", {}), content.get("task", {})
+    model, task, prompt = (content.get(name) for name in ("model", "task", "prompt"))
+    if not (isinstance(model, dict) and isinstance(task, dict) and isinstance(prompt, dict)):
+        raise InputError(f"{path}: model, task and prompt must be JSON objects")
     return PromptFile(
-        candidate_from_json(content.get("prompt", {})), model.get("name"), model.get("digest"), task.get("digest")
+        candidate_from_json(prompt),
+        path,
+        split=task.get("split"),
+        model=model.get("name"),
+        model_digest=model.get("digest"),
+        task_digest=task.get("digest"),
+        round_trips=content.get("round_trips") is not False,
     )
 
 

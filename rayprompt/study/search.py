@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,40 +13,39 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray import tune
 
+from rayprompt import defaults
+from rayprompt.budget import Ledger
 from rayprompt.candidate import candidate_from_json
 from rayprompt.errors import InputError, Interrupted, RayPromptError, ScoringError
-from rayprompt.lm.source import DEFAULT_MODEL
 from rayprompt.objective import get_objective
 from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
-from rayprompt.searcher.registry import DEFAULT_SEARCHER, load_searcher
+from rayprompt.searcher.registry import load_searcher
 from rayprompt.study.closing import close
 from rayprompt.study.manifest import write_manifest
 from rayprompt.study.progress import Listener, Progress, ProgressCallback, silent
 from rayprompt.study.results import Result, export_prompt, write_json
 from rayprompt.study.session import Cluster, session
 from rayprompt.study.trial import SearchTrial
-from rayprompt.task import DEFAULT_TASK, Task
-
-DEFAULT_BUDGET = 20_000
-DEFAULT_FINALISTS = 5
+from rayprompt.task import Task
 
 
 def search(
-    task: str | Path | Task | Problem = DEFAULT_TASK,
+    task: str | Path | Task | Problem = defaults.TASK,
     *,
-    model: str | Path = DEFAULT_MODEL,
-    searcher: str | type[PromptSearcher] = DEFAULT_SEARCHER,
-    budget: int = DEFAULT_BUDGET,
+    model: str | Path | None = None,
+    searcher: str | type[PromptSearcher] = defaults.SEARCHER,
+    budget: int = defaults.BUDGET,
     seed: int = 0,
     split: str | None = None,
     objective: str | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
-    finalists: int = DEFAULT_FINALISTS,
+    finalists: int = defaults.FINALISTS,
     allow_leaks: bool = False,
     address: str | None = None,
     scorers: int | None = None,
@@ -56,7 +56,7 @@ def search(
 
     Args:
         task: a built-in name, a folder with a task.yaml, a :class:`Task`, or a :class:`Problem` (task and model).
-        model: a bundled name, a local folder, or a name on the Hugging Face hub.
+        model: a bundled name, a local folder, or a name on the Hugging Face hub; None is ``tiny-masked``.
         searcher: a registered searcher's name (``rayprompt list searchers``), or a class of your own.
         budget: the most (candidate, train example) pairs the search may ask for.
         seed: same seed, same device class, same settings: the same run, bit for bit, on any number of scorers.
@@ -76,14 +76,16 @@ def search(
     """
     timings: dict[str, float] = {}
     started = time.perf_counter()
-    problem = task if isinstance(task, Problem) else Problem(task, model, split=split, allow_leaks=allow_leaks)
+    problem = bind(task, model, split, allow_leaks=allow_leaks)
     agent = make_searcher(problem, searcher, budget, seed, objective, settings or {})
     if finalists < 1:
         raise InputError(f"finalists {finalists}: must be 1 or more")
     study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
+    check_room(problem)
     timings["prepare"] = time.perf_counter() - started
     listener(Progress("start", _summary(problem, agent, budget)))
     with session(problem.lm, Cluster(address, scorers, gpus_per_scorer), listener, timings) as pool:
+        study.mkdir(parents=True, exist_ok=True)
         write_manifest(study, problem, agent, pool, budget=budget, finalists=finalists)
         begun = time.perf_counter()
         last = _run_trial(agent, pool, budget, finalists, study, listener)
@@ -93,9 +95,9 @@ def search(
             timings[name] = last[f"{name}_seconds"]
         listener(Progress("report", "scoring the finalists on dev, then the winner and the baselines on test"))
         begun = time.perf_counter()
-        closing = close(
-            problem, pool, [candidate_from_json(f["candidate"]) for f in last["finalists"]], last["finalists"]
-        )
+        closing_ledger = Ledger(budget=1)  # the report is counted apart and has no limit
+        finals = [candidate_from_json(f["candidate"]) for f in last["finalists"]]
+        closing = close(problem, pool, finals, last["finalists"], closing_ledger)
         timings["report"] = time.perf_counter() - begun
     ledger = last["ledger"]
     result = Result(
@@ -104,6 +106,7 @@ def search(
         lm_evaluations=ledger["lm_evaluations"],
         cache_hits=ledger["cache_hits"],
         tokens=ledger["tokens"],
+        shape_breaks=ledger["shape_breaks"] + closing_ledger.shape_breaks,
         seconds=time.perf_counter() - started,
         evaluations_per_second=ledger["evaluations"] / max(last["loop_seconds"], 1e-9),
         end=last["end"],
@@ -130,6 +133,36 @@ def _summary(problem: Problem, searcher: PromptSearcher, budget: int) -> str:
         f"task {problem.task.name} ({sizes}), model {problem.lm.name}, searcher {searcher.name}, "
         f"objective {searcher.objective_name}, budget {budget:,}, seed {searcher.seed}"
     )
+
+
+def bind(
+    task: str | Path | Task | Problem, model: str | Path | None, split: str | None, *, allow_leaks: bool
+) -> Problem:
+    """The problem that ``task``, ``model`` and ``split`` name; a ``Problem`` has its model and split already.
+
+    Raises:
+        InputError: a problem and a model or split beside it, or what :class:`Problem` refuses.
+    """
+    if not isinstance(task, Problem):
+        return Problem(task, defaults.MODEL if model is None else model, split=split, allow_leaks=allow_leaks)
+    if model is not None or split is not None:
+        raise InputError(
+            f"{task} has its model and split; give model={model!r}, split={split!r} to Problem(...) instead"
+        )
+    return task
+
+
+def check_room(problem: Problem) -> None:
+    """The manual prompt is scored after the search: that it fits must be known before.
+
+    Raises:
+        InputError: it does not fit the LM beside some text.
+    """
+    manual = problem.prompt(problem.task.manual_prompt or "")
+    size = len(manual.token_ids or ())
+    for name in problem.task.parts(problem.split):
+        part = problem.part(name)
+        part.lengths(np.full(len(part), size), np.arange(len(part)))
 
 
 def make_searcher(
@@ -163,21 +196,19 @@ def make_searcher(
 
 
 def study_dir(out: str | Path | None, name: str) -> Path:
-    """The directory of a new study, created; an existing one must be empty.
+    """The directory of a new study; one that exists must be empty. It is not made yet.
 
     Raises:
         InputError: it exists and holds something, or cannot be made.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(out) if out is not None else Path("rayprompt-studies") / f"{name}-{stamp}"
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"--out {path}: exists already and is not empty; give a new directory")
-        path.mkdir(parents=True, exist_ok=out is not None)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(13, "not writable")
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be made ({error.strerror})") from None
+    safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
+    path = Path(out) if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--out {path}: exists already and is not empty; give a new directory")
+    parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"--out {path}: cannot be made ({parent} is not a directory that can be written to)")
     return path.resolve()
 
 
@@ -252,7 +283,9 @@ def _quiet_tune() -> Iterator[None]:
 def _trial_error(error: Exception) -> RayPromptError:
     """What a trial died of, in one line."""
     cause = getattr(error, "cause", None) or error
-    if isinstance(cause, RayPromptError):
-        return ScoringError(str(cause).splitlines()[0])
+    for kind in (InputError, ScoringError):
+        found = re.search(rf"\b{kind.__name__}: (.*)", str(error))
+        if isinstance(cause, kind) or found:
+            return kind(found.group(1) if found else str(cause).splitlines()[0])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ScoringError(f"the search failed: {lines[-1] if lines else type(error).__name__}")

@@ -82,11 +82,13 @@ class SearchTrial(tune.Trainable):
             self.seconds[name] += getattr(step, f"{name}_seconds")
         if not step.candidates:
             return
-        metrics = self.metric(step.scores, self.gold)
+        metrics = np.where(np.isnan(step.values), np.nan, self.metric(step.scores, self.gold))
         for candidate, value, metric in zip(step.candidates, step.values, metrics, strict=True):
             self.finalists.add(Finalist(candidate, float(value), float(metric)))
-        self.best_score = max(self.best_score, float(np.nanmax(metrics)))
-        self.best_objective = max(self.best_objective, float(np.nanmax(step.values)))
+        for metric, value in zip(metrics, step.values, strict=True):
+            if not np.isnan(value):
+                self.best_score = max(self.best_score, float(metric))
+                self.best_objective = max(self.best_objective, float(value))
 
     def _end(self, step: Step) -> str | None:
         """Why the search ends here, or None."""
@@ -101,7 +103,7 @@ class SearchTrial(tune.Trainable):
     def _report(self, step: Step, reason: str | None) -> dict[str, Any]:
         elapsed = time.perf_counter() - self.started
         report: dict[str, Any] = {
-            "score": float(np.nanmax(step.values)) if len(step.values) else self.best_objective,
+            "score": float(np.max(np.nan_to_num(step.values, nan=-np.inf), initial=-np.inf)),
             "best_score": self.best_score,
             "best_objective": self.best_objective,
             "evaluations": self.ledger.evaluations,
@@ -118,7 +120,7 @@ class SearchTrial(tune.Trainable):
                 "end": reason,
                 "finalists": [f.to_json() for f in self.finalists.best],
                 "ledger": dataclasses.asdict(self.ledger),
-                "longest_prompt": self.evaluator.longest_prompt,
+                "truncated": self.evaluator.part.truncated(self.evaluator.longest_prompt),
                 "loop_seconds": elapsed,
                 **{f"{name}_seconds": value for name, value in self.seconds.items()},
             }
