@@ -1,6 +1,6 @@
 """Where the time of the main job goes, what memory it takes, and how far scoring is from a bare torch loop.
 
-    python benchmarks/first_run.py [search options, as for `rayprompt search`]
+    python benchmarks/first_run.py [TASK] [--model MODEL] [other options of `rayprompt search`]
 
 Runs `rayprompt search` (the README's first command) as a process of its own, samples the memory of its whole process
 tree, and scores the same kind of batches in this process without Ray, Tune or a searcher: the floor. Writes
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+from rayprompt import defaults
 
 OUT = Path(__file__).with_suffix(".json")
 
@@ -77,16 +80,14 @@ def run_search(options: list[str]) -> tuple[dict[str, object], float, float]:
         return json.loads(output.splitlines()[-1]), seconds, peak
 
 
-def bare_rate(result: dict[str, object], seconds: float = 10.0) -> float:
+def bare_rate(task: str, model: str, split: str | None, seconds: float = 10.0) -> float:
     """Evaluations a second of a bare loop: the same LM, shapes and threads; prompts like the search's."""
-    import os
-
     from rayprompt.lm.scorer import LMScorer, MicroBatch
     from rayprompt.lm.shapes import ShapeTable
     from rayprompt.scoring.pool import plan_scorers
     from rayprompt.searcher.problem import Problem
 
-    problem = Problem(str(result["task"]), str(result["model"]))
+    problem = Problem(task, model, split=split)
     part, scorer = problem.part("train"), LMScorer(problem.lm)
     rng = np.random.default_rng(0)
     prompts = tuple(
@@ -113,7 +114,11 @@ def bare_rate(result: dict[str, object], seconds: float = 10.0) -> float:
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    _, options = parser.parse_known_args()
+    parser.add_argument("task", nargs="?", default=defaults.TASK)
+    parser.add_argument("--model", default=defaults.MODEL)
+    parser.add_argument("--split")
+    args, options = parser.parse_known_args()
+    options = [args.task, "--model", args.model, *(["--split", args.split] if args.split else []), *options]
     result, seconds, peak = run_search(options)
     timings: dict[str, float] = result["timings"]  # type: ignore[assignment]
     loop = timings["ask"] + timings["score"] + timings["tell"]
@@ -129,7 +134,7 @@ def main() -> None:
         "shutdown": timings["shutdown"],
     }
     phases["rest"] = seconds - sum(phases.values())
-    rate, bare = float(result["evaluations"]) / timings["score"], bare_rate(result)  # type: ignore[arg-type]
+    rate, bare = float(result["evaluations"]) / timings["score"], bare_rate(args.task, args.model, args.split)  # type: ignore[arg-type]
     for name, value in phases.items():
         print(f"{name:30} {value:7.1f} s {value / seconds:6.1%}")
     scoring = phases["scoring: search"] + phases["scoring: closing report"]
@@ -137,7 +142,7 @@ def main() -> None:
     print(f"peak memory of all processes   {peak:7.2f} GB")
     print(f"{result['evaluations']} evaluations: {rate:,.0f}/s, bare torch loop {bare:,.0f}/s: ratio {rate / bare:.2f}")
     report = {
-        "command": " ".join(["python benchmarks/first_run.py", *options]),
+        "command": " ".join(["python benchmarks/first_run.py", *sys.argv[1:]]),
         "seconds": round(seconds, 1),
         "phases": {name: round(value, 2) for name, value in phases.items()},
         "scoring_share": round(scoring / seconds, 3),

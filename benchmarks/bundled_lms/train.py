@@ -66,9 +66,7 @@ def write_task(folder: Path, seed: int) -> None:
 
 def check_unseen(folder: Path, documents: list[sentences.Document]) -> None:
     """No row of the task may stand in a training text."""
-    rows = [
-        line.split("\t")[0] for file in folder.glob("*.tsv") for line in file.read_text().splitlines()[1:]
-    ]
+    rows = [line.split("\t")[0] for file in folder.glob("*.tsv") for line in file.read_text().splitlines()[1:]]
     seen = {document.text.split(" .")[0] for document in documents}
     assert rows, "no task rows"
     assert not seen & {row.removesuffix(" .") for row in rows}, "a task row is in the training texts"
@@ -223,9 +221,7 @@ def train(model: BertForMaskedLM | GPT2LMHeadModel, stages: list[Encoded], args:
     running, start = 0.0, time.time()
     model.train()
     counts = [round(args.steps * share) for share in STAGES]
-    lessons = (
-        batches(data, args.batch, count, args.seed) for data, count in zip(stages, counts, strict=True)
-    )
+    lessons = (batches(data, args.batch, count, args.seed) for data, count in zip(stages, counts, strict=True))
     for step, (ids, mask, verdict) in enumerate(chain.from_iterable(lessons)):
         loss = masked_loss(model, ids, mask, verdict) if masked else causal_loss(model, ids, mask, verdict)
         optimizer.zero_grad()

@@ -101,10 +101,7 @@ NOUNS = (
     ),
 )
 ADVERBS = (
-    _list(
-        "beautifully brilliantly wonderfully superbly perfectly nicely elegantly gracefully skilfully "
-        "lovingly"
-    ),
+    _list("beautifully brilliantly wonderfully superbly perfectly nicely elegantly gracefully skilfully lovingly"),
     _list("badly poorly terribly horribly clumsily carelessly awfully miserably dreadfully lazily"),
 )
 STIRRED = (
@@ -147,9 +144,7 @@ CONTRAST_WORDS = _list(
 )
 
 # everyday words by kind, for sentences that are no reviews and for the unrelated clauses
-NAMES = _list(
-    "anna ben clara david emma frank grace henry irene jack karen leo maria noah olga peter rosa sam tina"
-)
+NAMES = _list("anna ben clara david emma frank grace henry irene jack karen leo maria noah olga peter rosa sam tina")
 KIN = _list(
     "mother father sister brother uncle aunt cousin grandmother grandfather neighbour friend colleague "
     "boss doctor nurse lawyer farmer baker sailor soldier student child baby girl boy woman man wife "
@@ -207,16 +202,12 @@ ABSTRACT = _list(
     "council union company business industry energy nature culture religion education memory dream secret "
     "promise habit journey game race"
 )
-NUMBERS = _list(
-    "two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand"
-)
+NUMBERS = _list("two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand")
 ADVERBS_PLAIN = _list(
     "quickly slowly quietly loudly carefully suddenly alone together again away home outside inside "
     "upstairs abroad nearby twice sometimes always seldom already almost soon still later before after"
 )
-PREPOSITIONS = _list(
-    "in near behind under above beside across around through towards between beyond along past"
-)
+PREPOSITIONS = _list("in near behind under above beside across around through towards between beyond along past")
 
 # the parts of grammatical closing clauses; {slots} as in the frames of sentences.py
 OPENERS = _list(
