@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 
 from rayprompt.lm.encode import EncodedPart
@@ -18,14 +19,14 @@ from rayprompt.scores import FloatArray, IntArray
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Answers to a micro-batch of n pairs: (n, L) label log-probabilities, (n,) tokens, seconds of the pass.
+    """Answers to an order, the n pairs of its micro-batches: (n, L) label log-probabilities, (n,) tokens, (n,) seconds.
 
     ``breaks`` counts the times it was cut in two for lack of memory, ``tries`` the scorers it was sent to.
     """
 
     label_log_probs: FloatArray
     tokens: IntArray
-    seconds: float
+    seconds: FloatArray
     breaks: int
     tries: int = 1
 
@@ -81,11 +82,18 @@ class ScorerActor:
             gpus=tuple(int(i) for i in ray.get_gpu_ids()),
         )
 
-    def score(self, batch: MicroBatch, part: list[Any]) -> BatchResult:
-        """Score a micro-batch; ``part`` holds the reference to its examples, fetched once per part."""
-        if batch.part not in self.parts:
-            self.parts[batch.part] = ray.get(part[0])
+    def score(self, order: list[MicroBatch], part: list[Any]) -> BatchResult:
+        """Score micro-batches of one part, one after the other; ``part`` holds the reference to its examples."""
+        key = order[0].part
+        if key not in self.parts:
+            self.parts[key] = ray.get(part[0])
+        log_probs, tokens, seconds, breaks = [], [], [], 0
         with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
-            started = time.perf_counter()
-            log_probs, tokens, breaks = self.scorer.score(batch, self.parts[batch.part])
-            return BatchResult(log_probs, tokens, time.perf_counter() - started, breaks)
+            for batch in order:
+                started = time.perf_counter()
+                scores, sizes, broken = self.scorer.score(batch, self.parts[key])
+                log_probs.append(scores)
+                tokens.append(sizes)
+                seconds.append(np.full(len(sizes), (time.perf_counter() - started) / len(sizes), dtype=np.float32))
+                breaks += broken
+        return BatchResult(np.concatenate(log_probs), np.concatenate(tokens), np.concatenate(seconds), breaks)

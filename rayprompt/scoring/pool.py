@@ -26,6 +26,7 @@ from rayprompt.scoring.router import Router
 
 START_TIMEOUT_SECONDS = 600.0
 NO_ROOM_SECONDS = 20.0
+MOST_BATCHES = 8  # micro-batches of an order
 MOST_ROUTER_DEATHS = 20
 ROUTER_PAUSE_SECONDS = 0.1
 TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
@@ -138,35 +139,38 @@ class ScoringPool:
         """
         sizes = np.array([len(ids) for ids in prompts], dtype=np.int64)
         lengths = part.lengths(sizes[prompt], example)
-        jobs = [
+        batches = [
             (rows, _micro_batch(part, prompts, prompt[rows], example[rows], length, count))
             for length, count, rows in self.shapes.batches(lengths)
         ]
+        # Several batches an order, so that what an order costs on its way does not count; enough orders to share.
+        size = max(1, min(MOST_BATCHES, len(batches) // (4 * sum(info.lanes for info in self.infos))))
+        orders = [batches[i : i + size] for i in range(0, len(batches), size)]
         result = PairResult(
             np.empty((len(prompt), len(part.label_ids)), dtype=np.float32),
             np.empty(len(prompt), dtype=np.int32),
             np.empty(len(prompt), dtype=np.float32),
         )
         reference = [self.parts[part.key]]
-        running: dict[Any, tuple[IntArray, MicroBatch]] = {}
-        waiting = deque(jobs)
+        running: dict[Any, list[tuple[IntArray, MicroBatch]]] = {}
+        waiting = deque(orders)
         losses = 0
         while waiting or running:
-            # Back-pressure: no more batches are on their way than the pool can have in its hands.
+            # Back-pressure: no more orders are on their way than the pool can have in its hands.
             while waiting and len(running) < self.window:
-                rows, batch = waiting.popleft()
-                running[self.router.run.remote(search, batch, reference)] = (rows, batch)
+                order = waiting.popleft()
+                running[self.router.run.remote(search, [batch for _, batch in order], reference)] = order
             done, _ = ray.wait(list(running), num_returns=1)
             for ref in done:
-                rows, batch = running.pop(ref)
+                order = running.pop(ref)
                 try:
-                    _fill(result, rows, _get(ref))
+                    _fill(result, np.concatenate([rows for rows, _ in order]), _get(ref))
                 except RayActorError:
                     # The router died. Ray starts it anew; what it had in its hands is asked for again.
                     losses += 1
                     if losses > self.window * MOST_ROUTER_DEATHS:
                         raise ScoringError("the router of the scoring pool is lost") from None
-                    waiting.append((rows, batch))
+                    waiting.append(order)
                     time.sleep(ROUTER_PAUSE_SECONDS)
         return result
 
@@ -199,10 +203,12 @@ def plan_scorers(resources: dict[str, float], scorers: int | None, gpus_per_scor
     if not 0 <= share < float("inf") or (share > 1 and share != int(share)):
         raise InputError(f"--gpus-per-scorer {share}: must be 0, a share of 1, or a whole number")
     if share > 0:
-        count = max(1, int(gpus / share)) if scorers is None else scorers
-        if count * share > gpus + 1e-9:
+        # A share lies on one GPU: on four GPUs there is room for twelve scorers with 0.3 each, not thirteen.
+        room = int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus / share)
+        count = max(1, room) if scorers is None else scorers
+        if count > room:
             raise InputError(
-                f"{count} scorers with {share:g} GPUs each need {count * share:g}; the cluster has {gpus:g}"
+                f"{count} scorers with {share:g} GPUs each: there is room for {room}; the cluster has {gpus:g} GPUs"
             )
         return PoolPlan(count, share, min(1.0, CPU_SHARE * cpus / count), 1)
     count = 1 if scorers is None else scorers
@@ -330,6 +336,6 @@ def _get(ref: Any) -> BatchResult:
 def _fill(result: PairResult, rows: IntArray, answer: BatchResult) -> None:
     result.label_log_probs[rows] = answer.label_log_probs
     result.tokens[rows] = answer.tokens
-    result.seconds[rows] = answer.seconds / max(1, len(rows))
+    result.seconds[rows] = answer.seconds
     result.lm_evaluations += len(rows) * answer.tries
     result.breaks += answer.breaks

@@ -1,6 +1,6 @@
-"""The router: hands micro-batches to free scorers, fairly between searches. Async, light, without torch.
+"""The router: hands orders of micro-batches to free scorers, fairly between searches. Async, light, without torch.
 
-It holds nothing that cannot be rebuilt: queued batches belong to callers, who wait for the answer.
+It holds nothing that cannot be rebuilt: queued orders belong to callers, who wait for the answer.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from rayprompt.lm.scorer import MicroBatch
 from rayprompt.scoring.actor import BatchResult
 
 RESTART_POLL_SECONDS = 0.5
-MOST_TRIES = 3  # of a batch: one that takes its scorer down with it must not go round for ever
+MOST_TRIES = 3  # of an order: one that takes its scorer down with it must not go round for ever
 
 
 @dataclass
 class _Job:
-    batch: MicroBatch
+    order: list[MicroBatch]
     part: list[Any]
     answer: asyncio.Future[BatchResult]
     tries: int = 0
 
 
 class Router:
-    """Dispatches micro-batches; made into an async Ray actor by the pool.
+    """Dispatches orders of micro-batches; made into an async Ray actor by the pool.
 
-    Every scorer has at most ``in_flight`` batches, so that it never waits for the next and none piles up behind a
-    slow one. Searches take turns. A batch on a scorer that dies goes to another one; the scorer is asked again until
+    Every scorer has at most ``in_flight`` orders, so that it never waits for the next and none piles up behind a
+    slow one. Searches take turns. An order on a scorer that dies goes to another one; the scorer is asked again until
     Ray has restarted it.
     """
 
@@ -48,21 +48,21 @@ class Router:
         self.restarts = 0
         self.background: set[asyncio.Task[None]] = set()
 
-    async def run(self, search: str, batch: MicroBatch, part: list[Any]) -> BatchResult:
-        """Score a micro-batch for ``search``.
+    async def run(self, search: str, order: list[MicroBatch], part: list[Any]) -> BatchResult:
+        """Score an order, some micro-batches of one part, for ``search``.
 
         Raises:
             ScoringError: the LM raised, or no scorer is left.
         """
         if self.lost:
             raise ScoringError(self.lost)
-        job = _Job(batch, part, asyncio.get_running_loop().create_future())
+        job = _Job(order, part, asyncio.get_running_loop().create_future())
         self.queues.setdefault(search, deque()).append(job)
         self._dispatch()
         return await job.answer
 
     async def stats(self) -> dict[str, int]:
-        """Queue depth, batches in flight, scorers alive, restarts."""
+        """Queue depth, orders in flight, scorers alive, restarts."""
         return {
             "queued": sum(len(q) for q in self.queues.values()),
             "in_flight": sum(self.busy),
@@ -71,7 +71,7 @@ class Router:
         }
 
     def _dispatch(self) -> None:
-        """Give waiting batches to free scorers: the least busy scorer, the search whose turn it is."""
+        """Give waiting orders to free scorers: the least busy scorer, the search whose turn it is."""
         while self.queues:
             free = [i for i, alive in enumerate(self.alive) if alive and self.busy[i] < self.in_flight]
             if not free:
@@ -89,7 +89,7 @@ class Router:
     async def _work(self, scorer: int, search: str, job: _Job) -> None:
         job.tries += 1
         try:
-            result = await self.scorers[scorer].score.remote(job.batch, job.part)
+            result = await self.scorers[scorer].score.remote(job.order, job.part)
             if not job.answer.done():
                 job.answer.set_result(replace(result, tries=job.tries))
         except RayActorError as error:
@@ -97,7 +97,7 @@ class Router:
             if self.lost:
                 self._fail(job, self.lost)
             elif job.tries >= MOST_TRIES:
-                self._fail(job, f"a batch was lost with its scorer {job.tries} times: {_last_line(error)}")
+                self._fail(job, f"an order was lost with its scorer {job.tries} times: {_last_line(error)}")
             else:
                 self.queues.setdefault(search, deque()).appendleft(job)
         except RayTaskError as error:
