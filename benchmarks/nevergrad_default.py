@@ -52,7 +52,7 @@ def search(
         for c, v, m in zip(step.candidates, step.values, step.scores.mean_value(), strict=True):
             finalists.add(Finalist(c, float(v), float(m)))
     best = finalists.best
-    closing = close(problem, pool, [f.candidate for f in best], [f.to_json() for f in best])
+    closing = close(problem, pool, [f.candidate for f in best], [f.to_json() for f in best], Ledger(1))
     return best[0].objective, best[0].metric, closing.test.value
 
 

@@ -31,8 +31,13 @@ def imports_of(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "rayprompt":
+                public = vars(rayprompt)["_WHERE"]
+                yield from (public.get(alias.name, f"rayprompt.{alias.name}") for alias in node.names)
+            elif node.module:
+                yield node.module
 
 
 def sources(package: str) -> list[Path]:
