@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--vocabulary", type=int, default=0)
+    parser.add_argument("--vocabulary", type=int, default=3000)
     args = parser.parse_args()
     problem = Problem(args.task, args.model)
     rows = json.loads(OUT.read_text()) if OUT.exists() else []

@@ -28,7 +28,7 @@ class NevergradSettings:
 
     optimizer: str = setting("DiscreteLenglerOnePlusOne", "a name in Nevergrad's registry of optimizers")
     length: int | None = setting(None, "words of a prompt (default 5), or phrases (default 1), at most")
-    vocabulary: int | None = setting(None, "choose from the first so many whole words of the vocabulary only")
+    vocabulary: int | None = setting(3000, "choose from the first so many whole words of the vocabulary; null is all")
     phrases: str | list[str] | None = setting(None, "choose from the lines of this text file instead of the vocabulary")
     start: str = setting("manual", "where to start: 'manual' (the task's manual prompt), 'random', or a prompt")
     population: int = setting(16, "candidates asked for at a time")

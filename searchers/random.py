@@ -22,7 +22,7 @@ class RandomSettings:
     """Settings of ``random``."""
 
     length: int | None = setting(None, "words of a prompt (default 5), or phrases (default 1)")
-    vocabulary: int | None = setting(None, "draw from the first so many whole words of the vocabulary only")
+    vocabulary: int | None = setting(3000, "draw from the first so many whole words of the vocabulary; null is all")
     phrases: str | list[str] | None = setting(None, "draw from the lines of this text file instead of the vocabulary")
 
 

@@ -84,7 +84,12 @@ def show_result(result: Result, *, to_stderr: bool) -> None:
 def _remarks(result: Result) -> list[str]:
     lines = []
     if result.p_value is not None:
-        lines.append(f"against the manual prompt on test (n={result.test.n}): p = {result.p_value:.2g} (exact McNemar)")
+        gain = result.test.value - result.baselines["manual"].test.value
+        lines.append(
+            f"against the manual prompt on test: {gain:+.3f}, p = {result.p_value:.2g} (exact McNemar, n={result.test.n})"
+        )
+        if gain <= 0:
+            lines.append("the search found nothing better than the manual prompt: more train and dev examples may help")
     if not result.round_trips:
         lines.append("the prompt's text does not give its tokens back: use the token ids in prompt.json")
     for part, count in result.truncated.items():
