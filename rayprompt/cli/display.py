@@ -86,7 +86,8 @@ def _remarks(result: Result) -> list[str]:
     if result.p_value is not None:
         gain = result.test.value - result.baselines["manual"].test.value
         lines.append(
-            f"against the manual prompt on test: {gain:+.3f}, p = {result.p_value:.2g} (exact McNemar, n={result.test.n})"
+            f"against the manual prompt on test: {gain:+.3f}, "
+            f"p = {result.p_value:.2g} (exact McNemar, n={result.test.n})"
         )
         if gain <= 0:
             lines.append("the search found nothing better than the manual prompt: more train and dev examples may help")
