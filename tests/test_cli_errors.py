@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,23 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--json" in text
         for later in ("--resume", "--store", "--tune-native"):
             assert later not in text
+
+
+def test_the_live_display_shows_prompts_as_they_are() -> None:
+    """In a terminal, 80 columns wide: a line per search, and markup in a prompt is only text."""
+    from rich.console import Console
+
+    from rayprompt.cli.display import Display
+    from rayprompt.study.progress import Progress
+
+    out = io.StringIO()
+    display = Display()
+    display.console = Console(file=out, force_terminal=True, width=200)
+    with display:
+        display(Progress("start", "loading [red]x"))
+        display(Progress("search", "", "random s0", 64, 640, 0.5, "[bold]it was", 100.0))
+        display(Progress("search", "", "random s1", 128, 640, 0.625, "so", 100.0))
+    text = out.getvalue()
+    assert "loading [red]x" in text
+    assert "random s0: best on train 0.500, 64 of 640 evaluations, 100/s, ETA 0:05: [bold]it was" in text
+    assert "random s1: best on train 0.625" in text

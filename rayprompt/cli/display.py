@@ -6,11 +6,10 @@ import math
 import sys
 import time
 from types import TracebackType
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from rayprompt.candidate import TextPrompt
 from rayprompt.study.progress import Progress
@@ -47,20 +46,14 @@ class Display:
             return
         self.latest[progress.search] = progress
         if self.live is not None:
-            self.live.update(self._table())
+            self.live.update(self._lines())
         elif time.monotonic() - self.last_plain >= PLAIN_EVERY_SECONDS:
             self.last_plain = time.monotonic()
             self.console.print(_plain(progress), highlight=False, markup=False, soft_wrap=True)
 
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False)
-        for name in ("search", "best on train", "evaluations", "evaluations/s", "ETA", "best prompt so far"):
-            table.add_column(name, no_wrap=True)
-        for p in self.latest.values():
-            share = f"{p.evaluations:,} of {p.budget:,}"
-            cells = [p.search, f"{p.best_score:.3f}", share, f"{p.evaluations_per_second:,.0f}", _clock(p.eta_seconds)]
-            table.add_row(*cells, _escape(p.best_prompt))
-        return table
+    def _lines(self) -> Group:
+        """A line per search, cut at the terminal's edge: what is cut is the end of the prompt."""
+        return Group(*(Text(_plain(p), no_wrap=True, overflow="ellipsis") for p in self.latest.values()))
 
 
 def show_result(result: Result, *, to_stderr: bool) -> None:
@@ -124,9 +117,3 @@ def _clock(seconds: float) -> str:
         if whole >= 3600
         else f"{whole // 60}:{whole % 60:02d}"
     )
-
-
-def _escape(text: Any) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))
