@@ -21,6 +21,7 @@ _WHERE = {
     "RayPromptError": "rayprompt.errors",
     "Result": "rayprompt.study.results",
     "Scores": "rayprompt.scores",
+    "ScoreStore": "rayprompt.store.store",
     "ScoringPool": "rayprompt.scoring.pool",
     "SoftPrompt": "rayprompt.candidate",
     "Subspace": "rayprompt.candidate",
@@ -29,6 +30,8 @@ _WHERE = {
     "candidate_from_json": "rayprompt.candidate",
     "evaluate": "rayprompt.study.evaluate",
     "load_task": "rayprompt.task",
+    "read_result": "rayprompt.study.results",
+    "resume": "rayprompt.study.search",
     "score": "rayprompt.study.evaluate",
     "search": "rayprompt.study.search",
     "setting": "rayprompt.searcher.base",
@@ -49,10 +52,13 @@ if TYPE_CHECKING:
     from rayprompt.searcher.base import PromptSearcher as PromptSearcher
     from rayprompt.searcher.base import setting as setting
     from rayprompt.searcher.problem import Problem as Problem
+    from rayprompt.store.store import ScoreStore as ScoreStore
     from rayprompt.study.evaluate import Evaluation as Evaluation
     from rayprompt.study.evaluate import evaluate as evaluate
     from rayprompt.study.evaluate import score as score
     from rayprompt.study.results import Result as Result
+    from rayprompt.study.results import read_result as read_result
+    from rayprompt.study.search import resume as resume
     from rayprompt.study.search import search as search
     from rayprompt.study.statistics import Estimate as Estimate
     from rayprompt.task import Task as Task

@@ -18,6 +18,7 @@ class Ledger:
         report_evaluations: pairs of the closing report (dev for finalists, test for winner and baselines).
         cache_hits: pairs asked for again and answered without the LM.
         tokens: tokens of the LM's input, padding not counted.
+        seconds: the scorers' time, in seconds, summed over lanes that work side by side.
         shape_breaks: batches cut smaller than the shape table says, for lack of memory.
     """
 
@@ -27,6 +28,7 @@ class Ledger:
     report_evaluations: int = 0
     cache_hits: int = 0
     tokens: int = 0
+    seconds: float = 0.0
     shape_breaks: int = 0
 
     def __post_init__(self) -> None:

@@ -22,6 +22,10 @@ class ScoringError(RayPromptError, RuntimeError):
     """The LM could not score: an actor failed for good, or its LM did not load."""
 
 
+class StoreError(RayPromptError, OSError):
+    """A file of a score store or a study could not be written: the disk is full, or the directory is gone."""
+
+
 class Interrupted(RayPromptError):
     """The run was stopped by SIGINT (Ctrl-C)."""
 

@@ -14,6 +14,7 @@ from rayprompt.errors import InputError
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,14 @@ class Scores:
         np.add.at(count, (self.candidate, self.example), 1)
         count = count.reshape(shape + (1,) * (data.ndim - 1))
         return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
+
+    def complete(self) -> BoolArray:
+        """(C,) whether every example of the candidate was evaluated; a pair that raised counts as evaluated."""
+        done = np.zeros((len(self.candidates), len(self.examples)), dtype=bool)
+        done[self.candidate, self.example] = True
+        for error in self.errors:
+            done[error.candidate, error.example] = True
+        return np.asarray(done.all(axis=1))
 
     def mean_value(self) -> FloatArray:
         """(C,) the mean of ``value`` over the evaluated examples; NaN where there is none."""

@@ -86,9 +86,12 @@ class NevergradSearcher(PromptSearcher):
         return fresh
 
     def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
-        """Minimises minus the objective; a candidate that failed is told as worse than the worst so far."""
-        for candidate, value in zip(candidates, self.values(scores), strict=True):
-            if not isinstance(candidate, TextPrompt):
+        """Minimises minus the objective; a candidate that failed is told as worse than the worst so far.
+
+        One that was not evaluated to the end, because the budget ended, teaches nothing.
+        """
+        for candidate, value, complete in zip(candidates, self.values(scores), scores.complete(), strict=True):
+            if not isinstance(candidate, TextPrompt) or not complete:
                 continue
             loss = -float(value) if np.isfinite(value) else self.worst + 1.0
             self.worst = max(self.worst, loss) if np.isfinite(value) else self.worst

@@ -17,9 +17,13 @@ CASES: list[tuple[list[str], str]] = [
     (["serch"], "No such command 'serch'. Did you mean 'search'?"),
     (["search", "--bugdet", "3"], "No such option: --bugdet"),
     (["search", "--budget", "many"], "Invalid value for '--budget'"),
-    (["search", "--budget", "0"], "budget 0: must be 64 or more"),
-    (["search", "--budget", "-5"], "budget -5: must be 64 or more"),
-    (["search", "--budget", "63"], "one candidate costs 64"),
+    (["search", "--budget", "0"], "budget 0: must be 1 or more"),
+    (["search", "--budget", "-5"], "budget -5: must be 1 or more"),
+    (["search", "--resume", "no-study"], "no such directory"),
+    (["search", "--resume", "."], "not a study that has begun (it holds no study.yaml)"),
+    (["search", "--resume", ".", "--seed", "1"], "--seed beside --resume: a study goes on as it began"),
+    (["search", "reviews", "--resume", "."], "TASK beside --resume"),
+    (["search", "--store", "nowhere://x"], "nowhere://x: cannot be used as a directory"),
     (["search", "--seed", "-1"], "seed -1: must be from 0"),
     (["search", "--finalists", "0"], "finalists 0: must be 1 or more"),
     (["search", "revews"], "unknown task 'revews' (did you mean 'reviews'?)"),
@@ -115,7 +119,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert run(app, [command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "--json" in text
-        for later in ("--resume", "--store", "--tune-native"):
+        for later in ("--tune-native",):
             assert later not in text
 
 

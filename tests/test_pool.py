@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from rayprompt.budget import BudgetExceeded, Ledger
+from rayprompt.budget import Ledger
 from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.scorer import LMScorer, MicroBatch
@@ -195,9 +195,7 @@ def test_errors_in_scoring_reach_the_caller(pool: ScoringPool, problem: Problem)
 def test_evaluator_charges_every_pair_once(pool: ScoringPool, problem: Problem) -> None:
     size = len(problem.part("train"))
     ledger = Ledger(2 * size + 5)
-    pool.add(problem.part("train"))
     evaluator = Evaluator(pool, problem.part("train"), problem.gold, ledger)
-    assert evaluator.affordable(16) == 2
     first, second, third = (problem.prompt(t) for t in ("it was", "overall", "so"))
     ids = [p.token_ids or () for p in (first, second, third)]
     scores = evaluator.score([first, first], [ids[0], ids[0]])
@@ -208,12 +206,28 @@ def test_evaluator_charges_every_pair_once(pool: ScoringPool, problem: Problem) 
     assert again.label_log_probs is not None
     assert scores.label_log_probs is not None
     assert again.label_log_probs[:size].tobytes() == scores.label_log_probs[:size].tobytes()
-    with pytest.raises(BudgetExceeded):
-        evaluator.score([third], ids[2:])
-    assert ledger.evaluations == 2 * size
+    cut = evaluator.score([third, first], [ids[2], ids[0]])
+    assert ledger.evaluations == 2 * size + 5
+    assert cut.complete().tolist() == [False, True]
+    assert (~np.isnan(cut.dense()[0])).tolist() == [i < 5 for i in range(size)]
+    nothing = evaluator.score([problem.prompt("well")], [(5,)])
+    assert (len(nothing), nothing.complete().tolist(), ledger.evaluations) == (0, [False], 2 * size + 5)
     with pytest.raises(InputError, match="soft prompts cannot be scored"):
         evaluator.score([SoftPrompt((0.0,), Subspace(0, 1.0, 1))], [()])
     assert isinstance(first, TextPrompt)
+
+
+def test_an_example_that_stands_twice_is_scored_and_charged_once(pool: ScoringPool, problem: Problem) -> None:
+    part, gold = problem.part("train"), problem.gold
+    digests = problem.digests("train")
+    digests[3] = digests[0]  # as if the fourth text were the first one again
+    ledger = Ledger(1000)
+    evaluator = Evaluator(pool, part, gold, ledger, examples=digests)
+    scores = evaluator.score([problem.prompt("it was")], [problem.prompt("it was").token_ids or ()])
+    assert ledger.evaluations == ledger.lm_evaluations == evaluator.size == len(part) - 1
+    dense = scores.dense("label_log_probs")[0]
+    assert dense.shape[0] == len(part)
+    assert (dense[3] == dense[0]).all()
 
 
 def test_plans() -> None:

@@ -25,7 +25,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.study.results import read_prompt_file
 
 SCHEMAS = Path(rayprompt.__file__).parent / "schemas"
-VOLATILE = ("seconds", "evaluations_per_second", "timings", "study_dir")
+VOLATILE = ("seconds", "lm_seconds", "evaluations_per_second", "timings", "study_dir", "store")
 
 
 def check(content: dict[str, Any]) -> None:
@@ -73,11 +73,6 @@ def test_result_and_files(found: rayprompt.Result, problem: Problem) -> None:
 def test_same_seed_same_result(found: rayprompt.Result, scorers: int, tmp_path: Path) -> None:
     again = rayprompt.search(budget=64 * 40, seed=3, scorers=scorers, out=tmp_path / "again")
     assert stable(again) == stable(found)
-
-
-def test_budget_is_never_exceeded(ray_session: None, tmp_path: Path) -> None:
-    result = rayprompt.search(budget=64 * 18 + 63, searcher="random", seed=1, scorers=1, out=tmp_path / "s")
-    assert result.evaluations == 64 * 18
 
 
 def test_the_exported_prompt_gives_that_same_score(found: rayprompt.Result, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ def root(
 
 @app.command()
 def search(
+    context: typer.Context,
     task: TaskArgument = defaults.TASK,
     model: ModelOption = defaults.MODEL,
     searcher: Annotated[
@@ -67,6 +68,13 @@ def search(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the searcher; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Keep scores in this directory or URI and look them up there; studies share it.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with this study; further, with a larger --budget. Its snapshots are pickles."),
+    ] = None,
     finalists: Annotated[
         int, typer.Option(help="How many of the best on train are scored on dev.")
     ] = defaults.FINALISTS,
@@ -78,26 +86,38 @@ def search(
 ) -> None:
     """Search for a prompt: dev picks among the best on train, and test is opened once."""
     from rayprompt.cli.display import Display, show_result
-    from rayprompt.study.search import search as run
+    from rayprompt.study import search as studies
 
     with Display() as display:
-        result = run(
-            task,
-            model=model,
-            searcher=searcher,
-            budget=budget,
-            seed=seed,
-            split=split,
-            objective=objective,
-            settings=parse_settings(set_ or []),
-            out=out,
-            finalists=finalists,
-            allow_leaks=allow_leaks,
-            address=address,
-            scorers=scorers,
-            gpus_per_scorer=gpus_per_scorer,
-            listener=display,
-        )
+        if resume is not None:
+            check_resume(context)
+            result = studies.resume(
+                resume,
+                budget=budget if _is_given(context, "budget") else None,
+                address=address,
+                scorers=scorers,
+                gpus_per_scorer=gpus_per_scorer,
+                listener=display,
+            )
+        else:
+            result = studies.search(
+                task,
+                model=model,
+                searcher=searcher,
+                budget=budget,
+                seed=seed,
+                split=split,
+                objective=objective,
+                settings=parse_settings(set_ or []),
+                out=out,
+                store=store,
+                finalists=finalists,
+                allow_leaks=allow_leaks,
+                address=address,
+                scorers=scorers,
+                gpus_per_scorer=gpus_per_scorer,
+                listener=display,
+            )
     show_result(result, to_stderr=json_)
     if json_:
         print_json(result.to_json())
@@ -193,6 +213,26 @@ def list_(
             print(f"    --set {setting['name']}={json.dumps(setting['default'])}  {setting['doc']}")
     if json_:
         print_json({"schema": "rayprompt.list/1", what: rows})
+
+
+RESUME_OPTIONS = {"resume", "budget", "address", "scorers", "gpus_per_scorer", "json_"}
+
+
+def check_resume(context: typer.Context) -> None:
+    """Everything but budget and cluster comes from the study.
+
+    Raises:
+        InputError: something else was given beside --resume.
+    """
+    for name in context.params:
+        if name not in RESUME_OPTIONS and _is_given(context, name):
+            option = "TASK" if name == "task" else "--" + name.strip("_").replace("_", "-")
+            raise InputError(f"{option} beside --resume: a study goes on as it began; only --budget may grow")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def parse_settings(pairs: list[str]) -> dict[str, str]:

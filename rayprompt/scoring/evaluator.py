@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,99 +11,136 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.scores import FloatArray, IntArray, PairError, Scores, right
+from rayprompt.pairs import PairTable
+from rayprompt.scores import BoolArray, IntArray, PairError, Scores, right
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.store.writer import ShardWriter
 
 
-@dataclass
-class _Row:
-    """Everything known of one candidate on the part: NaN = not evaluated."""
-
-    log_probs: FloatArray
-    tokens: IntArray
-    seconds: FloatArray
-
-
-@dataclass
 class Evaluator:
     """The door from candidates to scores, for one search and one part (train for a searcher).
 
-    The first score of a pair stands: a pair that is asked for again is answered from memory and costs nothing.
+    The first score of a pair stands: a pair that is known, from this search or from a store, costs no forward pass.
+    A pair that this search has not asked for before is charged, known or not, so that a full store changes nothing.
+
+    Args:
+        pool: what runs the LM.
+        part: the examples.
+        gold: (E,) their labels.
+        ledger: what is charged.
+        examples: (E,) digests of the examples; None takes each for another one. Examples that are the same have the
+            same pairs, which are scored and charged once.
+        writer: where new pairs are stored; None keeps them in memory alone.
+        search: who asks; searches share the pool fairly.
+        report: count as report, without a limit.
     """
 
-    pool: ScoringPool
-    part: EncodedPart
-    gold: IntArray
-    ledger: Ledger
-    search: str = "search"
-    report: bool = False
-    rows: dict[str, _Row] = field(default_factory=dict)
-    longest_prompt: int = 0
+    def __init__(
+        self,
+        pool: ScoringPool,
+        part: EncodedPart,
+        gold: IntArray,
+        ledger: Ledger,
+        *,
+        examples: Sequence[str] | None = None,
+        writer: ShardWriter | None = None,
+        search: str = "search",
+        report: bool = False,
+    ) -> None:
+        self.pool = pool
+        self.part = part
+        self.gold = gold
+        self.ledger = ledger
+        self.writer = writer
+        self.search = search
+        self.report = report
+        self.longest_prompt = 0
+        self.candidates = 0  # of which a pair was asked for
+        digests = list(examples) if examples is not None else [str(i) for i in range(len(part))]
+        self.table = PairTable(list(dict.fromkeys(digests)), len(part.label_ids))
+        self.column = np.array([self.table.columns[d] for d in digests], dtype=np.int64)  # (E,) of each example
+        self.position = np.array([digests.index(d) for d in self.table.examples], dtype=np.int64)  # and back
+        pool.add(part)
 
-    def affordable(self, n: int) -> int:
-        """How many of ``n`` new candidates can be scored on the whole part within the budget."""
-        return min(n, self.ledger.remaining // len(self.part))
+    @property
+    def size(self) -> int:
+        """Evaluations of one candidate: the distinct examples of the part."""
+        return len(self.table.examples)
+
+    def restore_asked(self, state: dict[str, Any]) -> None:
+        """Take these pairs (``PairTable.asked_state``), and no others, as asked for by this search."""
+        self.table.restore_asked(state)
+        self.candidates = len(state["whole"]) + len(state["part"])
 
     def score(self, candidates: Sequence[Candidate], token_ids: Sequence[tuple[int, ...]]) -> Scores:
-        """Scores of ``candidates`` (C), whose tokens are ``token_ids``, on all examples of the part.
+        """Scores of ``candidates`` (C), whose tokens are ``token_ids``, on the examples of the part.
+
+        New pairs are charged in the candidates' order; where the budget ends in between, the rest is not evaluated:
+        it has no rows, and ``Scores.complete`` says so.
 
         Raises:
-            BudgetExceeded: the new pairs would cross the budget.
             ScoringError: the LM or the pool failed.
+            StoreError: pairs could not be written.
         """
-        new: dict[str, tuple[int, ...]] = {}
-        for candidate, ids in zip(candidates, token_ids, strict=True):
-            if isinstance(candidate, SoftPrompt):
-                raise InputError("soft prompts cannot be scored by this version; give text prompts")
-            if candidate.key not in self.rows:
-                new[candidate.key] = ids
-        self._charge(len(new), len(candidates))
-        if new:
-            self._run(new)
-        return self._collect(candidates)
+        if any(isinstance(candidate, SoftPrompt) for candidate in candidates):
+            raise InputError("soft prompts cannot be scored by this version; give text prompts")
+        self.longest_prompt = max([self.longest_prompt, *(len(ids) for ids in token_ids)])
+        rows = self.table.index(candidate.key for candidate in candidates)
+        used, first = np.unique(rows, return_index=True)
+        order = np.argsort(first)
+        used, first = used[order], first[order]
+        granted = self._charge(used)
+        wanted = self.table.asked[rows]
+        run = granted & ~self.table.known[used]
+        self.ledger.cache_hits += int(wanted.sum()) - int(run.sum())
+        if run.any():
+            self._run([candidates[i].key for i in first], [token_ids[i] for i in first], used, run)
+        return self._collect(candidates, rows)
 
-    def _charge(self, new: int, asked: int) -> None:
-        size = len(self.part)
+    def _charge(self, rows: IntArray) -> BoolArray:
+        """Charge what is new of distinct rows (C,), as far as the budget goes; gives the (C, E) pairs granted."""
+        asked = self.table.asked[rows]
+        new = ~asked
         if self.report:
-            self.ledger.report_evaluations += new * size
+            self.ledger.report_evaluations += int(new.sum())
         else:
-            self.ledger.charge(new * size)
-        self.ledger.cache_hits += (asked - new) * size
+            count = np.cumsum(new.reshape(-1)).reshape(new.shape)
+            new &= count <= self.ledger.remaining
+            self.ledger.charge(int(new.sum()))
+        self.candidates += int((new.any(axis=1) & ~asked.any(axis=1)).sum())
+        self.table.asked[rows] |= new
+        return new
 
-    def _run(self, new: dict[str, tuple[int, ...]]) -> None:
-        size = len(self.part)
-        prompts = list(new.values())
-        prompt = np.repeat(np.arange(len(prompts)), size)
-        example = np.tile(np.arange(size), len(prompts))
-        result = self.pool.score_pairs(self.part, prompts, prompt, example, search=self.search)
-        for i, key in enumerate(new):
-            rows = slice(i * size, (i + 1) * size)
-            self.rows[key] = _Row(result.label_log_probs[rows], result.tokens[rows], result.seconds[rows])
+    def _run(self, keys: list[str], token_ids: list[tuple[int, ...]], rows: IntArray, run: BoolArray) -> None:
+        """Have the LM score the marked pairs (C, E) of distinct candidates, keep and store them."""
+        candidate, column = np.nonzero(run)
+        result = self.pool.score_pairs(self.part, token_ids, candidate, self.position[column], search=self.search)
+        self.table.fill(rows[candidate], column, result.label_log_probs, result.tokens, result.seconds)
+        if self.writer is not None:
+            value = right(result.label_log_probs, self.gold[self.position[column]])
+            self.writer.add(keys, candidate, column, value, result.label_log_probs, result.tokens, result.seconds)
         self.ledger.tokens += int(result.tokens.sum())
+        self.ledger.seconds += float(result.seconds.sum())
         self.ledger.lm_evaluations += result.lm_evaluations
         self.ledger.shape_breaks += result.breaks
-        self.longest_prompt = max([self.longest_prompt, *(len(ids) for ids in prompts)])
 
-    def _collect(self, candidates: Sequence[Candidate]) -> Scores:
-        size, count = len(self.part), len(candidates)
-        rows = [self.rows[c.key] for c in candidates]
-        log_probs = np.concatenate([r.log_probs for r in rows]) if rows else np.empty((0, len(self.part.label_ids)))
-        tokens = np.concatenate([r.tokens for r in rows]) if rows else np.empty(0, dtype=np.int32)
-        seconds = np.concatenate([r.seconds for r in rows]) if rows else np.empty(0, dtype=np.float32)
-        candidate, example = np.repeat(np.arange(count), size), np.tile(np.arange(size), count)
+    def _collect(self, candidates: Sequence[Candidate], rows: IntArray) -> Scores:
+        table, columns = self.table, self.column
+        candidate, example = np.nonzero(table.asked[rows][:, columns])
+        row, column = rows[candidate], columns[example]
+        log_probs = table.log_probs[row, column]
         broken = np.isnan(log_probs).any(axis=1)  # the LM overflowed: an error, not an answer and not a gap
         keep = ~broken
+        errors = np.flatnonzero(broken)
         return Scores(
             candidates=tuple(candidates),
-            examples=np.arange(size),
+            examples=np.arange(len(columns)),
             candidate=candidate[keep],
             example=example[keep],
             sample=np.zeros(int(keep.sum()), dtype=np.int16),
-            value=right(log_probs[keep], np.tile(self.gold, count)[keep]),
+            value=right(log_probs[keep], self.gold[example][keep]),
             label_log_probs=log_probs[keep],
-            tokens=tokens[keep],
-            seconds=seconds[keep],
-            errors=tuple(
-                PairError(int(candidate[i]), int(example[i]), "the LM gave NaN") for i in np.flatnonzero(broken)
-            ),
+            tokens=table.tokens[row, column][keep],
+            seconds=table.seconds[row, column][keep],
+            errors=tuple(PairError(int(candidate[i]), int(example[i]), "the LM gave NaN") for i in errors),
         )

@@ -15,6 +15,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from rayprompt.candidate import digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.scorer import MicroBatch
@@ -110,6 +111,16 @@ class ScoringPool:
             .remote(names, plan.lanes + 1)
         )
         return cls(source, router, handles, infos, {})
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides a score on the side of the machine: dtype, device class, batch shapes, decoding (none)."""
+        return {
+            "dtype": self.infos[0].dtype,
+            "device_class": self.device_class,
+            "shapes": digest(self.shapes.to_json()),
+            "decoding": None,
+        }
 
     def add(self, part: EncodedPart) -> None:
         """Make a part's examples known to the actors (put into the object store once)."""

@@ -113,13 +113,22 @@ class PromptSearcher(Searcher):
         """Reasons to end the search; empty while it goes on."""
         return {}
 
-    def values(self, scores: Scores) -> FloatArray:
-        """(C,) the objective of each candidate, to be maximised; NaN = it could not be evaluated."""
+    def objective(self, scores: Scores) -> FloatArray:
+        """(C,) the objective of each candidate over what was evaluated of it; NaN = nothing was, or a pair failed."""
         if scores.objective is not None:
             return scores.objective
         values = np.array(self._objective(scores, self.problem.gold))
         values[[error.candidate for error in scores.errors]] = np.nan  # the rest of its pairs would flatter it
         return values
+
+    def values(self, scores: Scores) -> FloatArray:
+        """(C,) what ``tell`` learns from: the objective, to be maximised; NaN = the candidate could not be evaluated.
+
+        Where the budget ended, candidates are evaluated in part or not at all (``scores.complete()``): NaN as well,
+        unless the searcher takes ``partial_rows``.
+        """
+        values = self.objective(scores)
+        return values if self.partial_rows else np.where(scores.complete(), values, np.nan)
 
     # What Tune needs. A Tune trial is a batch of candidates; config["candidates"] holds their JSON forms.
 

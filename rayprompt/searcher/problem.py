@@ -101,6 +101,21 @@ class Problem:
             )
         return self._parts[name]
 
+    def digests(self, part: str) -> list[str]:
+        """(E,) the digest of each example of a part."""
+        return [example.digest for example in self.task.examples(part, self.split)]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides a score on the side of task and LM, besides the candidate and the example."""
+        return {
+            "lm": self.lm.digest,
+            "family": self.lm.family,
+            "template": self.template.source,
+            "label_ids": self.label_ids,
+            "max_length": self.lm.max_length,
+        }
+
     def prompt(self, text: str) -> TextPrompt:
         """A text prompt with the token ids that the LM's tokenizer gives at the prompt's place."""
         clean = " ".join(text.split())

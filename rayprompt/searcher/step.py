@@ -3,46 +3,64 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from rayprompt.candidate import Candidate
-from rayprompt.scores import FloatArray, Scores
+from rayprompt.scores import Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.searcher.base import PromptSearcher
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did: C candidates, their scores, the searcher's objective (C,), and where the time went."""
+    """What a step did: C candidates, their scores, and where the time went.
+
+    ``differs``: the searcher asked for other candidates than it is on record to have asked for.
+    """
 
     candidates: tuple[Candidate, ...]
     scores: Scores
-    values: FloatArray
     new_pairs: int
     ask_seconds: float
     score_seconds: float
     tell_seconds: float
+    differs: bool = False
 
 
-def ask_score_tell(searcher: PromptSearcher, evaluator: Evaluator) -> Step:
-    """Ask for a generation, or for what the budget still pays, score it, and tell. No candidates: nothing is left."""
+def ask_score_tell(
+    searcher: PromptSearcher,
+    evaluator: Evaluator,
+    *,
+    recorded: Sequence[Candidate] | None = None,
+    record: Callable[[Sequence[Candidate]], None] | None = None,
+) -> Step:
+    """Ask for a generation, score it as far as the budget goes, and tell. No candidates: nothing is left to ask for.
+
+    Args:
+        searcher, evaluator: who asks, and who answers.
+        recorded: what was asked for here by the process that this one replaces; it is scored and told again.
+        record: called with the candidates when they are scored, before they are told.
+    """
     started = time.perf_counter()
-    candidates = searcher.ask(evaluator.affordable(searcher.generation))
+    candidates = tuple(searcher.ask(searcher.generation))
+    differs = recorded is not None and [c.key for c in candidates] != [c.key for c in recorded]
+    if recorded is not None:
+        candidates = tuple(recorded)
     asked = time.perf_counter()
     before = evaluator.ledger.evaluations
     scores = evaluator.score(candidates, [searcher.problem.token_ids(c) for c in candidates])
     scored = time.perf_counter()
-    values = searcher.values(scores) if candidates else np.empty(0)
+    if candidates and record is not None:
+        record(candidates)
     if candidates:
         searcher.tell(candidates, scores)
     return Step(
-        candidates=tuple(candidates),
+        candidates=candidates,
         scores=scores,
-        values=values,
         new_pairs=evaluator.ledger.evaluations - before,
         ask_seconds=asked - started,
         score_seconds=scored - asked,
         tell_seconds=time.perf_counter() - scored,
+        differs=differs,
     )

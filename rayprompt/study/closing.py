@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from rayprompt.scores import IntArray, Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.measure import evaluator_of
 from rayprompt.study.results import Baseline
 from rayprompt.study.statistics import Estimate, estimate, mcnemar, wilson
 
@@ -41,18 +43,34 @@ class Closing:
 class PartScorer:
     """Scores single prompts on one part of a problem, counted as report."""
 
-    def __init__(self, problem: Problem, pool: ScoringPool, part: str, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        pool: ScoringPool,
+        part: str,
+        ledger: Ledger,
+        *,
+        store: ScoreStore | None = None,
+        search: str = "report",
+    ) -> None:
         self.problem = problem
         self.gold: IntArray = problem.task.gold(part, problem.split)
         self.metric = problem.task.metric
-        encoded = problem.part(part)
-        pool.add(encoded)
-        self.evaluator = Evaluator(pool, encoded, self.gold, ledger, report=True)
+        if store is None:
+            self.evaluator = Evaluator(
+                pool, problem.part(part), self.gold, ledger, examples=problem.digests(part), report=True
+            )
+        else:
+            self.evaluator, _, _ = evaluator_of(problem, pool, part, ledger, store=store, search=search, report=True)
 
     def scores(self, prompts: Sequence[Candidate]) -> list[Scores]:
-        """The scores of each prompt on the whole part; all are scored in one request."""
+        """The scores of each prompt on the whole part; all are scored in one request, and stored."""
         ids = [self.problem.token_ids(p) for p in prompts]
         self.evaluator.score(prompts, ids)
+        writer = self.evaluator.writer
+        if writer is not None:
+            writer.add_asks(0, prompts)
+            writer.close()
         return [self.evaluator.score([p], [i]) for p, i in zip(prompts, ids, strict=True)]
 
     def estimate(self, scores: Scores) -> Estimate:
@@ -66,13 +84,19 @@ def close(
     finalists: Sequence[Candidate],
     on_train: Sequence[Mapping[str, Any]],
     ledger: Ledger,
+    *,
+    store: ScoreStore | None = None,
+    search: str = "report",
+    before_test: Callable[[], None] = lambda: None,
 ) -> Closing:
     """Pick the winner on dev and measure it on test.
 
     Args:
         finalists: best on train first.
         ledger: counts what the report costs.
-        on_train: for each its ``metric`` and ``objective`` on train, and its JSON form.
+        on_train: for each its ``metric``, ``objective`` and ``n`` on train, and its JSON form.
+        store, search: where the pairs are kept and looked up, and under which name.
+        before_test: called when the winner is fixed, before test is opened.
     """
     if not finalists:
         raise ScoringError("the search ended without a candidate that could be scored")
@@ -80,21 +104,22 @@ def close(
     if problem.task.manual_prompt is not None:
         baselines["manual"] = problem.prompt(problem.task.manual_prompt)
 
-    dev = PartScorer(problem, pool, "dev", ledger)
+    dev = PartScorer(problem, pool, "dev", ledger, store=store, search=search)
     dev_scores = dev.scores([*finalists, *baselines.values()])
     dev_estimates = [dev.estimate(s) for s in dev_scores]
     log_likelihood = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in dev_scores]
     # Of equal dev metrics the likelier labels decide, then the better on train (the earlier one).
     winner = max(range(len(finalists)), key=lambda i: (dev_estimates[i].value, log_likelihood[i], -i))
 
-    test = PartScorer(problem, pool, "test", ledger)
+    before_test()
+    test = PartScorer(problem, pool, "test", ledger, store=store, search=search)
     test_scores = test.scores([finalists[winner], *baselines.values()])
     best = finalists[winner]
     names = list(baselines)
     manual = test_scores[1 + names.index("manual")] if "manual" in baselines else None
     return Closing(
         best_prompt=best,
-        train=_on_train(problem, pool, best, float(on_train[winner]["metric"]), ledger),
+        train=_on_train(problem, pool, best, on_train[winner], ledger, store, search),
         dev=dev_estimates[winner],
         test=test.estimate(test_scores[0]),
         baselines={
@@ -103,7 +128,14 @@ def close(
         },
         p_value=None if manual is None else mcnemar(test_scores[0].value, manual.value),
         finalists=tuple(
-            {**f["candidate"], "key": c.key, "train": f["metric"], "objective": f["objective"], "dev": d.value}
+            {
+                **f["candidate"],
+                "key": c.key,
+                "train": f["metric"],
+                "n": f["n"],
+                "objective": f["objective"],
+                "dev": d.value,
+            }
             for f, c, d in zip(on_train, finalists, dev_estimates, strict=False)
         ),
         report_evaluations=ledger.report_evaluations,
@@ -114,13 +146,21 @@ def close(
     )
 
 
-def _on_train(problem: Problem, pool: ScoringPool, winner: Candidate, value: float, ledger: Ledger) -> Estimate:
+def _on_train(
+    problem: Problem,
+    pool: ScoringPool,
+    winner: Candidate,
+    found: Mapping[str, Any],
+    ledger: Ledger,
+    store: ScoreStore | None,
+    search: str,
+) -> Estimate:
     """The winner on train. It was searched on: the value is optimistic, and the interval is only that of n examples.
 
-    Accuracy needs its value alone; the interval of another metric needs the pairs, which are scored once more.
+    Accuracy needs its value alone; the interval of another metric needs the pairs, which count as report once more.
     """
-    n = len(problem.task.examples("train", problem.split))
     if problem.task.metric == "accuracy":
+        value, n = float(found["metric"]), int(found["n"])
         return Estimate("accuracy", value, n, wilson(round(value * n), n))
-    train = PartScorer(problem, pool, "train", ledger)
+    train = PartScorer(problem, pool, "train", ledger, store=store, search=search)
     return train.estimate(train.scores([winner])[0])

@@ -1,30 +1,32 @@
-"""study.yaml: everything a study resolved, so that it can be run again."""
+"""study.yaml: everything a study resolved, so that it can be resumed, and run again."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rayprompt.errors import InputError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.files import reason
+from rayprompt.study.whole import write_whole
+from rayprompt.task import BUNDLED, Task
 
-PACKAGES = ("rayprompt", "ray", "torch", "transformers", "tokenizers", "numpy", "nevergrad", "cma")
+SCHEMA = "rayprompt.study/2"
+FILE = "study.yaml"
+PACKAGES = ("rayprompt", "ray", "torch", "transformers", "tokenizers", "numpy", "nevergrad", "cma", "pyarrow")
 
 
-def write_manifest(
-    study: Path, problem: Problem, searcher: PromptSearcher, pool: ScoringPool, *, budget: int, finalists: int
-) -> None:
-    """Write ``study.yaml``: task, model, searcher, budget, seeds, batch shapes, versions."""
-    import yaml
-
-    content: dict[str, Any] = {
-        "schema": "rayprompt.study/1",
+def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> dict[str, Any]:
+    """What is scored, by what, on what, with which versions: the part of study.yaml that no resume may change."""
+    return {
         "task": {
             "name": problem.task.name,
-            "source": problem.task.source,
+            "location": task_location(problem.task),
             "version": problem.task.version,
             "split": problem.split,
             "digest": problem.task.digest,
@@ -45,11 +47,10 @@ def write_manifest(
             "class": f"{type(searcher).__module__}:{type(searcher).__qualname__}",
             "objective": searcher.objective_name,
             "seed": searcher.seed,
+            "planned_candidates": searcher.budget,
             "settings": searcher._settings_dict(),
         },
         "leaks": {f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
-        "budget": budget,
-        "finalists": finalists,
         "pool": {
             "scorers": len(pool.infos),
             "device_class": pool.device_class,
@@ -59,7 +60,80 @@ def write_manifest(
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
-    (study / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def task_location(task: Task) -> str | None:
+    """What loads a task again: a built-in name, or the absolute path of its folder; None for Python objects."""
+    path = Path(task.source)
+    if not task.source or not path.is_file():
+        return None
+    return task.name if path.parent.parent == BUNDLED else str(path.parent.resolve())
+
+
+def write_manifest(study: Path, content: Mapping[str, Any]) -> None:
+    """Write study.yaml, whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    import yaml
+
+    text = yaml.safe_dump({"schema": SCHEMA, **content}, sort_keys=False, allow_unicode=True)
+    write_whole(study / FILE, text)
+
+
+def read_manifest(study: Path) -> dict[str, Any]:
+    """The content of a study's study.yaml.
+
+    Raises:
+        InputError: the directory is not a study's, or of another version.
+    """
+    import yaml
+
+    path = study / FILE
+    if not study.is_dir():
+        raise InputError(f"--resume {study}: no such directory")
+    if not path.is_file():
+        raise InputError(f"--resume {study}: not a study that has begun (it holds no {FILE})")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != SCHEMA:
+        raise InputError(f"{path}: schema {found!r}; this version resumes {SCHEMA!r}")
+    return dict(content)
+
+
+def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path) -> list[str]:
+    """Compare what a study resolved when it began with what it would resolve now; gives remarks on versions.
+
+    Raises:
+        InputError: task, LM, searcher, device class or batch shapes are others: it would be another search.
+    """
+    for part, names in {
+        "task": ("digest", "split", "template"),
+        "model": ("digest", "label_ids", "max_length", "family"),
+        "searcher": ("class", "objective", "seed", "settings"),
+        "pool": ("device_class", "dtype", "shapes"),
+    }.items():
+        for name in names:
+            if was[part][name] != now[part][name]:
+                raise InputError(
+                    f"{study}: {part} {name} was {_short(was[part][name])} when the study began and is "
+                    f"{_short(now[part][name])} now; a resumed search must go on with the same"
+                )
+    versions = was.get("versions", {})
+    return [
+        f"{name} was {versions.get(name)} when the study began and is {here} now: last bits may differ"
+        for name, here in now["versions"].items()
+        if versions.get(name) != here and name != "rayprompt"
+    ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _version(package: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.statistics import Estimate
+from rayprompt.study.whole import write_whole
 from rayprompt.tables import read_text
 
 SEARCH_SCHEMA = "rayprompt.search/1"
@@ -29,7 +30,8 @@ class Baseline:
     test: Estimate
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.test.to_json(), "text": self.prompt.text, "dev": self.dev.to_json()}
+        ids = {} if self.prompt.token_ids is None else {"token_ids": list(self.prompt.token_ids)}
+        return {**self.test.to_json(), "text": self.prompt.text, **ids, "dev": self.dev.to_json()}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Result:
         evaluations: distinct (candidate, example) pairs the search asked for.
         shape_breaks: batches that had to be cut smaller than the shape table says, for lack of memory: from the first
             one on, last bits may differ from another run's.
+        lm_evaluations: pairs the LM ran for the search, again after a loss included; 0 where a store knew all.
+        report_evaluations, report_lm_evaluations: the same two of the closing report.
+        lm_seconds: the scorers' time for the search.
+        replay_differs: generations that a resumed search asked for in another way than on record; 0 unless versions
+            of libraries have changed, or a searcher is not deterministic.
+        test_opened: how many budgets this study has had when test was opened: once, unless it was given more.
         end: why the search ended: ``budget``, ``exhausted``, ``stalled``, or the searcher's own reason.
         truncated: part -> how many of its texts lost words to fit the LM with the winner.
         timings: seconds by phase.
@@ -60,13 +68,18 @@ class Result:
     evaluations: int
     lm_evaluations: int
     report_evaluations: int
+    report_lm_evaluations: int
     cache_hits: int
     tokens: int
+    lm_seconds: float
     shape_breaks: int
+    replay_differs: int
+    test_opened: int
     seconds: float
     evaluations_per_second: float
     end: str
     study_dir: Path
+    store: str
     task: str
     split: str
     model: str
@@ -81,7 +94,10 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
         prompt = {**self.best_prompt.to_json(), "key": self.best_prompt.key, "round_trips": self.round_trips}
-        counts = ("evaluations", "lm_evaluations", "report_evaluations", "cache_hits", "tokens", "shape_breaks")
+        counts = (
+            *("evaluations", "lm_evaluations", "report_evaluations", "report_lm_evaluations", "cache_hits", "tokens"),
+            *("lm_seconds", "shape_breaks", "replay_differs", "test_opened"),
+        )
         about = ("task", "split", "model", "searcher", "seed", "budget", "end")
         return {
             "schema": SEARCH_SCHEMA,
@@ -98,7 +114,33 @@ class Result:
             "leaks": dict(self.leaks),
             "timings": dict(self.timings),
             "study_dir": str(self.study_dir),
+            "store": self.store,
         }
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Result:
+        """Read the JSON form back."""
+        given = {name: form[name] for name in (f.name for f in fields(cls)) if name in form}
+        baselines = {
+            name: Baseline(
+                TextPrompt(b["text"], None if b.get("token_ids") is None else tuple(b["token_ids"])),
+                Estimate.from_json(b["dev"]),
+                Estimate.from_json(b),
+            )
+            for name, b in form["baselines"].items()
+        }
+        return cls(
+            **{
+                **given,
+                "best_prompt": candidate_from_json(form["best_prompt"]),
+                "round_trips": form["best_prompt"]["round_trips"],
+                "p_value": form["p_value_manual"],
+                "baselines": baselines,
+                "finalists": tuple(form["finalists"]),
+                "study_dir": Path(form["study_dir"]),
+                **{part: Estimate.from_json(form[part]) for part in ("train", "dev", "test")},
+            }
+        )
 
 
 def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Estimate]) -> dict[str, Any]:
@@ -175,6 +217,25 @@ def read_prompt_file(path: Path) -> PromptFile:
     )
 
 
+def read_result(path: Path) -> Result:
+    """A study's result.json, read back.
+
+    Raises:
+        InputError: it is not one, or of another version.
+    """
+    try:
+        content = json.loads(read_text(path))
+        if content["schema"] != SEARCH_SCHEMA:
+            raise InputError(f"{path}: schema {content['schema']!r}; this version reads {SEARCH_SCHEMA!r}")
+        return Result.from_json(content)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the result of a study ({error!r})") from None
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write readable JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write readable JSON, whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

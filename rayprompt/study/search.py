@@ -1,37 +1,74 @@
-"""``search``: one Tune experiment, a trial per search; dev picks among the finalists, test is opened once."""
+"""``search`` and ``resume``: one Tune experiment, a trial per search; dev picks the winner, test is opened once."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
+import secrets
+import shlex
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray import tune
 
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.candidate import candidate_from_json
-from rayprompt.errors import InputError, Interrupted, RayPromptError, ScoringError
+from rayprompt.errors import InputError, Interrupted, RayPromptError, StoreError
 from rayprompt.objective import get_objective
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
-from rayprompt.study.closing import close
-from rayprompt.study.manifest import write_manifest
-from rayprompt.study.progress import Listener, Progress, ProgressCallback, silent
-from rayprompt.study.results import Result, export_prompt, write_json
+from rayprompt.store.schema import safe_name
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.closing import Closing, close
+from rayprompt.study.lock import study_lock
+from rayprompt.study.loop import SearchPlan
+from rayprompt.study.manifest import check_unchanged, describe, read_manifest, write_manifest
+from rayprompt.study.measure import context_of
+from rayprompt.study.progress import Listener, Progress, silent
+from rayprompt.study.results import Result, export_prompt, read_result, write_json
 from rayprompt.study.session import Cluster, session
-from rayprompt.study.trial import SearchTrial
+from rayprompt.study.tuning import run_trial
 from rayprompt.task import Task
+
+HERE = "."  # a store that is the study's own directory, wherever that is moved to
+
+
+@dataclass
+class _Job:
+    """A search that is ready to run. ``record`` is study.yaml as it was read, empty for a new study."""
+
+    problem: Problem
+    searcher: PromptSearcher
+    study: Path
+    budget: int
+    finalists: int
+    store: str
+    cluster: Cluster
+    listener: Listener
+    id: str
+    started: float
+    allow_leaks: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trial(self) -> str:
+        """The name of the trial."""
+        return f"{self.searcher.name}-s{self.searcher.seed}"
+
+    @property
+    def plan(self) -> SearchPlan:
+        store = str(self.study) if self.store == HERE else self.store
+        search = safe_name(f"{self.id}_{self.trial}")
+        return SearchPlan(search, self.budget, self.finalists, str(self.study), store)
 
 
 def search(
@@ -45,6 +82,7 @@ def search(
     objective: str | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
+    store: str | Path | None = None,
     finalists: int = defaults.FINALISTS,
     allow_leaks: bool = False,
     address: str | None = None,
@@ -64,6 +102,8 @@ def search(
         objective: what the searcher maximises; None is its default.
         settings: the searcher's own settings.
         out: the study's directory; None makes one under ``rayprompt-studies/``.
+        store: a directory (or URI) where scores are kept and looked up, shared with other studies; None is the
+            study's own.
         finalists: how many of the best on train are scored on dev.
         allow_leaks: accept a task whose train and test share texts.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
@@ -72,61 +112,235 @@ def search(
     Raises:
         InputError: something given cannot be used; nothing has been started.
         ScoringError: the LM did not load or could not score.
-        Interrupted: SIGINT during the search.
+        StoreError: the study's files cannot be written.
+        Interrupted: SIGINT. What was scored is kept, and :func:`resume` goes on.
     """
-    timings: dict[str, float] = {}
     started = time.perf_counter()
     problem = bind(task, model, split, allow_leaks=allow_leaks)
-    agent = make_searcher(problem, searcher, budget, seed, objective, settings or {})
+    agent = make_searcher(problem, searcher, planned(problem, budget), seed, objective, settings or {})
+    Ledger(budget)  # refuses what is no budget
     if finalists < 1:
         raise InputError(f"finalists {finalists}: must be 1 or more")
     study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
     check_room(problem)
-    timings["prepare"] = time.perf_counter() - started
-    listener(Progress("start", _summary(problem, agent, budget)))
-    with session(problem.lm, Cluster(address, scorers, gpus_per_scorer), listener, timings) as pool:
-        study.mkdir(parents=True, exist_ok=True)
-        write_manifest(study, problem, agent, pool, budget=budget, finalists=finalists)
-        begun = time.perf_counter()
-        last = _run_trial(agent, pool, budget, finalists, study, listener)
-        timings["search"] = time.perf_counter() - begun
-        timings["trial_start"] = timings["search"] - last["loop_seconds"]
-        for name in ("ask", "score", "tell"):
-            timings[name] = last[f"{name}_seconds"]
-        listener(Progress("report", "scoring the finalists on dev, then the winner and the baselines on test"))
-        begun = time.perf_counter()
-        closing_ledger = Ledger(budget=1)  # the report is counted apart and has no limit
-        finals = [candidate_from_json(f["candidate"]) for f in last["finalists"]]
-        closing = close(problem, pool, finals, last["finalists"], closing_ledger)
-        timings["report"] = time.perf_counter() - begun
-    ledger = last["ledger"]
-    result = Result(
-        **closing.fields(),
-        evaluations=ledger["evaluations"],
-        lm_evaluations=ledger["lm_evaluations"],
-        cache_hits=ledger["cache_hits"],
-        tokens=ledger["tokens"],
-        shape_breaks=ledger["shape_breaks"] + closing_ledger.shape_breaks,
-        seconds=time.perf_counter() - started,
-        evaluations_per_second=ledger["evaluations"] / max(last["loop_seconds"], 1e-9),
-        end=last["end"],
-        study_dir=study,
-        task=problem.task.name,
-        split=problem.split,
-        model=problem.lm.name,
-        searcher=agent.name,
-        seed=agent.seed,
-        budget=budget,
-        leaks={f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
-        timings=timings,
+    job = _Job(
+        problem, agent, study, budget, finalists, _store_location(store), Cluster(address, scorers, gpus_per_scorer),
+        listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
+    )  # fmt: skip
+    return _run(job)
+
+
+def resume(
+    study: str | Path,
+    *,
+    budget: int | None = None,
+    task: Task | None = None,
+    searcher: type[PromptSearcher] | None = None,
+    address: str | None = None,
+    scorers: int | None = None,
+    gpus_per_scorer: float | None = None,
+    listener: Listener = silent,
+) -> Result:
+    """Go on with a study that was interrupted or has died, or give a finished one a larger budget.
+
+    Nothing that was scored is scored again, and the result is the one that the undisturbed search would have had.
+
+    Args:
+        study: its directory. Snapshots in it are pickles: resume only what you trust.
+        budget: a larger budget; None is the study's own. A finished study whose budget stays gives its result.
+        task: for a study of a task made of Python objects, that task.
+        searcher: for a study of a searcher that cannot be imported by name, its class.
+        address, scorers, gpus_per_scorer, listener: as for :func:`search`.
+
+    Raises:
+        InputError: not a study, or what it was begun with has changed since.
+        ScoringError, StoreError, Interrupted: as for :func:`search`.
+    """
+    started = time.perf_counter()
+    path = Path(study).expanduser().resolve()
+    record = read_manifest(path)
+    spent = int(record["budget"])
+    if budget is not None and budget < spent:
+        raise InputError(f"--budget {budget}: the study in {path} has {spent}; a resumed study's budget can only grow")
+    if budget in (None, spent) and (path / "result.json").is_file():
+        return read_result(path / "result.json")
+    problem = _recorded_problem(record, path, task)
+    agent = make_searcher(
+        problem,
+        searcher or _recorded_searcher(record, path),
+        record["searcher"]["planned_candidates"],
+        record["searcher"]["seed"],
+        record["searcher"]["objective"],
+        record["searcher"]["settings"],
     )
-    write_json(study / "result.json", result.to_json())
-    estimates = {"train": result.train, "dev": result.dev, "test": result.test}
-    write_json(study / "prompt.json", export_prompt(problem, result.best_prompt, estimates))
+    check_room(problem)
+    job = _Job(
+        problem, agent, path, budget or spent, record["finalists"], record["store"],
+        Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"], record,
+    )  # fmt: skip
+    return _run(job)
+
+
+def _run(job: _Job) -> Result:
+    """Start what is needed, search, close, and write the result; tells how to go on if that fails on the way."""
+    timings: dict[str, float] = {"prepare": time.perf_counter() - job.started}
+    new = not job.record
+    store = ScoreStore(job.plan.store)
+    if not new or job.store != HERE:
+        store.prepare()
+    job.listener(Progress("start", _summary(job)))
+    with _how_to_go_on(job):
+        with session(job.problem.lm, job.cluster, job.listener, timings) as pool:
+            _make(job.study)
+            with study_lock(job.study):
+                content = _begin(job, pool, store)
+                begun = time.perf_counter()
+                last = run_trial(job.searcher, pool, job.plan, job.trial, job.listener)
+                timings["search"] = time.perf_counter() - begun
+                timings["trial_start"] = timings["search"] - last["loop_seconds"]
+                for name in ("ask", "score", "tell"):
+                    timings[name] = last[f"{name}_seconds"]
+                closing, report = _close(job, pool, store, last, content, timings)
+        result = _result(job, last, closing, report, len(content["test_opened"]), timings)
+        estimates = {"train": result.train, "dev": result.dev, "test": result.test}
+        write_json(job.study / "prompt.json", export_prompt(job.problem, result.best_prompt, estimates))
+        write_json(job.study / "result.json", result.to_json())
     return result
 
 
-def _summary(problem: Problem, searcher: PromptSearcher, budget: int) -> str:
+def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
+    """Write study.yaml of a new study, check that of an old one, and name the files that cannot be read."""
+    now = describe(job.problem, job.searcher, pool)
+    content: dict[str, Any] = {
+        "id": job.id,
+        "budget": job.budget,
+        "finalists": job.finalists,
+        "store": job.store,
+        "allow_leaks": job.allow_leaks,
+        "test_opened": list(job.record.get("test_opened", [])),
+        **now,
+    }
+    if job.record:
+        for remark in check_unchanged(job.record, now, job.study):
+            job.listener(Progress("start", f"note: {remark}"))
+        content = {**job.record, "budget": job.budget, "pool": now["pool"]}
+    else:
+        store.prepare()
+    write_manifest(job.study, content)
+    store.shards("scores", context=context_of(job.problem, pool).key)
+    store.shards("candidates", search=job.plan.search)
+    for file, why in store.broken.items():
+        job.listener(Progress("start", f"skipped {file}: {why}"))
+    return content
+
+
+def _close(
+    job: _Job,
+    pool: ScoringPool,
+    store: ScoreStore,
+    last: dict[str, Any],
+    content: dict[str, Any],
+    timings: dict[str, float],
+) -> tuple[Closing, Ledger]:
+    """Dev, then test; and what that cost."""
+    job.listener(Progress("report", "scoring the finalists on dev, then the winner and the baselines on test"))
+    begun = time.perf_counter()
+    report = Ledger(budget=1)  # the report is counted apart and has no limit
+    finals = [candidate_from_json(f["candidate"]) for f in last["finalists"]]
+
+    def before_test() -> None:
+        if job.budget not in content["test_opened"]:
+            content["test_opened"].append(job.budget)
+            write_manifest(job.study, content)
+
+    closing = close(
+        job.problem, pool, finals, last["finalists"], report,
+        store=store, search=safe_name(f"{job.id}_report"), before_test=before_test,
+    )  # fmt: skip
+    timings["report"] = time.perf_counter() - begun
+    return closing, report
+
+
+def _result(
+    job: _Job, last: dict[str, Any], closing: Closing, report: Ledger, opened: int, timings: dict[str, float]
+) -> Result:
+    """The study's result, from the trial's last report and the closing report."""
+    problem = job.problem
+    same = ("evaluations", "lm_evaluations", "cache_hits", "tokens", "lm_seconds", "replay_differs", "end")
+    return Result(
+        **closing.fields(),
+        **{name: last[name] for name in same},
+        evaluations_per_second=last["evaluations_per_second"],
+        report_lm_evaluations=report.lm_evaluations,
+        shape_breaks=last["shape_breaks"] + report.shape_breaks,
+        test_opened=opened,
+        seconds=time.perf_counter() - job.started,
+        study_dir=job.study,
+        store=job.plan.store,
+        task=problem.task.name,
+        split=problem.split,
+        model=problem.lm.name,
+        searcher=job.searcher.name,
+        seed=job.searcher.seed,
+        budget=job.budget,
+        leaks={f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
+        timings=timings,
+    )
+
+
+@contextmanager
+def _how_to_go_on(job: _Job) -> Iterator[None]:
+    """Adds to what ends a study on its way how it can be taken up again."""
+    try:
+        yield
+    except (RayPromptError, KeyboardInterrupt) as error:
+        if not (job.study / "study.yaml").is_file() or isinstance(error, InputError):
+            raise
+        go_on = f"to go on: rayprompt search --resume {shlex.quote(str(job.study))}"
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"interrupted; {go_on}") from None
+        raise type(error)(f"{error}; {go_on}") from None
+
+
+def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None) -> Problem:
+    """The task and LM that a study was begun with."""
+    was = record["task"]
+    if task is None and not was["location"]:
+        raise InputError(f"{study}: its task {was['name']!r} is made of Python objects; give it: resume(..., task=...)")
+    problem = bind(
+        task or was["location"], record["model"]["location"], was["split"], allow_leaks=record["allow_leaks"]
+    )
+    problem.lm = replace(problem.lm, name=record["model"]["name"])
+    return problem
+
+
+def _recorded_searcher(record: Mapping[str, Any], study: Path) -> type[PromptSearcher]:
+    module, _, name = str(record["searcher"]["class"]).partition(":")
+    try:
+        cls: type[PromptSearcher] = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        raise InputError(
+            f"{study}: its searcher {module}:{name} cannot be imported here; give the class: resume(..., searcher=...)"
+        ) from None
+    return cls
+
+
+def _make(study: Path) -> None:
+    try:
+        study.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{study}: cannot be made ({error.strerror})") from None
+
+
+def _store_location(store: str | Path | None) -> str:
+    """A shared store as it stands in study.yaml: a URI, or an absolute path."""
+    if store is None:
+        return HERE
+    return str(store) if "://" in str(store) else str(Path(store).expanduser().resolve())
+
+
+def _summary(job: _Job) -> str:
+    problem, searcher, budget = job.problem, job.searcher, job.budget
     parts = problem.task.parts(problem.split)
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
     return (
@@ -165,25 +379,26 @@ def check_room(problem: Problem) -> None:
         part.lengths(np.full(len(part), size), np.arange(len(part)))
 
 
+def planned(problem: Problem, budget: int) -> int:
+    """Candidates that a budget pays for."""
+    return max(1, budget // len(set(problem.digests("train"))))
+
+
 def make_searcher(
     problem: Problem,
     searcher: str | type[PromptSearcher],
-    budget: int,
+    candidates: int | None,
     seed: int,
     objective: str | None,
     settings: Mapping[str, Any],
 ) -> PromptSearcher:
     """The searcher of that name or class, blank, on what it may see of ``problem``: the train examples.
 
+    ``candidates``: how many it may expect to have scored.
+
     Raises:
-        InputError: unknown name, setting or objective, or a budget that pays for nothing.
+        InputError: unknown name, setting or objective.
     """
-    cost = len(problem.task.examples("train", problem.split))
-    if budget < cost:
-        raise InputError(
-            f"budget {budget}: must be {cost} or more evaluations; "
-            f"one candidate costs {cost}, one for each train example of {problem.task.name}"
-        )
     if objective is not None:
         get_objective(objective)
     cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
@@ -192,7 +407,7 @@ def make_searcher(
     taken = {"objective", "seed", "budget", "metric", "mode"} & set(settings)
     if taken:
         raise InputError(f"--set {min(taken)}=...: not a setting of the searcher; use --{min(taken)}")
-    return cls(problem.for_search(), objective=objective, seed=seed, budget=budget // cost, **settings)
+    return cls(problem.for_search(), objective=objective, seed=seed, budget=candidates, **settings)
 
 
 def study_dir(out: str | Path | None, name: str) -> Path:
@@ -210,82 +425,3 @@ def study_dir(out: str | Path | None, name: str) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"--out {path}: cannot be made ({parent} is not a directory that can be written to)")
     return path.resolve()
-
-
-def _run_trial(
-    searcher: PromptSearcher, pool: ScoringPool, budget: int, finalists: int, study: Path, listener: Listener
-) -> dict[str, Any]:
-    """Run the search as a Tune trial and give its last report."""
-    pool.add(searcher.problem.part("train"))
-    trainable = tune.with_resources(
-        tune.with_parameters(SearchTrial, searcher=searcher, pool=pool, budget=budget, finalists=finalists),
-        tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **searcher.resources}]),
-    )
-    name = f"{searcher.name}-s{searcher.seed}"
-    tuner = tune.Tuner(
-        trainable,
-        param_space={
-            "searcher": searcher.name,
-            "seed": searcher.seed,
-            "task": searcher.problem.task.name,
-            "model": searcher.problem.lm.name,
-        },
-        tune_config=tune.TuneConfig(
-            metric="best_score",
-            mode="max",
-            trial_name_creator=lambda trial: name,
-            trial_dirname_creator=lambda trial: name,
-        ),
-        run_config=tune.RunConfig(
-            name=study.name,
-            storage_path=str(study.parent),
-            verbose=0,
-            callbacks=[ProgressCallback(listener, budget)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
-    with _quiet_tune():
-        outcome = tuner.fit()[0]
-    if outcome.error is not None:
-        raise _trial_error(outcome.error)
-    last: dict[str, Any] = outcome.metrics or {}
-    if "end" not in last:
-        done = f"{last.get('evaluations', 0)} of {budget} evaluations"
-        best = (
-            f"; best so far on train: {last['best_prompt']!r} ({last['best_score']:.3f})"
-            if "best_prompt" in last
-            else ""
-        )
-        raise Interrupted(f"interrupted after {done}{best}; dev and test were not opened; study in {study}")
-    return last
-
-
-@contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Tune's own tables and advice are not shown: the listener shows the progress, and the outcome is raised."""
-    engine = os.environ.get("RAY_AIR_NEW_OUTPUT")
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output engine prints even when it is told to be silent
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if engine is None:
-            del os.environ["RAY_AIR_NEW_OUTPUT"]
-        else:
-            os.environ["RAY_AIR_NEW_OUTPUT"] = engine
-
-
-def _trial_error(error: Exception) -> RayPromptError:
-    """What a trial died of, in one line."""
-    cause = getattr(error, "cause", None) or error
-    for kind in (InputError, ScoringError):
-        found = re.search(rf"\b{kind.__name__}: (.*)", str(error))
-        if isinstance(cause, kind) or found:
-            return kind(found.group(1) if found else str(cause).splitlines()[0])
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ScoringError(f"the search failed: {lines[-1] if lines else type(error).__name__}")

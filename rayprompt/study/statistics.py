@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """The JSON form of design 8: metric, value, n, ci95."""
         return {"metric": self.metric, "value": self.value, "n": self.n, "ci95": list(self.ci95)}
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Estimate:
+        """Read the JSON form back."""
+        return cls(form["metric"], float(form["value"]), int(form["n"]), (form["ci95"][0], form["ci95"][1]))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.ci95[0]:.3f}, {self.ci95[1]:.3f}] (n={self.n})"

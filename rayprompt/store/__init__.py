@@ -1,0 +1,1 @@
+"""The score store: every measured pair, once and for ever, as immutable Parquet files."""

@@ -1,0 +1,124 @@
+"""Where a store's files lie: any filesystem of pyarrow. A file is written whole, once; never appended to or renamed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowException
+from pyarrow import fs as pafs
+
+from rayprompt.errors import InputError, StoreError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A directory on a pyarrow filesystem. ``shown`` is how it is named to people."""
+
+    filesystem: Any
+    path: str
+    shown: str
+
+    @classmethod
+    def at(cls, location: str | Path) -> Folder:
+        """The directory at a local path, or at a URI such as ``s3://bucket/folder``.
+
+        Raises:
+            InputError: the URI cannot be used.
+        """
+        text = str(location)
+        if "://" not in text:
+            path = os.path.abspath(os.path.expanduser(text))
+            return cls(pafs.LocalFileSystem(), path, path)
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+        except (ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{_without_secrets(text)}: cannot be used as a directory ({reason(error)})") from None
+        return cls(filesystem, path.rstrip("/"), _without_secrets(text))
+
+    def child(self, name: str) -> Folder:
+        """A directory in this one."""
+        return Folder(self.filesystem, f"{self.path}/{name}", f"{self.shown}/{name}")
+
+    def names(self) -> list[str]:
+        """The files in it, sorted; none where it does not exist.
+
+        Raises:
+            StoreError: it cannot be listed.
+        """
+        try:
+            infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        except (ArrowException, OSError) as error:
+            raise StoreError(f"{self.shown}: cannot be read ({reason(error)})") from None
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
+
+    def make(self) -> None:
+        """Create it.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
+        try:
+            self.filesystem.create_dir(self.path, recursive=True)
+        except OSError as error:
+            raise StoreError(f"{self.shown}: cannot be made ({reason(error)})") from None
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a whole new file; what could not be written in full is taken away again.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        path = f"{self.path}/{name}"
+        try:
+            with self.filesystem.open_output_stream(path, compression=None) as stream:
+                stream.write(content)
+        except OSError as error:
+            self.remove(name)
+            raise StoreError(f"{self.shown}/{name}: cannot be written ({reason(error)})") from None
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+            content: bytes = stream.read()
+        return content
+
+    def open(self, name: str) -> Any:
+        """A file, opened for reading at any place in it."""
+        return self.filesystem.open_input_file(f"{self.path}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Delete a file; one that is gone already, or cannot be deleted, is left as it is."""
+        try:
+            self.filesystem.delete_file(f"{self.path}/{name}")
+        except OSError:
+            return
+
+    def check_writable(self) -> None:
+        """Create it and write a small file in it, which is deleted again.
+
+        Raises:
+            StoreError: that cannot be done.
+        """
+        self.make()
+        probe = f".writable-{os.getpid()}"
+        self.write(probe, b"rayprompt")
+        self.remove(probe)
+
+
+def reason(error: BaseException) -> str:
+    """Why a filesystem refused, in a few words."""
+    number = getattr(error, "errno", None)
+    if number:
+        return os.strerror(number)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _without_secrets(uri: str) -> str:
+    """A URI as it may be shown: without user, password and query."""
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -1,0 +1,154 @@
+"""The store's two tables, documented in docs/store.md, and the names of their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayprompt.candidate import digest
+from rayprompt.errors import InputError
+
+SCORES_SCHEMA = "rayprompt.scores/1"
+CANDIDATES_SCHEMA = "rayprompt.candidates/1"
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+SCORES = pa.schema(
+    [
+        ("context", _NAME),
+        ("candidate", _NAME),
+        ("example", _NAME),
+        ("sample", pa.int16()),
+        ("part", _NAME),
+        ("split", _NAME),
+        ("value", pa.float32()),
+        ("label_log_probs", pa.list_(pa.field("element", pa.float32(), nullable=False))),
+        ("tokens", pa.int32()),
+        ("seconds", pa.float32()),
+        ("search", _NAME),
+    ]
+)
+CANDIDATES = pa.schema(
+    [
+        ("candidate", pa.string()),
+        ("kind", _NAME),
+        ("text", pa.string()),
+        ("form", pa.string()),
+        ("search", _NAME),
+        ("origin", _NAME),
+        ("generation", pa.int32()),
+        ("position", pa.int32()),
+    ]
+)
+TABLES = {"scores": (SCORES_SCHEMA, SCORES), "candidates": (CANDIDATES_SCHEMA, CANDIDATES)}
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything but candidate, example and sample that decides a score; its digest is part of a pair's key.
+
+    ``content`` holds the LM's digest, the rendered template, the label token ids, the truncation, dtype, device class
+    and batch shapes.
+    """
+
+    content: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the content."""
+        return digest(dict(self.content))
+
+    def to_json(self) -> str:
+        """The content as it stands in the metadata of a file."""
+        return json.dumps(dict(self.content), sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ShardName:
+    """The name of a file: whose it is, so that readers open only what they want, and when it was written.
+
+    Names sort by time within a search: ``incarnation`` is the time at which its writer was made (ms since 1970, hex)
+    with the writer's process id, ``number`` counts the writer's files.
+    """
+
+    search: str
+    part: str
+    context: str
+    incarnation: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.search}.{self.part}.{self.context[:16]}.{self.incarnation}.{self.number:06d}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> ShardName | None:
+        """Read a file's name; None where it is not one of a store's files."""
+        pieces = name.split(".")
+        if len(pieces) != 6 or pieces[5] != "parquet" or not pieces[4].isdigit():
+            return None
+        return cls(pieces[0], pieces[1], pieces[2], pieces[3], int(pieces[4]))
+
+    @property
+    def age(self) -> tuple[str, int]:
+        """Sorts older files first."""
+        return self.incarnation, self.number
+
+
+def new_incarnation() -> str:
+    """The name of a writer."""
+    return f"{int(time.time() * 1000):012x}{os.getpid() & 0xFFFFFF:06x}{os.urandom(2).hex()}"
+
+
+def safe_name(text: str) -> str:
+    """``text`` with what must not stand in a file's name, dots included, replaced."""
+    return re.sub(r"[^\w-]+", "_", text, flags=re.ASCII)
+
+
+def metadata_of(kind: str, **content: Any) -> dict[bytes, bytes]:
+    """The Parquet metadata of a file of a table (``scores`` or ``candidates``)."""
+    from rayprompt import __version__
+
+    full = {"schema": TABLES[kind][0], "rayprompt": __version__, **content}
+    return {f"rayprompt.{k}".encode(): str(v).encode() for k, v in full.items()}
+
+
+def check_schema(kind: str, metadata: Mapping[bytes, bytes] | None, where: str) -> bool:
+    """Whether a file with this metadata is one of ours.
+
+    Raises:
+        InputError: it is one of another version.
+    """
+    wanted = TABLES[kind][0]
+    found = (metadata or {}).get(b"rayprompt.schema", b"").decode()
+    if found.partition("/")[0] != wanted.partition("/")[0]:
+        return False
+    if found != wanted:
+        raise InputError(f"{where}: schema {found}, written by another version of rayprompt; this one reads {wanted}")
+    return True
+
+
+def to_parquet(kind: str, table: pa.Table) -> pa.Buffer:
+    """A table as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    if kind == "scores":
+        # Floats hardly repeat: their bytes, split by significance, compress better than a dictionary of them.
+        names = [f.name for f in SCORES if f.name not in ("label_log_probs", "seconds")]
+        pq.write_table(
+            table,
+            sink,
+            compression="zstd",
+            use_dictionary=[*names, "seconds"],
+            use_byte_stream_split=["label_log_probs.list.element"],
+            row_group_size=1 << 20,
+        )
+    else:
+        pq.write_table(table, sink, compression="zstd", row_group_size=1 << 20)
+    return sink.getvalue()

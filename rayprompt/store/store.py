@@ -1,0 +1,257 @@
+"""ScoreStore: reads what any search has stored. Files that are cut or foreign are named and skipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayprompt.candidate import Candidate, candidate_from_json
+from rayprompt.errors import InputError, StoreError
+from rayprompt.pairs import PairTable
+from rayprompt.store.files import Folder, reason
+from rayprompt.store.schema import TABLES, ShardName, check_schema
+
+STORE_SCHEMA = "rayprompt.store/1"
+MARK = "store.json"
+KEY = ["context", "candidate", "example", "sample"]
+BATCH_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A readable file of the store: rows, and what its metadata says."""
+
+    name: ShardName
+    rows: int
+    metadata: dict[str, str]
+
+    @cached_property
+    def replaces(self) -> tuple[str, ...]:
+        """Files whose rows this one took over in a compaction."""
+        return tuple(self.metadata.get("replaces", "").split())
+
+    @property
+    def last_generation(self) -> int:
+        """The last generation of asks in it; 0 where it has none."""
+        return int(self.metadata.get("last_generation", 0))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a search has stored: pairs that the LM ran for it, their tokens, and the scorers' seconds."""
+
+    lm_evaluations: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class ScoreStore:
+    """A directory (a local path, or a URI of a pyarrow filesystem) of immutable Parquet files; see docs/store.md.
+
+    Every search writes files of its own, every reader sees them all. A pair that stands in several files has one
+    score: the first that was stored.
+
+    Attributes:
+        broken: file -> why it was skipped. A file that is being written at the moment looks cut, too.
+
+    Raises:
+        InputError: the location cannot be used.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.folder = Folder.at(location)
+        self.broken: dict[str, str] = {}
+        self._shards: dict[tuple[str, str], Shard] = {}
+
+    def __repr__(self) -> str:
+        return f"ScoreStore({self.folder.shown!r})"
+
+    def prepare(self) -> None:
+        """Make the store's directories and see that files can be written.
+
+        Raises:
+            InputError: they cannot, or the store is one of another version.
+        """
+        try:
+            self.check_version()
+            for kind in TABLES:
+                self.folder.child(kind).check_writable()
+            if MARK not in self.folder.names():
+                self.folder.write(MARK, json.dumps({"schema": STORE_SCHEMA}).encode())
+        except StoreError as error:
+            raise InputError(f"store {error}") from None
+
+    def check_version(self) -> None:
+        """Raise ``InputError`` if another version of rayprompt made this store."""
+        if MARK not in self.folder.names():
+            return
+        try:
+            found = json.loads(self.folder.read(MARK))["schema"]
+        except (ValueError, KeyError, TypeError):
+            return  # cut while it was written: the files say what they are, too
+        if found != STORE_SCHEMA:
+            raise InputError(f"store {self.folder.shown}: schema {found}; this version reads {STORE_SCHEMA}")
+
+    def shards(
+        self, kind: str, *, search: str | None = None, part: str | None = None, context: str | None = None
+    ) -> list[Shard]:
+        """The readable files of a table (``scores`` or ``candidates``), oldest first.
+
+        Raises:
+            InputError: a file was written by another version of the store.
+        """
+        folder = self.folder.child(kind)
+        found = []
+        for file in folder.names():
+            name = ShardName.parse(file)
+            if name is None:
+                if file.endswith(".parquet"):
+                    self.broken[f"{folder.shown}/{file}"] = "not a file of a score store"
+                continue
+            wanted = ((search, name.search), (part, name.part), (context and context[:16], name.context))
+            if any(asked not in (None, has) for asked, has in wanted):
+                continue
+            shard = self._shard(kind, folder, file, name)
+            if shard is not None:
+                found.append(shard)
+        replaced = {file for shard in found for file in shard.replaces}
+        kept = [shard for shard in found if str(shard.name) not in replaced]
+        return sorted(kept, key=lambda shard: shard.name.age)
+
+    def pairs(self, *, part: str = "train", context: str | None = None, search: str | None = None) -> pa.Table:
+        """All pairs of ``part``, each once, with the columns of docs/store.md. Train, unless something else is asked.
+
+        Args:
+            part: ``train``, ``dev`` or ``test``.
+            context: only those of one context (its digest).
+            search: only those that one search stored.
+        """
+        shards = self.shards("scores", part=part, context=context, search=search)
+        tables = [table for shard in shards for table in self._tables("scores", shard)]
+        schema = TABLES["scores"][1]
+        whole = pa.concat_tables(tables) if tables else schema.empty_table()
+        return _first_of_each(whole.unify_dictionaries().combine_chunks())
+
+    def load(self, table: PairTable, context: str, part: str, search: str = "") -> Spent:
+        """Enter all that is known of a part into ``table``; gives what ``search`` itself has stored of it.
+
+        Where others have stored another score of the same pair, a search goes on with its own.
+        """
+        spent = Spent()
+        shards = self.shards("scores", part=part, context=context)
+        for shard in sorted(shards, key=lambda shard: shard.name.search != search):
+            for batch in self._tables("scores", shard, BATCH_ROWS):
+                _enter(table, batch)
+                if shard.name.search == search:
+                    tokens, seconds = (batch.column(c).to_numpy().sum() for c in ("tokens", "seconds"))
+                    spent = Spent(
+                        spent.lm_evaluations + len(batch), spent.tokens + int(tokens), spent.seconds + float(seconds)
+                    )
+        return spent
+
+    def asks(self, search: str, after: int = 0) -> Iterator[tuple[int, tuple[Candidate, ...]]]:
+        """The recorded generations of a search behind generation ``after``, in order: what was asked for in each."""
+        found: dict[int, tuple[Candidate, ...]] = {}
+        for shard in self.shards("candidates", search=search, part="search"):
+            if shard.last_generation <= after:
+                continue
+            asked: dict[int, list[Candidate]] = {}
+            for batch in self._tables("candidates", shard):
+                rows = batch.select(["generation", "form"]).to_pydict()
+                for generation, form in zip(rows["generation"], rows["form"], strict=True):
+                    if generation > after:
+                        asked.setdefault(generation, []).append(candidate_from_json(json.loads(form)))
+            for generation, candidates in asked.items():
+                found.setdefault(generation, tuple(candidates))
+        yield from sorted(found.items())
+
+    def last_generation(self, search: str) -> int:
+        """The last generation that is recorded of a search; 0 = none."""
+        shards = self.shards("candidates", search=search, part="search")
+        return max((shard.last_generation for shard in shards), default=0)
+
+    def candidates(self) -> pa.Table:
+        """The table of candidates: a row for each time a search asked for one, with its text and origin."""
+        tables = [table for shard in self.shards("candidates") for table in self._tables("candidates", shard)]
+        return pa.concat_tables(tables) if tables else TABLES["candidates"][1].empty_table()
+
+    def _shard(self, kind: str, folder: Folder, file: str, name: ShardName) -> Shard | None:
+        """A file's footer, read once: files do not change. None where it is broken or gone."""
+        if (kind, file) in self._shards:
+            return self._shards[kind, file]
+        try:
+            with folder.open(file) as stream:
+                footer = pq.read_metadata(stream)
+        except FileNotFoundError:
+            return None  # a compaction took it over since it was listed
+        except (pa.ArrowException, OSError) as error:
+            self.broken[f"{folder.shown}/{file}"] = f"cut, or still being written ({reason(error)})"
+            return None
+        metadata = footer.metadata or {}
+        if not check_schema(kind, metadata, f"{folder.shown}/{file}"):
+            self.broken[f"{folder.shown}/{file}"] = "not a file of a score store"
+            return None
+        ours = {k.decode()[10:]: v.decode() for k, v in metadata.items() if k.startswith(b"rayprompt.")}
+        self.broken.pop(f"{folder.shown}/{file}", None)
+        self._shards[kind, file] = Shard(name, footer.num_rows, ours)
+        return self._shards[kind, file]
+
+    def _tables(self, kind: str, shard: Shard, rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
+        """A file's content, in pieces; a file whose content cannot be read is broken and skipped."""
+        folder = self.folder.child(kind)
+        schema = TABLES[kind][1]
+        try:
+            with folder.open(str(shard.name)) as stream:
+                for batch in pq.ParquetFile(stream).iter_batches(batch_size=rows):
+                    yield pa.Table.from_batches([batch]).cast(schema)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{folder.shown}/{shard.name}: gone while it was read (a compaction ran?); run the command again"
+            ) from None
+        except (pa.ArrowException, OSError) as error:
+            self.broken[f"{folder.shown}/{shard.name}"] = f"its content cannot be read ({reason(error)})"
+
+
+def _enter(table: PairTable, pairs: pa.Table) -> None:
+    """Rows of the scores table into a pair table; examples that are not of its part are left out."""
+    pairs = pairs.combine_chunks()
+    candidate, example = (_codes(pairs, column) for column in ("candidate", "example"))
+    columns = np.array([table.columns.get(digest, -1) for digest in example[1]], dtype=np.int64)
+    column = columns[example[0]] if len(columns) else np.empty(0, dtype=np.int64)
+    keep = np.flatnonzero((column >= 0) & (pairs.column("sample").to_numpy() == 0))
+    if not len(keep):
+        return
+    codes, keys = candidate
+    used, position = np.unique(codes[keep], return_inverse=True)
+    row = table.index(keys[int(i)] for i in used)[position]
+    log_probs = pairs.column("label_log_probs").combine_chunks()
+    flat = log_probs.flatten().to_numpy(zero_copy_only=False).reshape(len(pairs), -1)
+    tokens, seconds = (pairs.column(name).to_numpy() for name in ("tokens", "seconds"))
+    if len(keep) < len(pairs):
+        column, flat, tokens, seconds = column[keep], flat[keep], tokens[keep], seconds[keep]
+    table.fill(row, column, flat, tokens, seconds)
+
+
+def _codes(table: pa.Table, name: str) -> tuple[Any, list[str]]:
+    """A dictionary column as (rows,) indices and the list of values."""
+    chunks = table.column(name).combine_chunks()
+    array = chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+    return array.indices.to_numpy(zero_copy_only=False), array.dictionary.to_pylist()
+
+
+def _first_of_each(pairs: pa.Table) -> pa.Table:
+    """The first row of every key."""
+    numbered = pairs.select(KEY).append_column("row", pa.array(np.arange(len(pairs))))
+    for name in KEY[:3]:  # grouping by codes instead of by strings
+        codes, _ = _codes(pairs, name)
+        numbered = numbered.set_column(KEY.index(name), name, pa.array(codes))
+    first = numbered.group_by(KEY).aggregate([("row", "min")]).column("row_min").to_numpy()
+    return pairs if len(first) == len(pairs) else pairs.take(pa.array(np.sort(first)))

@@ -1,0 +1,52 @@
+"""Evaluators that stand on a score store."""
+
+from __future__ import annotations
+
+from rayprompt.budget import Ledger
+from rayprompt.scoring.evaluator import Evaluator
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.problem import Problem
+from rayprompt.store.schema import Context
+from rayprompt.store.store import ScoreStore, Spent
+from rayprompt.store.writer import ShardWriter
+
+
+def context_of(problem: Problem, pool: ScoringPool) -> Context:
+    """What decides the scores of a problem on a pool, candidate and example apart."""
+    return Context({**problem.content, **pool.content})
+
+
+def evaluator_of(
+    problem: Problem,
+    pool: ScoringPool,
+    part: str,
+    ledger: Ledger,
+    *,
+    store: ScoreStore,
+    search: str,
+    report: bool = False,
+) -> tuple[Evaluator, Spent, ShardWriter]:
+    """An evaluator of one part that knows what the store knows and writes to it; and what ``search`` has spent."""
+    examples = problem.digests(part)
+    context = context_of(problem, pool)
+    writer = ShardWriter(
+        store,
+        search,
+        context,
+        part=part,
+        split=problem.split,
+        examples=list(dict.fromkeys(examples)),
+        origin="report" if report else "search",
+    )
+    evaluator = Evaluator(
+        pool,
+        problem.part(part),
+        problem.task.gold(part, problem.split),
+        ledger,
+        examples=examples,
+        writer=writer,
+        search=search,
+        report=report,
+    )
+    spent = store.load(evaluator.table, context.key, part, search)
+    return evaluator, spent, writer

@@ -1,0 +1,162 @@
+"""One search as one Tune trial, and what it left behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+
+from rayprompt import errors
+from rayprompt.errors import Interrupted, RayPromptError, ScoringError
+from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
+from rayprompt.searcher.base import PromptSearcher
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.loop import SearchPlan
+from rayprompt.study.progress import Listener, ProgressCallback
+from rayprompt.study.trial import FAILED, SearchTrial
+
+MOST_TRIAL_DEATHS = 50
+
+
+def run_trial(
+    searcher: PromptSearcher, pool: ScoringPool, plan: SearchPlan, name: str, listener: Listener
+) -> dict[str, Any]:
+    """Run the search as a Tune trial called ``name`` and give its last report.
+
+    Raises:
+        RayPromptError: what the search failed of.
+        Interrupted: SIGINT came first; the search's files are written.
+    """
+    pool.add(searcher.problem.part("train"))
+    trainable = tune.with_resources(
+        tune.with_parameters(SearchTrial, searcher=searcher, pool=pool, plan=plan),
+        tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **searcher.resources}]),
+    )
+    study = Path(plan.study)
+    tuner = tune.Tuner(
+        trainable,
+        param_space={
+            "searcher": searcher.name,
+            "seed": searcher.seed,
+            "task": searcher.problem.task.name,
+            "model": searcher.problem.lm.name,
+        },
+        tune_config=tune.TuneConfig(
+            metric="best_score",
+            mode="max",
+            trial_name_creator=lambda trial: name,
+            trial_dirname_creator=lambda trial: name,
+        ),
+        run_config=tune.RunConfig(
+            name=study.name,
+            storage_path=str(study.parent),
+            verbose=0,
+            callbacks=[KeepLogs(plan), ProgressCallback(listener, plan.budget)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
+        ),
+    )
+    with quiet_tune():
+        outcome = tuner.fit()[0]
+    if outcome.error is not None:
+        lines = [line.strip() for line in str(outcome.error).splitlines() if line.strip()]
+        raise ScoringError(f"the search failed: {lines[-1] if lines else type(outcome.error).__name__}")
+    last: dict[str, Any] = outcome.metrics or {}
+    if last.get("end") == FAILED:
+        raise trial_error(last["error"])
+    if not last.get("end"):
+        spent = f"{last.get('evaluations', 0)} of {plan.budget} evaluations"
+        best = (
+            f"; best so far on train: {last['best_prompt']!r} ({last['best_score']:.3f})"
+            if last.get("best_prompt")
+            else ""
+        )
+        raise Interrupted(f"interrupted after {spent}{best}; dev and test were not opened")
+    return last
+
+
+class KeepLogs(Callback):
+    """Lets Tune's tables of a search that was resumed, or whose trial died, go on where its record ends.
+
+    Tune itself would begin the tables of a resumed study anew, and write reports twice that come twice: the first
+    report of a resumed search is that of its last recorded generation.
+    """
+
+    def __init__(self, plan: SearchPlan) -> None:
+        self.plan = plan
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called before Tune's loggers open their files."""
+        new = Path(trial.local_path)
+        old = Path(self.plan.study) / new.name
+        last = ScoreStore(self.plan.store).last_generation(self.plan.search)
+        for name, keep in (("result.json", kept_lines), ("progress.csv", kept_rows)):
+            source = next((folder / name for folder in (new, old) if (folder / name).is_file()), None)
+            if source is not None:
+                trial.init_local_path()
+                (new / name).write_text(keep(source.read_text(), last - 1))
+
+
+def kept_lines(text: str, done: int) -> str:
+    """The JSON lines of generations up to ``done``; a line that was cut is left out."""
+    lines = []
+    for line in text.splitlines():
+        try:
+            if json.loads(line)["training_iteration"] <= done:
+                lines.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return "".join(lines)
+
+
+def kept_rows(text: str, done: int) -> str:
+    """The rows of a CSV table of generations up to ``done``."""
+    reader = csv.DictReader(io.StringIO(text))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, reader.fieldnames or [], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in reader:
+        number = row.get("training_iteration") or ""
+        if number.isdigit() and int(number) <= done:
+            writer.writerow(row)
+    return out.getvalue()
+
+
+@contextmanager
+def quiet_tune() -> Iterator[None]:
+    """Tune's own tables and advice are not shown: the listener shows the progress, and the outcome is raised."""
+    engine = os.environ.get("RAY_AIR_NEW_OUTPUT")
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output engine prints even when it is told to be silent
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if engine is None:
+            del os.environ["RAY_AIR_NEW_OUTPUT"]
+        else:
+            os.environ["RAY_AIR_NEW_OUTPUT"] = engine
+
+
+def trial_error(text: str) -> RayPromptError:
+    """The error that a trial has reported: its type and line, or a traceback."""
+    last = text.strip().splitlines()[-1]
+    name, _, message = last.partition(": ")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, RayPromptError) and "\n" not in text.strip():
+        return kind(message)
+    return ScoringError(f"the search failed: {last}")
