@@ -15,6 +15,9 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 
+LOCK = ".lock"
+
+
 @contextmanager
 def study_lock(study: Path) -> Iterator[None]:
     """Hold the study's lock, where its filesystem has locks.
@@ -22,7 +25,7 @@ def study_lock(study: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    with (study / ".lock").open("a+", encoding="utf-8") as file:
+    with (study / LOCK).open("a+", encoding="utf-8") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

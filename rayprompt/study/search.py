@@ -28,9 +28,10 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
+from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.closing import Closing, close
-from rayprompt.study.lock import study_lock
-from rayprompt.study.loop import SearchPlan
+from rayprompt.study.lock import LOCK, study_lock
+from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import check_unchanged, describe, read_manifest, write_manifest
 from rayprompt.study.measure import context_of
 from rayprompt.study.progress import Listener, Progress, silent
@@ -68,7 +69,7 @@ class _Job:
     def plan(self) -> SearchPlan:
         store = str(self.study) if self.store == HERE else self.store
         search = safe_name(f"{self.id}_{self.trial}")
-        return SearchPlan(search, self.budget, self.finalists, str(self.study), store)
+        return SearchPlan(search, self.budget, self.finalists, str(self.study), store, SNAPSHOT_SECONDS, FLUSH_SECONDS)
 
 
 def search(
@@ -419,7 +420,8 @@ def study_dir(out: str | Path | None, name: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
     path = Path(out) if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # One that died before it began has left its lock at most.
+    if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
         raise InputError(f"--out {path}: exists already and is not empty; give a new directory")
     parent = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

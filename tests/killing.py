@@ -1,0 +1,129 @@
+"""Runs searches as processes of their own and kills parts of them; run as a script, it is such a search."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+KINDS = ("scorer", "router", "trial", "driver")
+TITLES = {"scorer": "ray::Scorer", "router": "ray::Router", "trial": "ray::ResourceTrainable"}
+# What may differ between a run that was killed and one that was not.
+MAY_DIFFER = {
+    "lm_evaluations", "report_lm_evaluations", "tokens", "lm_seconds", "seconds", "evaluations_per_second",
+    "cache_hits", "timings", "study_dir", "store",
+}  # fmt: skip
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Process id -> command line of everything that ``root`` has started."""
+    parents, titles = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid = int(stat.parent.name)
+            parents[pid] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            titles[pid] = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    found = {root}
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        if not more:
+            return {pid: titles[pid] for pid in found - {root}}
+        found |= more
+
+
+@dataclass
+class Run:
+    """One study, from its first start to its result, over any number of deaths."""
+
+    study: Path
+    options: list[str]
+    killed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    starts: int = 0
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start the search, or go on with it if it has begun."""
+        begun = (self.study / "study.yaml").is_file()
+        what = ["--resume", str(self.study)] if begun else [*self.options, "--out", str(self.study)]
+        command = [sys.executable, __file__, "search", *what]
+        self.starts += 1
+        log = self.study.with_suffix(f".{self.starts}.log").open("w")
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+
+    def kill(self, kind: str, patience: float = 20.0) -> bool:
+        """Kill the driver or one of its processes; False if there is none (any more)."""
+        assert self.process is not None
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and self.process.poll() is None:
+            family = descendants(self.process.pid)
+            found = [pid for pid, title in family.items() if kind == "driver" or title.startswith(TITLES[kind])]
+            if kind == "driver":
+                self.process.kill()
+                self.process.wait()
+                _await_end(list(family))
+                self.killed[kind] += 1
+                self.start()
+                return True
+            if found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.Random(len(found)).choice(found), signal.SIGKILL)
+                    self.killed[kind] += 1
+                return True
+            time.sleep(0.02)
+        return False
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the result."""
+        assert self.process is not None
+        code = self.process.wait(timeout=300)
+        log = self.study.with_suffix(f".{self.starts}.log").read_text()
+        assert code == 0, f"exit code {code} after {self.killed}, starts {self.starts}:\n{log[-3000:]}"
+        content: dict[str, Any] = json.loads((self.study / "result.json").read_text())
+        return content
+
+
+def _await_end(pids: list[int]) -> None:
+    """Ray's processes end with the driver that started them."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.05)
+
+
+def run_quietly(study: Path, options: list[str]) -> dict[str, Any]:
+    run = Run(study, options)
+    run.start()
+    return run.finish()
+
+
+def run_with_kills(study: Path, options: list[str], kinds: list[str], seed: int) -> tuple[dict[str, Any], Run]:
+    """Run a search and kill one process after the other, at seeded moments, until it has ended."""
+    rng = random.Random(seed)
+    run = Run(study, options)
+    run.start()
+    for kind in kinds:
+        time.sleep(rng.uniform(0.0, 3.0))
+        if not run.kill(kind):
+            break
+    return run.finish(), run
+
+
+def same(content: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same with and without deaths."""
+    return {name: value for name, value in content.items() if name not in MAY_DIFFER}
+
+
+if __name__ == "__main__":
+    import rayprompt.study.search as studies
+    from rayprompt.cli.main import main
+
+    # Often enough for a run of seconds to have several.
+    studies.SNAPSHOT_SECONDS, studies.FLUSH_SECONDS = 1.0, 0.3
+    main()

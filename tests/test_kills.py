@@ -1,0 +1,101 @@
+"""Any process may die at any moment: the result is that of a quiet run; no pair is lost, doubled or charged twice."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from killing import KINDS, Run, run_quietly, run_with_kills, same
+
+from rayprompt.store.store import ScoreStore
+
+BUDGET = 64 * 150 + 17  # the last candidate is cut
+Pairs = dict[tuple[str, str], bytes]
+
+
+def options(seed: int) -> list[str]:
+    return ["--budget", str(BUDGET), "--seed", str(seed), "--searcher", "random" if seed % 2 else "nevergrad"]
+
+
+def stored(study: Path) -> Pairs:
+    """All train pairs and the bytes of their scores, from every row of every file: one that is doubled is found."""
+    store = ScoreStore(study)
+    tables = [pq.read_table(study / "scores" / str(s.name)) for s in store.shards("scores", part="train")]
+    rows = pa.concat_tables(tables)
+    log_probs = rows.column("label_log_probs").combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+    keys = zip(rows.column("candidate").to_pylist(), rows.column("example").to_pylist(), strict=True)
+    pairs = {key: row.tobytes() for key, row in zip(keys, log_probs, strict=True)}
+    assert len(pairs) == len(rows), "a pair is stored twice"
+    return pairs
+
+
+def asks(study: Path, content: dict[str, Any]) -> list[tuple[int, list[str]]]:
+    (search,) = {s.name.search for s in ScoreStore(study).shards("candidates", part="search")}
+    return [(g, [c.key for c in candidates]) for g, candidates in ScoreStore(study).asks(search)]
+
+
+def compare(quiet: Path, killed: Path, content: dict[str, Any]) -> None:
+    wanted = json.loads((quiet / "result.json").read_text())
+    assert same(content) == same(wanted)
+    assert content["replay_differs"] == 0
+    pairs = stored(killed)
+    assert len(pairs) == content["evaluations"] == BUDGET
+    assert pairs == stored(quiet)
+    assert asks(killed, content) == asks(quiet, wanted)
+    assert content["lm_evaluations"] >= BUDGET
+    (curve,) = killed.glob("*/result.json")
+    numbers = [json.loads(line)["training_iteration"] for line in curve.read_text().splitlines()]
+    assert numbers == list(range(1, len(asks(killed, content)) + 1))
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    return {}
+
+
+def quiet_run(quiet: dict[int, Path], seed: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if seed not in quiet:
+        quiet[seed] = tmp_path_factory.mktemp("quiet") / f"s{seed}"
+        run_quietly(quiet[seed], options(seed))
+    return quiet[seed]
+
+
+def test_one_kill_of_each(quiet: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    before = quiet_run(quiet, 0, tmp_path_factory)
+    content, run = run_with_kills(tmp_path / "s", options(0), ["trial", "scorer", "router", "driver"], seed=0)
+    assert run.killed == dict.fromkeys(KINDS, 1)
+    compare(before, tmp_path / "s", content)
+
+
+@pytest.mark.slow
+def test_a_hundred_random_kills(
+    quiet: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    total = dict.fromkeys(KINDS, 0)
+    runs = 0
+    while sum(total.values()) < 100:
+        seed = runs % 4
+        kinds = [rng.choice(KINDS) for _ in range(12)]
+        study = tmp_path / f"run{runs}"
+        content, run = run_with_kills(study, options(seed), kinds, seed=runs)
+        compare(quiet_run(quiet, seed, tmp_path_factory), study, content)
+        for kind in KINDS:
+            total[kind] += run.killed[kind]
+        runs += 1
+        print(f"run {runs}: {run.killed}, {run.starts} starts, {content['lm_evaluations']} LM evaluations: equal")
+    print(f"{sum(total.values())} kills in {runs} runs: {total}")
+    assert min(total.values()) >= 10
+
+
+def test_a_study_that_died_before_it_began_can_be_started_again(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".lock").write_text("process 1")
+    run = Run(tmp_path / "s", ["--budget", "64"])
+    run.start()
+    assert run.finish()["evaluations"] == 64
