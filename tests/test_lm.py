@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 import transformers
 from conftest import task_of
 
-from rayprompt.errors import InputError
-from rayprompt.lm.encode import Encoder
+from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.encode import EncodedPart, Encoder, Segment
 from rayprompt.lm.scorer import LMScorer, MicroBatch
 from rayprompt.lm.shapes import ShapeTable
 from rayprompt.lm.source import BUNDLED, describe_model, load_tokenizer
@@ -183,6 +184,137 @@ def test_bits_depend_on_the_shape_alone() -> None:
     one = scorer.score(MicroBatch(encoded.key, 32, 16, ids, np.zeros(1, int), np.array([5])), encoded)[0]
     many = scorer.score(MicroBatch(encoded.key, 32, 16, ids, np.zeros(9, int), np.arange(9)), encoded)[0]
     assert one[0].tobytes() == many[5].tobytes()
+
+
+def random_part(rng: np.random.Generator, read: tuple[str, int] | None, has_empty: bool) -> EncodedPart:
+    """Ragged examples of random ids: three segments on each side of the prompt, the middle ones fields."""
+
+    def segment(most: int, field: bool) -> Segment:
+        return Segment(rng.integers(1, 1000, rng.integers(0, most + 1)), field)
+
+    def side(most: int) -> tuple[Segment, ...]:
+        return (segment(2, False), segment(most, True), Segment(rng.integers(1, 1000, 1), False))
+
+    count = int(rng.integers(1, 30))
+    most_before, most_after = rng.choice([0, 12, 30], 2)  # all before, all behind, or on both sides
+    before = tuple(side(most_before) for _ in range(count))
+    after = tuple(side(most_after) for _ in range(count))
+    after_empty = tuple((segment(2, False), *row[1:]) for row in after) if has_empty else None
+    pad, longest = int(rng.integers(0, 2)), int(rng.integers(24, 80))
+    return EncodedPart("key", before, after, after_empty, read, np.array([1, 2]), pad, longest)
+
+
+@pytest.mark.parametrize("has_empty", [False, True])
+@pytest.mark.parametrize("read", [None, ("before", 0), ("before", 2), ("after", 0), ("after", 2)])
+def test_a_rendered_batch_is_its_rows(read: tuple[str, int] | None, has_empty: bool) -> None:
+    rng = np.random.default_rng(0)
+    seen = {"cut": 0, "whole": 0, "dummy": 0, "empty": 0}
+    for _ in range(150):
+        part = random_part(rng, read, has_empty)
+        lengths = rng.choice([0, 1, 5, 12], rng.integers(1, 5))
+        prompts = tuple(tuple(rng.integers(1, 1000, n).tolist()) for n in lengths)
+        n = int(rng.integers(1, 17))
+        prompt, example = rng.integers(0, len(prompts), n), rng.integers(0, len(part), n)
+        tokens = part.lengths(lengths[prompt], example)
+        count, length = n + int(rng.integers(0, 4)), int(tokens.max() + rng.integers(0, 9))
+        ids, sizes, reads = part.render(prompts, prompt, example, length, count)
+        assert ids.dtype == np.int64
+        assert (ids.shape, sizes.shape, reads.shape) == ((count, length), (count,), (count,))
+        for i in range(count):
+            pair = min(i, n - 1)
+            row, position = part.row(int(example[pair]), prompts[prompt[pair]])
+            assert ids[i].tolist() == row.tolist() + [part.pad_id] * (length - len(row))
+            assert (sizes[i], reads[i]) == (len(row), position)
+        whole = part.base_lengths[(lengths[prompt] == 0).astype(int), example] + lengths[prompt]
+        seen["cut"] += int((whole > part.max_length).sum())
+        seen["whole"] += int((whole <= part.max_length).sum())
+        seen["dummy"] += count - n
+        seen["empty"] += int((lengths[prompt] == 0).sum())
+    assert min(seen.values()) > 50
+
+
+def test_a_part_is_pickled_without_what_render_keeps() -> None:
+    problem = Problem(task_of(train=6), "tiny-masked")
+    part = problem.part("train")
+    size = len(pickle.dumps(part))
+    arguments = ((5, 6),), np.zeros(6, int), np.arange(6), 32, 8
+    rendered = part.render(*arguments)
+    assert len(pickle.dumps(part)) == size
+    copy = pickle.loads(pickle.dumps(part))
+    assert copy.key == part.key
+    assert all(np.array_equal(a, b) for a, b in zip(rendered, copy.render(*arguments), strict=True))
+
+
+def test_an_input_longer_than_its_batch_is_refused() -> None:
+    part = Problem(task_of(train=2), "tiny-masked").part("train")
+    with pytest.raises(ValueError, match="an input of 12 tokens in a batch of length 8"):
+        part.render(((),), np.zeros(2, int), np.arange(2), 8, 2)
+
+
+class ShortOfMemory:
+    """A forward pass that has memory for batches of ``most`` rows."""
+
+    def __init__(self, forward: Any, most: int, error: Exception) -> None:
+        self.forward, self.most, self.error = forward, most, error
+        self.shapes: list[tuple[int, int]] = []
+
+    def __call__(self, ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        self.shapes.append((ids.shape[0], ids.shape[1]))
+        if len(ids) > self.most:
+            raise self.error
+        result: torch.Tensor = self.forward(ids, *others)
+        return result
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: Error code 12"),
+    RuntimeError("alloc_cpu.cpp: not enough memory: you tried to allocate 8 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "linux", "windows"])
+@pytest.mark.parametrize(("most", "breaks"), [(16, 0), (8, 1), (2, 6), (1, 12)])
+def test_out_of_memory_takes_the_next_smaller_shape(error: Exception, most: int, breaks: int) -> None:
+    problem = Problem("reviews", "tiny-masked")
+    scorer = LMScorer(problem.lm)
+    encoded = problem.part("train")
+    ids = ((), problem.prompt("it was").token_ids or ())
+    prompt, example = np.arange(11) % 2, np.arange(11)
+    alone = [MicroBatch(encoded.key, 32, 1, ids, prompt[[i]], example[[i]]) for i in range(11)]
+    expected = np.concatenate([scorer.score(b, encoded)[0] for b in alone])
+    whole = MicroBatch(encoded.key, 32, 16, ids, prompt, example)
+    sizes = scorer.score(whole, encoded)[1]
+    scorer.forward = short = ShortOfMemory(scorer.forward, most, error)  # type: ignore[assignment]
+    log_probs, tokens, broken = scorer.score(whole, encoded)
+    assert broken == breaks
+    assert np.abs(log_probs - expected).max() < 1e-5
+    assert most > 1 or log_probs.tobytes() == expected.tobytes()
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == sizes.tolist()
+    assert {rows for rows, _ in short.shapes} == {16 >> i for i in range(5) if 16 >> i >= most}
+    assert {length for _, length in short.shapes} == {32}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "linux", "windows"])
+def test_no_memory_for_a_single_input_is_said(error: Exception) -> None:
+    problem = Problem("reviews", "tiny-masked")
+    scorer = LMScorer(problem.lm)
+    scorer.forward = ShortOfMemory(scorer.forward, 0, error)  # type: ignore[assignment]
+    encoded = problem.part("train")
+    batch = MicroBatch(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3))
+    with pytest.raises(ScoringError, match="^out of memory on cpu: not even one input of 32 tokens fits$"):
+        scorer.score(batch, encoded)
+
+
+def test_other_errors_of_a_forward_pass_are_passed_on() -> None:
+    problem = Problem("reviews", "tiny-masked")
+    scorer = LMScorer(problem.lm)
+    scorer.forward = short = ShortOfMemory(scorer.forward, 0, RuntimeError("shapes differ"))  # type: ignore[assignment]
+    encoded = problem.part("train")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        scorer.score(MicroBatch(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3)), encoded)
+    assert short.shapes == [(4, 32)]
 
 
 def test_text_is_truncated_never_the_prompt_or_the_mask() -> None:

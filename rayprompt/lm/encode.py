@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,38 @@ class Segment:
 
     ids: IntArray
     field: bool
+
+
+@dataclass(frozen=True)
+class FlatPart:
+    """Examples end to end in one array. A form is an example's tokens before the prompt and one of its texts behind it.
+
+    Attributes:
+        ids: (T,) the tokens of all forms.
+        forms: (4, F) where each form starts in ``ids``, its tokens before the prompt, its tokens behind it, and where
+            the answer is read if the prompt has no tokens. Form e is of example e; where the empty prompt makes a
+            difference, form E + e is example e with it.
+    """
+
+    ids: IntArray
+    forms: IntArray
+
+    @classmethod
+    def of(
+        cls, forms: Sequence[tuple[tuple[Segment, ...], tuple[Segment, ...]]], read: tuple[str, int] | None
+    ) -> FlatPart:
+        """Lay forms, the segments before and behind the prompt, end to end; ``read`` as in :class:`EncodedPart`."""
+        columns = []
+        start = 0
+        for before, after in forms:
+            sizes = [len(s.ids) for s in (*before, *after)]
+            at = sum(sizes) - 1
+            if read is not None:
+                at = sum(sizes[: read[1] + (len(before) if read[0] == "after" else 0)])
+            columns.append((start, sum(sizes[: len(before)]), sum(sizes[len(before) :]), at))
+            start += sum(sizes)
+        ids = [s.ids for form in forms for side in form for s in side]
+        return cls(np.concatenate(ids).astype(np.int64), np.array(columns, dtype=np.int64).T.copy())
 
 
 @dataclass(frozen=True)
@@ -51,6 +84,9 @@ class EncodedPart:
 
     def __len__(self) -> int:
         return len(self.before)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "flat"}
 
     @cached_property
     def base_lengths(self) -> IntArray:
@@ -105,6 +141,64 @@ class EncodedPart:
         if side == "before":
             return ids, sum(len(x) for x in left[:index])
         return ids, sum(len(x) for x in left) + len(prompt) + sum(len(x) for x in right[:index])
+
+    @cached_property
+    def flat(self) -> FlatPart:
+        """The examples as :meth:`render` reads them; not pickled."""
+        behind = self.after if self.after_empty is None else self.after + self.after_empty
+        return FlatPart.of([(self.before[i % len(self)], after) for i, after in enumerate(behind)], self.read)
+
+    def render(
+        self, prompts: Sequence[tuple[int, ...]], prompt: IntArray, example: IntArray, length: int, count: int
+    ) -> tuple[IntArray, IntArray, IntArray]:
+        """What :meth:`row` gives for n pairs, of ``prompts[prompt[i]]`` and ``example[i]`` each, as one batch.
+
+        Rows beyond the pairs repeat the last one.
+
+        Returns:
+            (count, length) ids, padded at the end; (count,) tokens without the padding; (count,) where to read.
+        """
+        n = len(prompt)
+        sizes = np.fromiter(map(len, prompts), np.int64, len(prompts))
+        own = sizes[prompt]
+        form = example if self.after_empty is None else example + len(self) * (own == 0)
+        start, before, after, read = self.flat.forms.take(form, axis=1)
+        tokens = before + own + after
+        if self.read is None or self.read[0] == "after":
+            read = read + own
+        longest = int(tokens.max())
+        if min(longest, self.max_length) > length:
+            raise ValueError(f"an input of {min(longest, self.max_length)} tokens in a batch of length {length}")
+        slow = np.flatnonzero(tokens > self.max_length) if longest > self.max_length else ()
+        if len(slow):  # rows to be cut are left to row(), which has the rule
+            before[slow] = own[slow] = after[slow] = 0
+        left = np.arange(0, n * length, length)
+        middle = left + before
+        sources = np.concatenate(((sizes.cumsum() - sizes)[prompt], start, start + before))
+        targets = np.concatenate((middle, left, middle + own))
+        source, target = _runs(np.concatenate((own, before, after)), sources, targets)
+        spliced = int(own.sum())
+        prompt_ids = np.fromiter(chain.from_iterable(prompts), np.int64)
+        ids = np.empty((n, length), dtype=np.int64)
+        ids.fill(self.pad_id)
+        ids.reshape(-1)[target] = np.concatenate(
+            (prompt_ids.take(source[:spliced]), self.flat.ids.take(source[spliced:]))
+        )
+        for i in slow:
+            row, read[i] = self.row(int(example[i]), prompts[prompt[i]])
+            ids[i, : len(row)], tokens[i] = row, len(row)
+        if n == count:
+            return ids, tokens, read
+        rows = np.minimum(np.arange(count), n - 1)
+        return ids[rows], tokens[rows], read[rows]
+
+
+def _runs(widths: IntArray, *starts: IntArray) -> list[IntArray]:
+    """For each of ``starts`` (R,) the indices ``start[i], ..., start[i] + widths[i] - 1`` of all runs i end to end."""
+    ends = widths.cumsum()
+    begins = ends - widths
+    steps = np.arange(ends[-1])
+    return [steps + (start - begins).repeat(widths) for start in starts]
 
 
 def cut(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rayprompt.errors import ScoringError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.family import load_family
 from rayprompt.lm.source import LMSource, quiet
@@ -16,6 +16,8 @@ from rayprompt.scores import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch
+
+CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -59,47 +61,52 @@ class LMScorer:
         """(n, L) label log-probabilities (float32), (n,) tokens of each input (padding not counted), and breaks.
 
         A break is a batch that was cut in two for lack of memory: another shape, so last bits may differ.
-        """
-        pairs = zip(batch.prompt, batch.example, strict=True)
-        rows = [part.row(int(e), batch.prompts[int(p)]) for p, e in pairs]
-        log_probs, breaks = self._run(rows, batch.length, batch.rows, part)
-        return log_probs, np.array([len(ids) for ids, _ in rows], dtype=np.int32), breaks
 
-    def _run(
-        self, rows: Sequence[tuple[IntArray, int]], length: int, count: int, part: EncodedPart
-    ) -> tuple[FloatArray, int]:
+        Raises:
+            ScoringError: there is not memory enough for a single input.
+        """
         import torch
 
         if self.device.type == "cpu" and torch.get_num_threads() != 1:
             torch.set_num_threads(1)  # per calling thread: OpenMP keeps this setting for each thread apart
+        ids, tokens, read = part.render(batch.prompts, batch.prompt, batch.example, batch.length, batch.rows)
+        n = len(batch.prompt)
         try:
-            return self._forward(rows, length, count, part), 0
-        except torch.OutOfMemoryError:
-            if count == 1:
+            return self._forward(ids, tokens, read, part.label_ids)[:n], tokens[:n].astype(np.int32), 0
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
-        torch.cuda.empty_cache()
-        half = (count + 1) // 2
-        parts = [self._run(rows[i : i + half], length, half, part) for i in range(0, len(rows), half)]
-        return np.concatenate([log_probs for log_probs, _ in parts]), 1 + sum(breaks for _, breaks in parts)
+        # Outside the except clause: there the error's traceback would hold on to what the pass has allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._score_halves(batch, part)
 
-    def _forward(self, rows: Sequence[tuple[IntArray, int]], length: int, count: int, part: EncodedPart) -> FloatArray:
+    def _score_halves(self, batch: MicroBatch, part: EncodedPart) -> tuple[FloatArray, IntArray, int]:
+        """The same in batches of half the rows: they are powers of two, so this is a shape of the table too."""
+        if batch.rows == 1:
+            raise ScoringError(f"out of memory on {self.device}: not even one input of {batch.length} tokens fits")
+        half = (batch.rows + 1) // 2
+        pieces = [slice(i, i + half) for i in range(0, len(batch.prompt), half)]
+        halves = [replace(batch, rows=half, prompt=batch.prompt[s], example=batch.example[s]) for s in pieces]
+        log_probs, tokens, breaks = zip(*(self.score(b, part) for b in halves), strict=True)
+        return np.concatenate(log_probs), np.concatenate(tokens), 1 + sum(breaks)
+
+    def _forward(self, ids: IntArray, tokens: IntArray, read: IntArray, label_ids: IntArray) -> FloatArray:
+        """(B, L) label log-probabilities of inputs (B, T), of which ``tokens`` (B,) are no padding, read at (B,)."""
         import torch
 
-        ids = np.full((count, length), part.pad_id, dtype=np.int64)
-        mask = np.zeros((count, length), dtype=np.int64)
-        read = np.zeros(count, dtype=np.int64)
-        for i in range(count):
-            row, position = rows[min(i, len(rows) - 1)]  # dummies repeat the last row
-            ids[i, : len(row)], mask[i, : len(row)], read[i] = row, 1, position
+        mask = (np.arange(ids.shape[1]) < tokens[:, None]).astype(np.int64)
         with torch.inference_mode():
-            logits = self.forward(
-                torch.from_numpy(ids).to(self.device),
-                torch.from_numpy(mask).to(self.device),
-                torch.from_numpy(read).to(self.device),
-                torch.from_numpy(part.label_ids).to(self.device),
-            )
-            log_probs = torch.log_softmax(logits.float(), dim=-1)
-        return np.asarray(log_probs[: len(rows)].cpu().numpy())
+            inputs = (torch.from_numpy(array).to(self.device) for array in (ids, mask, read, label_ids))
+            logits = self.forward(*inputs)
+            return np.asarray(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: on a GPU it raises an error of its own, on a CPU only the message tells."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in CPU_OUT_OF_MEMORY)
 
 
 class LabelForward:
