@@ -82,7 +82,7 @@ def run_search(options: list[str]) -> tuple[dict[str, object], float, float]:
 
 def bare_rate(task: str, model: str, split: str | None, seconds: float = 10.0) -> float:
     """Evaluations a second of a bare loop: the same LM, shapes and threads; prompts like the search's."""
-    from rayprompt.lm.scorer import LMScorer, MicroBatch
+    from rayprompt.lm.scorer import Bucket, LMScorer
     from rayprompt.lm.shapes import ShapeTable
     from rayprompt.scoring.pool import plan_scorers
     from rayprompt.searcher.problem import Problem
@@ -96,7 +96,7 @@ def bare_rate(task: str, model: str, split: str | None, seconds: float = 10.0) -
     prompt, example = np.repeat(np.arange(16), len(part)), np.tile(np.arange(len(part)), 16)
     lengths = part.lengths(np.full(len(prompt), 5), example)
     batches = [
-        MicroBatch(part.key, length, rows, prompts, prompt[members], example[members])
+        Bucket(part.key, length, rows, prompts, prompt[members], example[members])
         for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).batches(lengths)
     ]
     threads = plan_scorers({"CPU": float(len(os.sched_getaffinity(0)))}, None, None).lanes

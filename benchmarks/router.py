@@ -5,7 +5,7 @@
 Only the LM's forward pass is replaced (benchmarks/free_lm.py). Random search asks for generations of 20 candidates,
 each scored on all examples, none twice; pairs are charged, stored and told. Prints evaluations/s and candidates/s of
 some searches side by side (a Ray actor each, as trials are), the milliseconds of a generation of one search alone and
-where they go, and the floor in the same run: LMScorer.score over the same micro-batches in this process, without Ray,
+where they go, and the floor in the same run: LMScorer.score over the same batches in this process, without Ray,
 ledger or store. Writes benchmarks/router.json.
 """
 
@@ -28,7 +28,7 @@ import numpy as np
 import ray
 
 import rayprompt
-from rayprompt.lm.scorer import LMScorer, MicroBatch
+from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.shapes import ShapeTable
 from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, connect
 from rayprompt.searcher.problem import Problem
@@ -88,19 +88,17 @@ class Search:
 
 
 def floor(problem: Problem, seconds: float) -> float:
-    """Evaluations a second of the scorer alone over micro-batches of random prompts, on one core."""
+    """Evaluations a second of the scorer alone over batches of random prompts, on one core."""
     part, scorer = problem.part("train"), LMScorer(problem.lm)
     rng = np.random.default_rng(0)
     prompts = [tuple(int(i) for i in rng.integers(1000, 2000, size=5)) for _ in range(GENERATION)]
     prompt, example = np.repeat(np.arange(GENERATION), len(part)), np.tile(np.arange(len(part)), GENERATION)
     lengths = part.lengths(np.full(len(prompt), 5), example)
     batches = []
-    for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).batches(lengths):
+    for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).buckets(lengths):
         used, index = np.unique(prompt[members], return_inverse=True)
         batches.append(
-            MicroBatch(
-                part.key, length, rows, tuple(prompts[i] for i in used), index.astype(np.int32), example[members]
-            )
+            Bucket(part.key, length, rows, tuple(prompts[i] for i in used), index.astype(np.int32), example[members])
         )
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

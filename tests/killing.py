@@ -58,7 +58,7 @@ class Run:
         log = self.study.with_suffix(f".{self.starts}.log").open("w")
         self.process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
 
-    def kill(self, kind: str, patience: float = 20.0) -> bool:
+    def kill(self, kind: str, patience: float = 40.0) -> bool:
         """Kill the driver or one of its processes; False if there is none (any more)."""
         assert self.process is not None
         deadline = time.monotonic() + patience
@@ -110,7 +110,8 @@ def run_with_kills(study: Path, options: list[str], kinds: list[str], seed: int)
     run.start()
     for kind in kinds:
         time.sleep(rng.uniform(0.0, 3.0))
-        if not run.kill(kind):
+        assert run.process is not None
+        if not run.kill(kind) and run.process.poll() is not None:
             break
     return run.finish(), run
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 import rayprompt
-from rayprompt.lm.scorer import LMScorer, MicroBatch
+from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.shapes import ShapeTable
 from rayprompt.lm.source import BUNDLED
 from rayprompt.searcher.problem import Problem
@@ -35,7 +35,7 @@ class Local:
         answers = np.empty(size, dtype=int)
         lengths = self.part.lengths(np.full(size, len(ids)), np.arange(size))
         for length, rows, members in ShapeTable.of("cpu", self.problem.lm.max_length).batches(lengths):
-            batch = MicroBatch(self.part.key, length, rows, (ids,), np.zeros(len(members), int), members)
+            batch = Bucket(self.part.key, length, rows, (ids,), np.zeros(len(members), int), members)
             answers[members] = self.scorer.score(batch, self.part)[0].argmax(axis=1)
         return float((answers == self.gold).mean())
 

@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 
 import rayprompt
 from rayprompt.lm import family as families
-from rayprompt.lm.scorer import LMScorer, MicroBatch
+from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.scores import Scores
 from rayprompt.searcher.problem import Problem
 
@@ -94,9 +94,7 @@ def test_contributed_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (folder / name).write_text((BUNDLED / "tiny-causal" / name).read_text())
     problem = Problem(task_of(train=2), str(folder))
     part = problem.part("train")
-    log_probs, _, _ = LMScorer(problem.lm).score(
-        MicroBatch(part.key, 32, 2, ((),), np.zeros(2, int), np.arange(2)), part
-    )
+    log_probs, _, _ = LMScorer(problem.lm).score(Bucket(part.key, 32, 2, ((),), np.zeros(2, int), np.arange(2)), part)
     assert np.exp(log_probs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 

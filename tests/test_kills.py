@@ -39,7 +39,7 @@ def asks(study: Path, content: dict[str, Any]) -> list[tuple[int, list[str]]]:
     return [(g, [c.key for c in candidates]) for g, candidates in ScoreStore(study).asks(search)]
 
 
-def compare(quiet: Path, killed: Path, content: dict[str, Any]) -> None:
+def compare(quiet: Path, killed: Path, content: dict[str, Any], starts: int) -> None:
     wanted = json.loads((quiet / "result.json").read_text())
     assert same(content) == same(wanted)
     assert content["replay_differs"] == 0
@@ -50,7 +50,11 @@ def compare(quiet: Path, killed: Path, content: dict[str, Any]) -> None:
     assert content["lm_evaluations"] >= BUDGET
     (curve,) = killed.glob("*/result.json")
     numbers = [json.loads(line)["training_iteration"] for line in curve.read_text().splitlines()]
-    assert numbers == list(range(1, len(asks(killed, content)) + 1))
+    # Tune copies its logs to the study every ten seconds or so: with the driver dies what it had not copied.
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == len(asks(killed, content))
+    if starts == 1:
+        assert numbers == list(range(1, numbers[-1] + 1))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,7 @@ def test_one_kill_of_each(quiet: dict[int, Path], tmp_path_factory: pytest.TempP
     before = quiet_run(quiet, 0, tmp_path_factory)
     content, run = run_with_kills(tmp_path / "s", options(0), ["trial", "scorer", "router", "driver"], seed=0)
     assert run.killed == dict.fromkeys(KINDS, 1)
-    compare(before, tmp_path / "s", content)
+    compare(before, tmp_path / "s", content, run.starts)
 
 
 @pytest.mark.slow
@@ -84,7 +88,7 @@ def test_a_hundred_random_kills(
         kinds = [rng.choice(KINDS) for _ in range(12)]
         study = tmp_path / f"run{runs}"
         content, run = run_with_kills(study, options(seed), kinds, seed=runs)
-        compare(quiet_run(quiet, seed, tmp_path_factory), study, content)
+        compare(quiet_run(quiet, seed, tmp_path_factory), study, content, run.starts)
         for kind in KINDS:
             total[kind] += run.killed[kind]
         runs += 1

@@ -16,7 +16,7 @@ from conftest import task_of
 
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart, Encoder, Segment
-from rayprompt.lm.scorer import LMScorer, MicroBatch
+from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.shapes import ShapeTable
 from rayprompt.lm.source import BUNDLED, describe_model, load_tokenizer
 from rayprompt.searcher.problem import Problem
@@ -55,7 +55,7 @@ def our_log_probs(problem: Problem, prompts: list[str], part: str, count: int, a
     result = np.full((len(prompt), len(problem.label_ids)), np.nan)
     for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).batches(lengths):
         for group in members.reshape(-1, 1) if alone else [members]:
-            batch = MicroBatch(encoded.key, length, 1 if alone else rows, tuple(ids), prompt[group], example[group])
+            batch = Bucket(encoded.key, length, 1 if alone else rows, tuple(ids), prompt[group], example[group])
             log_probs, tokens, _ = scorer.score(batch, encoded)
             assert tokens.tolist() == lengths[group].tolist()
             result[group] = log_probs
@@ -156,7 +156,7 @@ def test_every_family_scores_as_its_own_forward_pass(random_model: str, monkeypa
     ids = problem.prompt("it was").token_ids or ()
     auto = transformers.AutoModelForMaskedLM if problem.template.has_mask else transformers.AutoModelForCausalLM
     model = auto.from_pretrained(random_model, dtype=torch.float32).eval()
-    batch = MicroBatch(encoded.key, 32, 8, ((), ids), np.array([0, 1] * 3), np.arange(6))
+    batch = Bucket(encoded.key, 32, 8, ((), ids), np.array([0, 1] * 3), np.arange(6))
     ours, _, _ = scorer.score(batch, encoded)
     for i in range(6):
         row, read = encoded.row(i, ids if i % 2 else ())
@@ -172,7 +172,7 @@ def test_only_the_label_words_rows_are_computed() -> None:
     sizes = []
     scorer.forward.model.get_output_embeddings().register_forward_hook(lambda m, i, o: sizes.append(tuple(o.shape)))
     encoded = problem.part("train")
-    scorer.score(MicroBatch(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3)), encoded)
+    scorer.score(Bucket(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3)), encoded)
     assert sizes == [(4, 1, 2)]
 
 
@@ -181,8 +181,8 @@ def test_bits_depend_on_the_shape_alone() -> None:
     scorer = LMScorer(problem.lm)
     encoded = problem.part("train")
     ids = (problem.prompt("it was").token_ids or (),)
-    one = scorer.score(MicroBatch(encoded.key, 32, 16, ids, np.zeros(1, int), np.array([5])), encoded)[0]
-    many = scorer.score(MicroBatch(encoded.key, 32, 16, ids, np.zeros(9, int), np.arange(9)), encoded)[0]
+    one = scorer.score(Bucket(encoded.key, 32, 16, ids, np.zeros(1, int), np.array([5])), encoded)[0]
+    many = scorer.score(Bucket(encoded.key, 32, 16, ids, np.zeros(9, int), np.arange(9)), encoded)[0]
     assert one[0].tobytes() == many[5].tobytes()
 
 
@@ -281,9 +281,9 @@ def test_out_of_memory_takes_the_next_smaller_shape(error: Exception, most: int,
     encoded = problem.part("train")
     ids = ((), problem.prompt("it was").token_ids or ())
     prompt, example = np.arange(11) % 2, np.arange(11)
-    alone = [MicroBatch(encoded.key, 32, 1, ids, prompt[[i]], example[[i]]) for i in range(11)]
+    alone = [Bucket(encoded.key, 32, 1, ids, prompt[[i]], example[[i]]) for i in range(11)]
     expected = np.concatenate([scorer.score(b, encoded)[0] for b in alone])
-    whole = MicroBatch(encoded.key, 32, 16, ids, prompt, example)
+    whole = Bucket(encoded.key, 32, 16, ids, prompt, example)
     sizes = scorer.score(whole, encoded)[1]
     scorer.forward = short = ShortOfMemory(scorer.forward, most, error)  # type: ignore[assignment]
     log_probs, tokens, broken = scorer.score(whole, encoded)
@@ -302,7 +302,7 @@ def test_no_memory_for_a_single_input_is_said(error: Exception) -> None:
     scorer = LMScorer(problem.lm)
     scorer.forward = ShortOfMemory(scorer.forward, 0, error)  # type: ignore[assignment]
     encoded = problem.part("train")
-    batch = MicroBatch(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3))
+    batch = Bucket(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3))
     with pytest.raises(ScoringError, match="^out of memory on cpu: not even one input of 32 tokens fits$"):
         scorer.score(batch, encoded)
 
@@ -313,7 +313,7 @@ def test_other_errors_of_a_forward_pass_are_passed_on() -> None:
     scorer.forward = short = ShortOfMemory(scorer.forward, 0, RuntimeError("shapes differ"))  # type: ignore[assignment]
     encoded = problem.part("train")
     with pytest.raises(RuntimeError, match="shapes differ"):
-        scorer.score(MicroBatch(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3)), encoded)
+        scorer.score(Bucket(encoded.key, 32, 4, ((),), np.zeros(3, int), np.arange(3)), encoded)
     assert short.shapes == [(4, 32)]
 
 

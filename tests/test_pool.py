@@ -17,8 +17,7 @@ import ray
 from rayprompt.budget import Ledger
 from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
 from rayprompt.errors import InputError, ScoringError
-from rayprompt.lm.scorer import LMScorer, MicroBatch
-from rayprompt.scoring.actor import BatchResult
+from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import PairResult, ScoringPool, plan_scorers
 from rayprompt.scoring.router import Router
@@ -45,7 +44,7 @@ def test_the_pool_gives_what_one_scorer_gives(pool: ScoringPool, problem: Proble
     scorer = LMScorer(problem.lm)
     lengths = encoded.lengths(np.array([len(p) for p in prompts])[prompt], example)
     for length, rows, members in pool.shapes.batches(lengths):
-        batch = MicroBatch(encoded.key, length, rows, tuple(prompts), prompt[members], example[members])
+        batch = Bucket(encoded.key, length, rows, tuple(prompts), prompt[members], example[members])
         log_probs, tokens, _ = scorer.score(batch, encoded)
         assert result.label_log_probs[members].tobytes() == log_probs.tobytes()
         assert result.tokens[members].tolist() == tokens.tolist()
@@ -98,12 +97,12 @@ class FakeScorer:
         self.fail = fail
         self.go = asyncio.Event()
 
-    async def remote(self, order: list[MicroBatch], part: list[object]) -> BatchResult:
-        self.asked.append(order[0].part)
+    async def remote(self, order: bytes, part: None) -> bytes:
+        self.asked.append(order.decode())
         await self.go.wait()
         if self.fail is not None:
             raise self.fail
-        return BatchResult(np.zeros((1, 2), np.float32), np.zeros(1, np.int32), np.ones(1), 0)
+        return b"scores"
 
     @property
     def ready(self) -> FakeScorer:
@@ -115,16 +114,12 @@ def fake_router(monkeypatch: pytest.MonkeyPatch, scorer: FakeScorer) -> Router:
     return Router(["only"], in_flight=1)
 
 
-def named(search: str) -> list[MicroBatch]:
-    return [MicroBatch(search, 8, 1, ((),), np.zeros(1, int), np.zeros(1, int))]
-
-
 def test_searches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play() -> list[str]:
         scorer = FakeScorer()
         router = fake_router(monkeypatch, scorer)
         order = ["large"] * 5 + ["small"] * 2
-        waiting = [asyncio.ensure_future(router.run(search, named(search), [])) for search in order]
+        waiting = [asyncio.ensure_future(router.run(search, search.encode(), None)) for search in order]
         await asyncio.sleep(0)
         scorer.go.set()
         await asyncio.gather(*waiting)
@@ -150,11 +145,11 @@ def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch, error: Exception
             return Dead() if isinstance(self.fail, ray.exceptions.ActorDiedError) else FineAgain()
 
     class FineAgain(FakeScorer):
-        async def remote(self, *args: object) -> BatchResult:
-            return BatchResult(np.zeros((1, 2), np.float32), np.zeros(1, np.int32), np.ones(1), 0)
+        async def remote(self, *args: object) -> bytes:
+            return b"ready"
 
     class Dead(FakeScorer):
-        async def remote(self, *args: object) -> BatchResult:
+        async def remote(self, *args: object) -> bytes:
             raise error
 
     async def play() -> Dying:
@@ -162,7 +157,7 @@ def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch, error: Exception
         scorer.go.set()
         router = fake_router(monkeypatch, scorer)
         with pytest.raises(ScoringError, match=message):
-            await asyncio.wait_for(router.run("a", named("a"), []), timeout=5)
+            await asyncio.wait_for(router.run("a", b"a", None), timeout=5)
         return scorer
 
     scorer = asyncio.run(play())

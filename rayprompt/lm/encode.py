@@ -208,6 +208,9 @@ def cut(
     segments = [*before, *after]
     keep = [len(s.ids) for s in segments]
     fields = [i for i, s in enumerate(segments) if s.field]
+    if len(fields) == 1:
+        keep[fields[0]] -= excess
+        excess = 0
     for _ in range(excess):
         longest = max(fields, key=lambda i: keep[i])
         keep[longest] -= 1

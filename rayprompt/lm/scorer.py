@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +21,14 @@ CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass: pairs of (prompt, example), all of one bucket.
+class Bucket:
+    """Pairs of (prompt, example) whose inputs are padded to one length: forward passes of ``rows`` rows each.
 
     Attributes:
         part: key of the :class:`EncodedPart` that the examples are of.
-        length, rows: the shape; rows beyond the pairs are dummies.
+        length, rows: the shape of every pass; rows of the last one beyond the pairs are dummies.
         prompts: token ids of the prompts that occur.
-        prompt, example: (n,) what each pair is made of.
+        prompt, example: (n,) what each pair is made of; the first ``rows`` pairs are the first pass.
     """
 
     part: str
@@ -57,10 +57,10 @@ class LMScorer:
             model.config.use_cache = False
         self.forward = LabelForward(model)
 
-    def score(self, batch: MicroBatch, part: EncodedPart) -> tuple[FloatArray, IntArray, int]:
+    def score(self, bucket: Bucket, part: EncodedPart) -> tuple[FloatArray, IntArray, int]:
         """(n, L) label log-probabilities (float32), (n,) tokens of each input (padding not counted), and breaks.
 
-        A break is a batch that was cut in two for lack of memory: another shape, so last bits may differ.
+        A break is a pass that was cut in two for lack of memory: another shape, so last bits may differ.
 
         Raises:
             ScoringError: there is not memory enough for a single input.
@@ -69,37 +69,44 @@ class LMScorer:
 
         if self.device.type == "cpu" and torch.get_num_threads() != 1:
             torch.set_num_threads(1)  # per calling thread: OpenMP keeps this setting for each thread apart
-        ids, tokens, read = part.render(batch.prompts, batch.prompt, batch.example, batch.length, batch.rows)
-        n = len(batch.prompt)
+        n, rows = len(bucket.prompt), bucket.rows
+        ids, tokens, read = part.render(
+            bucket.prompts, bucket.prompt, bucket.example, bucket.length, -n // rows * -rows
+        )
+        mask = (np.arange(bucket.length) < tokens[:, None]).astype(np.int64)
+        with torch.inference_mode():
+            inputs = tuple(torch.from_numpy(array).to(self.device) for array in (ids, mask, read))
+            labels = torch.from_numpy(part.label_ids).to(self.device)
+            passes = [
+                self._forward(tuple(x[i : i + rows] for x in inputs), labels, min(rows, n - i))
+                for i in range(0, n, rows)
+            ]
+            logits = torch.cat([logits for logits, _ in passes])
+            log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+        return np.asarray(log_probs), tokens[:n].astype(np.int32), sum(breaks for _, breaks in passes)
+
+    def _forward(self, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, real: int) -> tuple[torch.Tensor, int]:
+        """(real, L) logits of the label words for ids (B, T), mask (B, T) and positions (B,), and breaks."""
+        import torch
+
+        ids, mask, read = inputs
         try:
-            return self._forward(ids, tokens, read, part.label_ids)[:n], tokens[:n].astype(np.int32), 0
+            return self.forward(ids, mask, read, labels)[:real], 0
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         # Outside the except clause: there the error's traceback would hold on to what the pass has allocated.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._score_halves(batch, part)
-
-    def _score_halves(self, batch: MicroBatch, part: EncodedPart) -> tuple[FloatArray, IntArray, int]:
-        """The same in batches of half the rows: they are powers of two, so this is a shape of the table too."""
-        if batch.rows == 1:
-            raise ScoringError(f"out of memory on {self.device}: not even one input of {batch.length} tokens fits")
-        half = (batch.rows + 1) // 2
-        pieces = [slice(i, i + half) for i in range(0, len(batch.prompt), half)]
-        halves = [replace(batch, rows=half, prompt=batch.prompt[s], example=batch.example[s]) for s in pieces]
-        log_probs, tokens, breaks = zip(*(self.score(b, part) for b in halves), strict=True)
-        return np.concatenate(log_probs), np.concatenate(tokens), 1 + sum(breaks)
-
-    def _forward(self, ids: IntArray, tokens: IntArray, read: IntArray, label_ids: IntArray) -> FloatArray:
-        """(B, L) label log-probabilities of inputs (B, T), of which ``tokens`` (B,) are no padding, read at (B,)."""
-        import torch
-
-        mask = (np.arange(ids.shape[1]) < tokens[:, None]).astype(np.int64)
-        with torch.inference_mode():
-            inputs = (torch.from_numpy(array).to(self.device) for array in (ids, mask, read, label_ids))
-            logits = self.forward(*inputs)
-            return np.asarray(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
+        rows, length = ids.shape
+        if rows == 1:
+            raise ScoringError(f"out of memory on {self.device}: not even one input of {length} tokens fits")
+        half = (rows + 1) // 2  # rows are powers of two, so this is a shape of the table too
+        halves = [
+            self._forward(tuple(x[i : i + half] for x in inputs), labels, min(half, real - i))
+            for i in range(0, real, half)
+        ]
+        return torch.cat([logits for logits, _ in halves]), 1 + sum(breaks for _, breaks in halves)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -40,13 +40,20 @@ class ShapeTable:
         rows = tuple(max(1, min(most, 2 ** int(np.log2(max(1, budget // n))))) for n in lengths)
         return cls(lengths, rows)
 
-    def batches(self, lengths: IntArray) -> Iterator[tuple[int, int, IntArray]]:
-        """Cut rows of the given lengths (P,) into batches: (padded length, rows of the batch, indices of its rows)."""
+    def buckets(self, lengths: IntArray) -> Iterator[tuple[int, int, IntArray]]:
+        """Sort rows of the given lengths (P,) into buckets: (padded length, rows of a pass, indices of its rows)."""
         bucket = np.searchsorted(np.array(self.lengths), lengths)
-        for b in np.unique(bucket):
-            members = np.flatnonzero(bucket == b)
-            for start in range(0, len(members), self.rows[b]):
-                yield self.lengths[b], self.rows[b], members[start : start + self.rows[b]]
+        order = np.argsort(bucket, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(bucket[order])) + 1):
+            if len(members):
+                b = bucket[members[0]]
+                yield self.lengths[b], self.rows[b], members
+
+    def batches(self, lengths: IntArray) -> Iterator[tuple[int, int, IntArray]]:
+        """The same, cut into forward passes: (padded length, rows of the pass, indices of its rows)."""
+        for length, rows, members in self.buckets(lengths):
+            for start in range(0, len(members), rows):
+                yield length, rows, members[start : start + rows]
 
     def to_json(self) -> list[dict[str, Any]]:
         """For study.yaml."""

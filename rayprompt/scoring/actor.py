@@ -1,8 +1,9 @@
-"""The scoring actor: one LM on one device, fed with micro-batches by the router."""
+"""The scoring actor: one LM on one device, fed with orders by the router."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from dataclasses import dataclass
@@ -12,23 +13,22 @@ import numpy as np
 import ray
 
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.scorer import LMScorer, MicroBatch
+from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.source import LMSource
 from rayprompt.scores import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Answers to an order, the n pairs of its micro-batches: (n, L) label log-probabilities, (n,) tokens, (n,) seconds.
+    """Answers to an order, the n pairs of its buckets: (n, L) label log-probabilities, (n,) tokens, (n,) seconds.
 
-    ``breaks`` counts the times it was cut in two for lack of memory, ``tries`` the scorers it was sent to.
+    ``breaks`` counts the forward passes that were cut in two for lack of memory.
     """
 
     label_log_probs: FloatArray
     tokens: IntArray
     seconds: FloatArray
     breaks: int
-    tries: int = 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def cuda_is_available() -> bool:
 
 
 class ScorerActor:
-    """Holds an LM; made into a Ray actor by the pool. ``lanes`` micro-batches run side by side, a thread each."""
+    """Holds an LM; made into a Ray actor by the pool. ``lanes`` orders run side by side, a thread each."""
 
     def __init__(self, source: LMSource, lanes: int, use_gpu: bool) -> None:
         started = time.perf_counter()
@@ -82,18 +82,26 @@ class ScorerActor:
             gpus=tuple(int(i) for i in ray.get_gpu_ids()),
         )
 
-    def score(self, order: list[MicroBatch], part: list[Any]) -> BatchResult:
-        """Score micro-batches of one part, one after the other; ``part`` holds the reference to its examples."""
-        key = order[0].part
+    def score(self, order: bytes, part: list[Any] | None) -> bytes | None:
+        """Score an order, the pickled buckets of one part, one after the other; gives a pickled :class:`BatchResult`.
+
+        ``part`` holds the reference to the part's examples. It travels only where it is wanted: None is answered by
+        None if the actor does not have them.
+        """
+        buckets: list[Bucket] = pickle.loads(order)
+        key = buckets[0].part
         if key not in self.parts:
+            if part is None:
+                return None
             self.parts[key] = ray.get(part[0])
         log_probs, tokens, seconds, breaks = [], [], [], 0
         with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
-            for batch in order:
+            for bucket in buckets:
                 started = time.perf_counter()
-                scores, sizes, broken = self.scorer.score(batch, self.parts[key])
+                scores, sizes, broken = self.scorer.score(bucket, self.parts[key])
                 log_probs.append(scores)
                 tokens.append(sizes)
                 seconds.append(np.full(len(sizes), (time.perf_counter() - started) / len(sizes), dtype=np.float32))
                 breaks += broken
-        return BatchResult(np.concatenate(log_probs), np.concatenate(tokens), np.concatenate(seconds), breaks)
+        result = BatchResult(np.concatenate(log_probs), np.concatenate(tokens), np.concatenate(seconds), breaks)
+        return pickle.dumps(result, protocol=5)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,18 @@ from ray.exceptions import RayActorError, RayTaskError
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.scorer import MicroBatch
+from rayprompt.lm.scorer import Bucket
 from rayprompt.lm.shapes import DeviceClass, ShapeTable
 from rayprompt.lm.source import LMSource
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
-from rayprompt.scoring.router import Router
+from rayprompt.scoring.router import Answer, Router
 
 START_TIMEOUT_SECONDS = 600.0
 NO_ROOM_SECONDS = 20.0
-MOST_BATCHES = 8  # micro-batches of an order
+MOST_PASSES = 8  # forward passes of an order, before it is known what one takes
+ORDER_SECONDS = 0.05  # of work in an order
+LEAST_SECONDS = 0.005  # an order with less work than this costs as much on its way as in the LM
 MOST_ROUTER_DEATHS = 20
 ROUTER_PAUSE_SECONDS = 0.1
 TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
@@ -65,6 +68,7 @@ class ScoringPool:
         self.parts = parts
         self.device_class: DeviceClass = "cuda" if infos[0].device == "cuda" else "cpu"
         self.shapes = ShapeTable.of(self.device_class, source.max_length)
+        self.pass_seconds: float | None = None
         self.window = 2 * sum(info.lanes + 1 for info in infos)
 
     @classmethod
@@ -149,33 +153,28 @@ class ScoringPool:
             ScoringError: the LM raised, or the pool is lost.
         """
         sizes = np.array([len(ids) for ids in prompts], dtype=np.int64)
-        lengths = part.lengths(sizes[prompt], example)
-        batches = [
-            (rows, _micro_batch(part, prompts, prompt[rows], example[rows], length, count))
-            for length, count, rows in self.shapes.batches(lengths)
-        ]
-        # Several batches an order, so that what an order costs on its way does not count; enough orders to share.
-        size = max(1, min(MOST_BATCHES, len(batches) // (4 * sum(info.lanes for info in self.infos))))
-        orders = [batches[i : i + size] for i in range(0, len(batches), size)]
+        orders = self._orders(part, prompts, prompt, example, part.lengths(sizes[prompt], example))
         result = PairResult(
             np.empty((len(prompt), len(part.label_ids)), dtype=np.float32),
             np.empty(len(prompt), dtype=np.int32),
             np.empty(len(prompt), dtype=np.float32),
         )
-        reference = [self.parts[part.key]]
-        running: dict[Any, list[tuple[IntArray, MicroBatch]]] = {}
+        running: dict[Any, _Order] = {}
         waiting = deque(orders)
         losses = 0
         while waiting or running:
             # Back-pressure: no more orders are on their way than the pool can have in its hands.
             while waiting and len(running) < self.window:
                 order = waiting.popleft()
-                running[self.router.run.remote(search, [batch for _, batch in order], reference)] = order
-            done, _ = ray.wait(list(running), num_returns=1)
+                reference = [self.parts[part.key]] if order.with_part else None
+                running[self.router.run.remote(search, order.content, reference)] = order
+            done = list(running)
+            if len(done) > 1:
+                done, _ = ray.wait(done, num_returns=1)
             for ref in done:
                 order = running.pop(ref)
                 try:
-                    _fill(result, np.concatenate([rows for rows, _ in order]), _get(ref))
+                    answer, tries = _get(ref)
                 except RayActorError:
                     # The router died. Ray starts it anew; what it had in its hands is asked for again.
                     losses += 1
@@ -183,7 +182,55 @@ class ScoringPool:
                         raise ScoringError("the router of the scoring pool is lost") from None
                     waiting.append(order)
                     time.sleep(ROUTER_PAUSE_SECONDS)
+                    continue
+                if answer is None:  # a scorer that is new, or was started again
+                    waiting.appendleft(replace(order, with_part=True))
+                    continue
+                _fill(result, order.rows, answer, tries)
+                self._learn(order, answer)
         return result
+
+    def _orders(
+        self,
+        part: EncodedPart,
+        prompts: Sequence[tuple[int, ...]],
+        prompt: IntArray,
+        example: IntArray,
+        lengths: IntArray,
+    ) -> list[_Order]:
+        """Cut P pairs into orders, at the bounds of forward passes: how they are cut does not change a result.
+
+        An order is to take ORDER_SECONDS, so that what it costs on its way does not count; but no lane is to be idle,
+        unless there is next to nothing to do.
+        """
+        buckets = list(self.shapes.buckets(lengths))
+        passes = sum(-(-len(members) // rows) for _, rows, members in buckets)
+        lanes = sum(info.lanes for info in self.infos)
+        share = -(-passes // lanes)
+        known = self.pass_seconds
+        size = min(MOST_PASSES, -(-share // 4)) if known is None else int(ORDER_SECONDS / known)
+        least = 1 if known is None else int(LEAST_SECONDS / known)
+        size = max(1, least, min(size, share))
+        orders, pieces, room = [], [], size
+        for length, rows, members in buckets:
+            at = 0
+            while at < len(members):
+                piece = members[at : at + room * rows]
+                at += len(piece)
+                room -= -(-len(piece) // rows)
+                pieces.append((length, rows, piece))
+                if room == 0:
+                    orders.append(_order(part, prompts, prompt, example, pieces, size))
+                    pieces, room = [], size
+        if pieces:
+            orders.append(_order(part, prompts, prompt, example, pieces, size - room))
+        return orders
+
+    def _learn(self, order: _Order, answer: BatchResult) -> None:
+        """What a forward pass takes, averaged over the last orders."""
+        seconds = float(answer.seconds.sum()) / order.passes
+        old = self.pass_seconds
+        self.pass_seconds = max(1e-6, seconds if old is None else 0.8 * old + 0.2 * seconds)
 
     def shutdown(self) -> None:
         """Stop the actors."""
@@ -314,39 +361,48 @@ def _loaded(answer: Any, source: LMSource) -> ScorerInfo:
     return info
 
 
-def _micro_batch(
+@dataclass(frozen=True)
+class _Order:
+    """Some buckets of one part, pickled; the pairs (n,) of the request in them, and the forward passes they take."""
+
+    content: bytes
+    rows: IntArray
+    passes: int
+    with_part: bool = False
+
+
+def _order(
     part: EncodedPart,
     prompts: Sequence[tuple[int, ...]],
     prompt: IntArray,
     example: IntArray,
-    length: int,
-    rows: int,
-) -> MicroBatch:
-    used, index = np.unique(prompt, return_inverse=True)
-    return MicroBatch(
-        part=part.key,
-        length=length,
-        rows=rows,
-        prompts=tuple(prompts[int(i)] for i in used),
-        prompt=index.astype(np.int32),
-        example=example.astype(np.int32),
-    )
+    pieces: Sequence[tuple[int, int, IntArray]],
+    passes: int,
+) -> _Order:
+    """An order for the pairs of some pieces (padded length, rows of a pass, pairs (n,))."""
+    buckets = []
+    for length, rows, members in pieces:
+        used, index = np.unique(prompt[members], return_inverse=True)
+        own = tuple(prompts[int(i)] for i in used)
+        buckets.append(Bucket(part.key, length, rows, own, index.astype(np.int32), example[members].astype(np.int32)))
+    return _Order(pickle.dumps(buckets, protocol=5), np.concatenate([members for _, _, members in pieces]), passes)
 
 
-def _get(ref: Any) -> BatchResult:
+def _get(ref: Any) -> tuple[BatchResult | None, int]:
     try:
-        result: BatchResult = ray.get(ref)
+        answer: Answer = ray.get(ref)
     except RayTaskError as error:
         cause = error.as_instanceof_cause()
         if isinstance(cause, ScoringError):
             raise ScoringError(str(cause.args[0] if cause.args else cause).splitlines()[-1]) from None
         raise
-    return result
+    content, tries = answer
+    return None if content is None else pickle.loads(content), tries
 
 
-def _fill(result: PairResult, rows: IntArray, answer: BatchResult) -> None:
+def _fill(result: PairResult, rows: IntArray, answer: BatchResult, tries: int) -> None:
     result.label_log_probs[rows] = answer.label_log_probs
     result.tokens[rows] = answer.tokens
     result.seconds[rows] = answer.seconds
-    result.lm_evaluations += len(rows) * answer.tries
+    result.lm_evaluations += len(rows) * tries
     result.breaks += answer.breaks

@@ -1,36 +1,36 @@
-"""The router: hands orders of micro-batches to free scorers, fairly between searches. Async, light, without torch.
+"""The router: hands orders to free scorers, fairly between searches. Async, light, without torch.
 
-It holds nothing that cannot be rebuilt: queued orders belong to callers, who wait for the answer.
+It holds nothing that cannot be rebuilt: queued orders belong to callers, who wait for the answer. Orders and answers
+are bytes to it: it never looks inside.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.errors import ScoringError
-from rayprompt.lm.scorer import MicroBatch
-from rayprompt.scoring.actor import BatchResult
 
 RESTART_POLL_SECONDS = 0.5
+Answer = tuple[bytes | None, int]  # what a scorer answered, and to how many scorers the order was sent
 MOST_TRIES = 3  # of an order: one that takes its scorer down with it must not go round for ever
 
 
 @dataclass
 class _Job:
-    order: list[MicroBatch]
-    part: list[Any]
-    answer: asyncio.Future[BatchResult]
+    order: bytes
+    part: list[Any] | None
+    answer: asyncio.Future[Answer]
     tries: int = 0
 
 
 class Router:
-    """Dispatches orders of micro-batches; made into an async Ray actor by the pool.
+    """Dispatches orders; made into an async Ray actor by the pool.
 
     Every scorer has at most ``in_flight`` orders, so that it never waits for the next and none piles up behind a
     slow one. Searches take turns. An order on a scorer that dies goes to another one; the scorer is asked again until
@@ -48,8 +48,8 @@ class Router:
         self.restarts = 0
         self.background: set[asyncio.Task[None]] = set()
 
-    async def run(self, search: str, order: list[MicroBatch], part: list[Any]) -> BatchResult:
-        """Score an order, some micro-batches of one part, for ``search``.
+    async def run(self, search: str, order: bytes, part: list[Any] | None) -> Answer:
+        """Have an order scored for ``search``; the answer is None if the scorer wants the part's examples.
 
         Raises:
             ScoringError: the LM raised, or no scorer is left.
@@ -91,7 +91,7 @@ class Router:
         try:
             result = await self.scorers[scorer].score.remote(job.order, job.part)
             if not job.answer.done():
-                job.answer.set_result(replace(result, tries=job.tries))
+                job.answer.set_result((result, job.tries))
         except RayActorError as error:
             self._scorer_lost(scorer)
             if self.lost:
