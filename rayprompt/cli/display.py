@@ -84,6 +84,15 @@ def _remarks(result: Result) -> list[str]:
         )
         if gain <= 0:
             lines.append("the search found nothing better than the manual prompt: more train and dev examples may help")
+    if result.test_opened > 1:
+        lines.append(
+            f"test was opened {result.test_opened} times, with a growing budget: its figures are no longer untouched"
+        )
+    if result.replay_differs:
+        lines.append(
+            f"{result.replay_differs} recorded generations were not what the searcher asked for after the resume "
+            "(other versions of libraries?): the record was kept, the run cannot be repeated bit for bit"
+        )
     if not result.round_trips:
         lines.append("the prompt's text does not give its tokens back: use the token ids in prompt.json")
     for part, count in result.truncated.items():

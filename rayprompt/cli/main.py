@@ -1,4 +1,4 @@
-"""``rayprompt``: search, evaluate, score, list. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+"""``rayprompt``: search, evaluate, score, store, list. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ ModelOption = Annotated[str, typer.Option(help="A bundled LM, a local folder, or
 SplitOption = Annotated[str | None, typer.Option(help="The task's split; its first unless said.")]
 ScorersOption = Annotated[int | None, typer.Option(help="Scoring actors: one per GPU, or one on the CPU, unless said.")]
 GpusOption = Annotated[float | None, typer.Option(help="GPUs of each scoring actor.")]
+StoreOption = Annotated[
+    str | None, typer.Option(help="Keep scores in this directory or URI and look them up there; studies share it.")
+]
 AddressOption = Annotated[
     str | None, typer.Option(help="Ray cluster: local, auto or host:port. RAY_ADDRESS, else local, unless said.")
 ]
@@ -68,9 +71,7 @@ def search(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the searcher; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Keep scores in this directory or URI and look them up there; studies share it.")
-    ] = None,
+    store: StoreOption = None,
     resume: Annotated[
         Path | None,
         typer.Option(help="Go on with this study; further, with a larger --budget. Its snapshots are pickles."),
@@ -131,6 +132,7 @@ def evaluate(
     on: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     model: Annotated[str | None, typer.Option(help="As for search; the prompt file's unless said.")] = None,
     split: SplitOption = None,
+    store: StoreOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -157,7 +159,7 @@ def evaluate(
     candidate = exported.on(problem) if exported else problem.prompt(prompt or "")
     if exported and exported.model_digest not in (None, problem.lm.digest):
         note(f"{prompt_file} was found on another LM than {problem.lm.name}: its text is tokenised anew")
-    result = run(candidate, problem, on=on, cluster=Cluster(address, scorers, gpus_per_scorer))
+    result = run(candidate, problem, on=on, store=store, cluster=Cluster(address, scorers, gpus_per_scorer))
     if result.truncated:
         note(f"{result.truncated} of {result.estimate.n} texts were truncated to fit {result.model}")
     text = result.prompt.to_json().get("text", "")
@@ -174,6 +176,7 @@ def score(
     on: Annotated[str, typer.Option(help="train, dev or test.")] = "train",
     model: ModelOption = defaults.MODEL,
     split: SplitOption = None,
+    store: StoreOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -185,9 +188,8 @@ def score(
     from rayprompt.study.session import Cluster
 
     check_part(on)
-    report = score_file(
-        task, prompts, out, on=on, model=model, split=split, cluster=Cluster(address, scorers, gpus_per_scorer)
-    )
+    cluster = Cluster(address, scorers, gpus_per_scorer)
+    report = score_file(task, prompts, out, on=on, model=model, split=split, store=store, cluster=cluster)
     if report["truncated"]:
         note(f"{report['truncated']} texts were truncated with the longest prompt, to fit {model}")
     for row in report["prompts"]:
@@ -213,6 +215,33 @@ def list_(
             print(f"    --set {setting['name']}={json.dumps(setting['default'])}  {setting['doc']}")
     if json_:
         print_json({"schema": "rayprompt.list/1", what: rows})
+
+
+stores = typer.Typer(help="Look into a score store, and tidy it.", rich_markup_mode=None)
+app.add_typer(stores, name="store")
+StoreArgument = Annotated[str, typer.Argument(help="A store's directory or URI; a study's directory is one, too.")]
+
+
+@stores.command()
+def info(location: StoreArgument, json_: JsonOption = False) -> None:
+    """Count the files, pairs and candidates of a store, and name the files that cannot be read."""
+    from rayprompt.cli.store import describe_store, show_store
+
+    content = describe_store(location)
+    show_store(content)
+    if json_:
+        print_json(content)
+
+
+@stores.command()
+def compact(location: StoreArgument, json_: JsonOption = False) -> None:
+    """Make few files of many small ones. Searches may go on meanwhile; run one compaction at a time."""
+    from rayprompt.cli.store import compact_store
+
+    content = compact_store(location)
+    print(f"{content['files_before']} files became {content['files_after']}")
+    if json_:
+        print_json(content)
 
 
 RESUME_OPTIONS = {"resume", "budget", "address", "scorers", "gpus_per_scorer", "json_"}

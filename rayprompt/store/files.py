@@ -42,6 +42,11 @@ class Folder:
         """A directory in this one."""
         return Folder(self.filesystem, f"{self.path}/{name}", f"{self.shown}/{name}")
 
+    def exists(self) -> bool:
+        """Whether it is there."""
+        info = self.filesystem.get_file_info(self.path)
+        return bool(info.type == pafs.FileType.Directory)
+
     def names(self) -> list[str]:
         """The files in it, sorted; none where it does not exist.
 

@@ -13,6 +13,7 @@ from rayprompt.errors import InputError
 from rayprompt.scores import Scores
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.store import ScoreStore
 from rayprompt.study.closing import PartScorer
 from rayprompt.study.progress import Listener, silent
 from rayprompt.study.results import EVALUATE_SCHEMA
@@ -22,6 +23,7 @@ from rayprompt.study.statistics import Estimate
 from rayprompt.task import Task
 
 T = TypeVar("T")
+EVALUATE = "evaluate"  # who stores what these functions score
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,12 @@ def evaluate(
     *,
     on: str = "test",
     split: str | None = None,
+    store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
     listener: Listener = silent,
 ) -> Evaluation:
-    """Measure one prompt on ``train``, ``dev`` or ``test``.
+    """Measure one prompt on ``train``, ``dev`` or ``test``. With ``store``, scores are looked up and kept there.
 
     Raises:
         InputError: something given cannot be used.
@@ -73,8 +76,10 @@ def evaluate(
     size = len(problem.token_ids(candidate))
     ledger = Ledger(budget=1)
 
+    known = _store(store)
+
     def run(pool: ScoringPool) -> Estimate:
-        scorer = PartScorer(problem, pool, on, ledger)
+        scorer = PartScorer(problem, pool, on, ledger, store=known, search=EVALUATE)
         return scorer.estimate(scorer.scores([candidate])[0])
 
     part = problem.part(on)
@@ -97,12 +102,14 @@ def score(
     *,
     on: str = "train",
     split: str | None = None,
+    store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
     listener: Listener = silent,
 ) -> Scores:
     """Score prompts x examples on the LM: anyone's own search can be built on this.
 
+    With ``store`` (a directory or URI), scores that are known are looked up there, and new ones are kept.
     Every call without ``pool`` starts and stops the scoring actors; with ``pool`` (``ScoringPool.start``) they stay.
 
     Raises:
@@ -115,11 +122,23 @@ def score(
     candidates = [problem.prompt(p) if isinstance(p, str) else p for p in prompts]
     token_ids = [problem.token_ids(c) for c in candidates]
 
+    known = _store(store)
+
     def run(pool: ScoringPool) -> Scores:
-        scorer = PartScorer(problem, pool, on, Ledger(budget=1))
+        scorer = PartScorer(problem, pool, on, Ledger(budget=1), store=known, search=EVALUATE)
+        scorer.scores(candidates)
         return scorer.evaluator.score(candidates, token_ids)
 
     return _with_pool(problem, pool, cluster, listener, run)
+
+
+def _store(location: str | Path | None) -> ScoreStore | None:
+    """The store at a location, seen to be writable."""
+    if location is None:
+        return None
+    store = ScoreStore(location)
+    store.prepare()
+    return store
 
 
 def _problem(task: str | Path | Task | Problem, model: str | Path | None, split: str | None, on: str) -> Problem:

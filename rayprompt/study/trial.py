@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import traceback
 from typing import Any
 
 from ray import tune
 
 from rayprompt.errors import RayPromptError
-from rayprompt.scoring.pool import ScoringPool
-from rayprompt.searcher.base import PromptSearcher
-from rayprompt.study.loop import SearchLoop, SearchPlan
+from rayprompt.study.loop import SearchLoop
 
 FAILED = "failed"
 
@@ -27,10 +26,10 @@ class SearchTrial(tune.Trainable):
     loop: SearchLoop | None = None
     failure: str = ""
 
-    def setup(  # type: ignore[override]  # tune.with_parameters adds the rest
-        self, config: dict[str, Any], searcher: PromptSearcher, pool: ScoringPool, plan: SearchPlan
-    ) -> None:
+    def setup(self, config: dict[str, Any], job: bytes) -> None:  # type: ignore[override]  # tune.with_parameters
+        """``job``: searcher, pool and plan, pickled: what cannot be unpickled here is a failure to tell of, too."""
         try:
+            searcher, pool, plan = pickle.loads(job)
             self.loop = SearchLoop(searcher, pool, plan)
         except Exception as error:
             self.failure = _describe(error)

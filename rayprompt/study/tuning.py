@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune import Callback
 
 from rayprompt import errors
@@ -39,7 +39,7 @@ def run_trial(
     """
     pool.add(searcher.problem.part("train"))
     trainable = tune.with_resources(
-        tune.with_parameters(SearchTrial, searcher=searcher, pool=pool, plan=plan),
+        tune.with_parameters(SearchTrial, job=cloudpickle.dumps((searcher, pool, plan))),
         tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **searcher.resources}]),
     )
     study = Path(plan.study)
