@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import pyarrow as pa
-
 from rayprompt.store.schema import ShardName, metadata_of, new_incarnation, to_parquet
 from rayprompt.store.store import ScoreStore, Shard
 
@@ -73,18 +71,17 @@ def _portions(shards: list[Shard]) -> list[list[Shard]]:
 
 def _join(store: ScoreStore, kind: str, members: Sequence[Shard]) -> None:
     """Write one file with the rows of all, in their order, then delete them."""
-    tables = [table for shard in members for table in store._tables(kind, shard)]
-    if sum(len(table) for table in tables) != sum(shard.rows for shard in members):
-        return  # one of them turned out to be broken: leave them all
     folder, last = store.folder.child(kind), members[-1]
     there = set(folder.names())
     replaced = {str(shard.name) for shard in members} | {f for shard in members for f in shard.replaces if f in there}
     metadata = {k: v for k, v in last.metadata.items() if k not in ("schema", "rayprompt", "replaces")}
     metadata["last_generation"] = str(max(shard.last_generation for shard in members))
-    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    whole = whole.replace_schema_metadata(metadata_of(kind, **metadata, replaces=" ".join(sorted(replaced))))
+    full = metadata_of(kind, **metadata, replaces=" ".join(sorted(replaced)))
+    content, rows = to_parquet(kind, (table for shard in members for table in store._tables(kind, shard)), full)
+    if rows != sum(shard.rows for shard in members):
+        return  # one of them turned out to be broken: leave them all
     name = ShardName(last.name.search, last.name.part, last.name.context, new_incarnation(), 0)
-    folder.write(str(name), to_parquet(kind, whole))
+    folder.write(str(name), content)
     for file in replaced:
         folder.remove(file)
 

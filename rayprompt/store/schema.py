@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,8 @@ from rayprompt.errors import InputError
 
 SCORES_SCHEMA = "rayprompt.scores/1"
 CANDIDATES_SCHEMA = "rayprompt.candidates/1"
+ROWS_A_GROUP = 1 << 20
+DICTIONARY_BYTES = 16 * 2**20  # beyond it Parquet writes the keys of the candidates out, once a row
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
 SCORES = pa.schema(
@@ -75,7 +77,7 @@ class Context:
 class ShardName:
     """The name of a file: whose it is, so that readers open only what they want, and when it was written.
 
-    Names sort by time within a search: ``incarnation`` is the time at which its writer was made (ms since 1970, hex)
+    Names sort by time within a search: ``incarnation`` is the time at which its writer was made (µs since 1970, hex)
     with the writer's process id, ``number`` counts the writer's files.
     """
 
@@ -104,7 +106,7 @@ class ShardName:
 
 def new_incarnation() -> str:
     """The name of a writer."""
-    return f"{int(time.time() * 1000):012x}{os.getpid() & 0xFFFFFF:06x}{os.urandom(2).hex()}"
+    return f"{time.time_ns() // 1000:014x}{os.getpid() & 0xFFFFFF:06x}{os.urandom(2).hex()}"
 
 
 def safe_name(text: str) -> str:
@@ -135,20 +137,17 @@ def check_schema(kind: str, metadata: Mapping[bytes, bytes] | None, where: str) 
     return True
 
 
-def to_parquet(kind: str, table: pa.Table) -> pa.Buffer:
-    """A table as the bytes of a Parquet file."""
-    sink = pa.BufferOutputStream()
+def to_parquet(kind: str, tables: Iterable[pa.Table], metadata: dict[bytes, bytes]) -> tuple[pa.Buffer, int]:
+    """Tables, one after the other, as the bytes of one Parquet file; and how many rows they have."""
+    sink, rows = pa.BufferOutputStream(), 0
+    schema = TABLES[kind][1].with_metadata(metadata)
+    options: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": DICTIONARY_BYTES}
     if kind == "scores":
         # Floats hardly repeat: their bytes, split by significance, compress better than a dictionary of them.
-        names = [f.name for f in SCORES if f.name not in ("label_log_probs", "seconds")]
-        pq.write_table(
-            table,
-            sink,
-            compression="zstd",
-            use_dictionary=[*names, "seconds"],
-            use_byte_stream_split=["label_log_probs.list.element"],
-            row_group_size=1 << 20,
-        )
-    else:
-        pq.write_table(table, sink, compression="zstd", row_group_size=1 << 20)
-    return sink.getvalue()
+        names = [f.name for f in SCORES if f.name != "label_log_probs"]
+        options |= {"use_dictionary": names, "use_byte_stream_split": ["label_log_probs.list.element"]}
+    with pq.ParquetWriter(sink, schema, **options) as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(metadata), row_group_size=ROWS_A_GROUP)
+            rows += len(table)
+    return sink.getvalue(), rows

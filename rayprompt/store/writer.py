@@ -159,8 +159,8 @@ class ShardWriter:
     def _write_table(self, kind: str, table: pa.Table, **metadata: Any) -> None:
         part, context = (self.part, self.context.key) if kind == "scores" else (self.origin, "all")
         name = ShardName(self.search, part, context, self.incarnation, self.number)
-        whole = table.replace_schema_metadata(metadata_of(kind, search=self.search, **metadata))
-        self.store.folder.child(kind).write(str(name), to_parquet(kind, whole))
+        content, _ = to_parquet(kind, [table], metadata_of(kind, search=self.search, **metadata))
+        self.store.folder.child(kind).write(str(name), content)
 
     def _pairs(self, buffer: _Buffer) -> pa.Table:
         candidate, example, value, log_probs, tokens, seconds = (
