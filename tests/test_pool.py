@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import ray
+from killing import descendants
 
 from rayprompt.budget import Ledger
 from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
@@ -77,6 +78,29 @@ def test_a_dead_scorer_loses_nothing(problem: Problem, ray_session: None) -> Non
         while ray.get(pool.router.stats.remote()) != {"queued": 0, "in_flight": 0, "alive": 2, "restarts": 1}:
             assert time.monotonic() < deadline, ray.get(pool.router.stats.remote())
             time.sleep(0.2)
+    finally:
+        pool.shutdown()
+
+
+def test_a_scorer_that_dies_while_it_loads_is_started_again(problem: Problem, ray_session: None) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            family = descendants(os.getpid()).items()
+            for pid in [pid for pid, title in family if "ScorerActor.__init__" in title][:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    pool = ScoringPool.start(problem.lm, scorers=1)
+    try:
+        killer.join()
+        assert len(killed) == 1
+        assert pool.infos[0].pid != killed[0]
+        assert len(score(pool, problem, 2).tokens) == 128
     finally:
         pool.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import REPOSITORY
 from pyarrow import fs as pafs
 
 from rayprompt.candidate import TextPrompt
@@ -23,7 +25,7 @@ from rayprompt.errors import InputError, StoreError
 from rayprompt.pairs import PairTable
 from rayprompt.store.compact import compact
 from rayprompt.store.files import Folder
-from rayprompt.store.schema import Context, ShardName
+from rayprompt.store.schema import CANDIDATES, SCORES, Context, ShardName
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import ShardWriter
 
@@ -158,6 +160,29 @@ def test_others_read_it_without_our_code(store: ScoreStore) -> None:
     metadata = pq.read_schema(next(Path(store.folder.path, "scores").iterdir())).metadata
     assert metadata[b"rayprompt.schema"] == b"rayprompt.scores/1"
     assert json.loads(metadata[b"rayprompt.context"]) == dict(CONTEXT.content)
+
+
+def test_what_the_documentation_says_for_others_works(store: ScoreStore) -> None:
+    import duckdb
+
+    writer = writer_of(store)
+    prompts = [TextPrompt("it was"), TextPrompt("so")]
+    keys = [prompt.key for prompt in prompts]
+    pair = np.repeat([0, 1], 5), np.tile(np.arange(5), 2)
+    value = np.array([1, 0, 0, 0, 0, 1, 1, 1, 1, 0])
+    for _ in range(2):  # as if two searches had had the same pairs scored
+        writer.add(keys, *pair, value, np.zeros((10, 2), np.float32), np.ones(10), np.ones(10))
+        writer.add_asks(1, prompts)
+        writer.flush()
+    text = (REPOSITORY / "docs" / "store.md").read_text().replace("DIR/", f"{store.folder.path}/")
+    sql, python = (re.findall(rf"```{language}\n(.*?)```", text, re.S)[0] for language in ("sql", "python"))
+    assert duckdb.sql(sql).fetchall() == [("so", 0.8, 5), ("it was", 0.2, 5)]
+    names: dict[str, Any] = {}
+    exec(python, names)
+    assert len(names["frame"]) == len(names["table"]) == 20
+    documented = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.M)
+    described = {name for cell in documented for name in re.findall(r"\w+", cell)}
+    assert described == {field.name for table in (SCORES, CANDIDATES) for field in table}
 
 
 def test_asks_are_read_back_in_order(store: ScoreStore) -> None:

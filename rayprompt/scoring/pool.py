@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, ScoringError
@@ -32,6 +32,8 @@ MOST_PASSES = 8  # forward passes of an order, before it is known what one takes
 ORDER_SECONDS = 0.05  # of work in an order
 LEAST_SECONDS = 0.005  # an order with less work than this costs as much on its way as in the LM
 MOST_ROUTER_DEATHS = 20
+MOST_START_DEATHS = 5  # of a scorer while it loads its LM
+RESTART_PAUSE_SECONDS = 0.5
 ROUTER_PAUSE_SECONDS = 0.1
 TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
 MOST_LANES = 8
@@ -334,31 +336,47 @@ def _await_room(plan: PoolPlan) -> None:
 
 
 def _wait_ready(handles: list[Any], source: LMSource, plan: PoolPlan) -> list[ScorerInfo]:
-    """Wait until every actor has loaded the LM."""
-    answers = [handle.ready.remote() for handle in handles]
+    """Wait until every actor has loaded the LM. One that dies while it loads is started again by Ray."""
+    infos: dict[int, ScorerInfo] = {}
+    answers = {handle.ready.remote(): i for i, handle in enumerate(handles)}
     started = time.monotonic()
-    while True:
-        done, pending = ray.wait(answers, num_returns=len(answers), timeout=1.0)
-        infos = [_loaded(answer, source) for answer in done]
-        if not pending:
-            break
-        if time.monotonic() - started > START_TIMEOUT_SECONDS:
+    deaths = 0
+    while answers:
+        for answer in ray.wait(list(answers), num_returns=len(answers), timeout=1.0)[0]:
+            scorer = answers.pop(answer)
+            try:
+                infos[scorer] = _loaded(answer, source)
+            except ActorUnavailableError as error:
+                deaths += 1
+                if deaths > MOST_START_DEATHS * plan.count:
+                    raise ScoringError(
+                        f"the scoring actors die while they load {source.name}: {_last_line(error)}"
+                    ) from None
+                time.sleep(RESTART_PAUSE_SECONDS)
+                answers[handles[scorer].ready.remote()] = scorer
+        if answers and time.monotonic() - started > START_TIMEOUT_SECONDS:
             raise ScoringError(
-                f"{len(pending)} of {plan.count} scorers were not ready in {START_TIMEOUT_SECONDS:.0f} s"
+                f"{len(answers)} of {plan.count} scorers were not ready in {START_TIMEOUT_SECONDS:.0f} s"
             )
-    devices = {info.device for info in infos}
+    devices = {info.device for info in infos.values()}
     if len(devices) > 1:
         raise ScoringError(f"scorers run on {' and '.join(sorted(devices))}; one search uses one device class")
-    return infos
+    return [infos[i] for i in range(len(handles))]
 
 
 def _loaded(answer: Any, source: LMSource) -> ScorerInfo:
     try:
         info: ScorerInfo = ray.get(answer)
+    except ActorUnavailableError:
+        raise
     except (RayActorError, RayTaskError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {lines[-1]}") from None
+        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {_last_line(error)}") from None
     return info
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 @dataclass(frozen=True)
