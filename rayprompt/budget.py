@@ -14,9 +14,10 @@ class Ledger:
     Attributes:
         budget: the most distinct pairs (candidate, example, sample) that the search may ask for.
         evaluations: distinct pairs asked for so far; the x-axis of every curve.
-        lm_evaluations: pairs the LM really ran, those that were run again after a loss included.
+        lm_evaluations: pairs the LM really ran, those that were run again after a scorer was lost included. What a
+            search that was killed had on its way is not known.
         report_evaluations: pairs of the closing report (dev for finalists, test for winner and baselines).
-        cache_hits: pairs asked for again and answered without the LM.
+        cache_hits: pairs answered without the LM: asked for again, known from a store, or replayed after a death.
         tokens: tokens of the LM's input, padding not counted.
         seconds: the scorers' time, in seconds, summed over lanes that work side by side.
         shape_breaks: batches cut smaller than the shape table says, for lack of memory.

@@ -53,8 +53,12 @@ class PairTable:
 
     def fill(
         self, row: IntArray, column: IntArray, log_probs: FloatArray, tokens: IntArray, seconds: FloatArray
-    ) -> None:
-        """Enter the scores of P pairs; where one is known already, or given twice, the first stands."""
+    ) -> IntArray:
+        """Enter the scores of P pairs; where one is known already, or given twice, the first stands.
+
+        Returns:
+            the indices of the pairs that were entered.
+        """
         flat = row * len(self.examples) + column
         new = np.flatnonzero(~self.known.reshape(-1)[flat])
         _, first = np.unique(flat[new], return_index=True)
@@ -64,6 +68,7 @@ class PairTable:
         self.tokens[row, column] = tokens[new]
         self.seconds[row, column] = seconds[new]
         self.known[row, column] = True
+        return np.asarray(new)
 
     def asked_state(self) -> dict[str, Any]:
         """Which pairs were asked for, as plain data: keys of whole rows, and masks of the others."""

@@ -23,7 +23,7 @@ CASES: list[tuple[list[str], str]] = [
     (["search", "--resume", "."], "not a study that has begun (it holds no study.yaml)"),
     (["search", "--resume", ".", "--seed", "1"], "--seed beside --resume: a study goes on as it began"),
     (["search", "reviews", "--resume", "."], "TASK beside --resume"),
-    (["search", "--store", "nowhere://x"], "nowhere://x: cannot be used as a directory"),
+    (["search", "--store", "nowhere://x"], "nowhere://x: not a local path, nor a URI"),
     (["search", "--seed", "-1"], "seed -1: must be from 0"),
     (["search", "--finalists", "0"], "finalists 0: must be 1 or more"),
     (["search", "revews"], "unknown task 'revews' (did you mean 'reviews'?)"),

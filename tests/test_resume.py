@@ -23,7 +23,7 @@ from ray import cloudpickle
 import rayprompt
 from rayprompt.candidate import Candidate
 from rayprompt.cli.main import app, run
-from rayprompt.errors import InputError, ScoringError, StoreError
+from rayprompt.errors import InputError, Interrupted, ScoringError, StoreError
 from rayprompt.scores import Scores
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
@@ -236,6 +236,42 @@ def test_a_searcher_that_asks_otherwise_is_told_what_was_recorded(
     assert second.ledger.evaluations == second.ledger.lm_evaluations == 32 * 40
 
 
+class Elitist(RandomSearcher):
+    """Asks for its very first prompt again and again, beside new ones."""
+
+    def ask(self, n: int) -> list[Candidate]:
+        fresh = super().ask(n - 1)
+        self.elite = getattr(self, "elite", None) or fresh[0]
+        return [self.elite, *fresh]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "elite": self.elite}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.elite = state["elite"]
+
+
+def test_a_score_whose_file_was_lost_is_measured_again_and_not_made_up(
+    pool: ScoringPool, small: Problem, tmp_path: Path
+) -> None:
+    quiet = finish(SearchLoop(Elitist(small.for_search()), pool, plan_of(tmp_path / "quiet", 32 * 60)))
+    plan = plan_of(tmp_path / "s", 32 * 60, snapshot_seconds=0.0)
+    first = SearchLoop(Elitist(small.for_search()), pool, plan)
+    first.step()
+    first.step()
+    for path in (tmp_path / "s" / "scores").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    second = SearchLoop(Elitist(small.for_search()), pool, plan)
+    assert second.generation == 2
+    assert not second.evaluator.table.known.any()
+    finish(second)
+    assert second.best_objective == quiet.best_objective
+    assert [f.to_json() for f in second.finalists.best] == [f.to_json() for f in quiet.finalists.best]
+    assert second.ledger.evaluations == 32 * 60
+    assert second.ledger.lm_evaluations > 32 * 60  # what was lost was paid for twice, and counted so
+
+
 class Stuck(RandomSearcher):
     """Asks for the same prompt for ever."""
 
@@ -298,6 +334,25 @@ def test_more_budget_opens_test_again_and_says_so(study: Path, capsys: pytest.Ca
     assert [r["training_iteration"] for r in rows] == [1]  # 640 evaluations are less than a generation
     with pytest.raises(InputError, match="--budget 640: the study in .* has 1000; a resumed study's budget can only"):
         rayprompt.resume(study, budget=640)
+
+
+def test_a_larger_budget_that_is_interrupted_is_not_taken_for_finished(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    small_budget = rayprompt.search(budget=640, searcher="random", seed=1, scorers=1, out=path)
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rayprompt.study.search.run_trial", stop)
+        with pytest.raises(Interrupted, match="interrupted; to go on: rayprompt search --resume"):
+            rayprompt.resume(path, budget=1500, scorers=1)
+    more = rayprompt.resume(path, scorers=1)
+    assert (small_budget.evaluations, more.evaluations, more.budget) == (640, 1500, 1500)
+    again = rayprompt.resume(path)
+    assert again.to_json() == more.to_json()
 
 
 def test_what_a_study_began_with_must_not_change(study: Path, tmp_path: Path) -> None:
@@ -465,3 +520,6 @@ def test_ctrl_c_saves_and_the_command_it_prints_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     content = json.loads(done.stdout.splitlines()[-1])
     assert content["evaluations"] == content["lm_evaluations"] == stored + 100
+    curve = [json.loads(line) for line in (study / "random-s0" / "result.json").read_text().splitlines()]
+    assert [row["training_iteration"] for row in curve] == list(range(1, len(curve) + 1))
+    assert curve[-1]["evaluations"] == stored + 100

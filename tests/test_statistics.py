@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_objective import log_softmax, scores_of
 
 from rayprompt.objective import OBJECTIVES
-from rayprompt.study.statistics import bootstrap, estimate, mcnemar, wilson
+from rayprompt.scores import PairError
+from rayprompt.study.statistics import answers, bootstrap, estimate, mcnemar, wilson
 
 
 def test_wilson_equals_scipy() -> None:
@@ -47,3 +50,22 @@ def test_accuracy_estimate() -> None:
     assert found.value == pytest.approx(2 / 3)
     assert found.n == 3
     assert found.ci95 == wilson(2, 3)
+
+
+def test_a_pair_without_an_answer_is_not_right_and_keeps_its_place() -> None:
+    gold = np.array([0, 1, 0, 1])
+    rows = [[-0.1, -2.0], [-2.0, -0.1], [-0.1, -2.0], [-0.1, -2.0]]  # right, right, right, wrong
+    whole = scores_of([rows], gold.tolist())
+    keep = np.array([0, 1, 3])
+    columns = ("candidate", "example", "sample", "value", "label_log_probs", "tokens", "seconds")
+    broken = dataclasses.replace(
+        whole, **{name: getattr(whole, name)[keep] for name in columns}, errors=(PairError(0, 2, "the LM gave NaN"),)
+    )
+    assert answers(whole).tolist() == [1, 1, 1, 0]
+    assert answers(broken).tolist() == [1, 1, 0, 0]
+    found = estimate("accuracy", broken, gold, OBJECTIVES["accuracy"])
+    assert (found.value, found.n) == (0.5, 4)
+    assert mcnemar(answers(whole), answers(broken)) == 1.0
+    nothing = dataclasses.replace(whole, **{name: getattr(whole, name)[:0] for name in columns})
+    for metric in ("accuracy", "f1"):
+        assert estimate(metric, nothing, gold, OBJECTIVES[metric]).value == 0.0

@@ -213,7 +213,7 @@ def test_a_file_that_is_cut_is_named_and_skipped(store: ScoreStore, keep: float)
     assert plain(fresh) == loaded(fresh) == wanted
     assert list(fresh.broken) == [str(victim)]
     assert "cut, or still being written" in fresh.broken[str(victim)]
-    compact(fresh)
+    compact(fresh, 0.0)
     assert plain(ScoreStore(store.folder.path)) == wanted
     victim.write_bytes(content)  # it was still being written
     assert len(plain(fresh)) == 10
@@ -276,7 +276,7 @@ def many(store: ScoreStore, files: int = 12) -> dict[Pair, list[float]]:
 
 def test_compaction_keeps_everything_in_few_files(store: ScoreStore) -> None:
     wanted = many(store)
-    done = compact(store)
+    done = compact(store, 0.0)
     assert (done.before, done.after, done.rows) == (48, 4, 12 * 2 * 5 + 24)
     assert {kind: len(store.folder.child(kind).names()) for kind in ("scores", "candidates")} == {
         "scores": 2,
@@ -286,7 +286,7 @@ def test_compaction_keeps_everything_in_few_files(store: ScoreStore) -> None:
     assert plain(fresh) == loaded(fresh) == wanted
     assert [g for g, _ in fresh.asks("study_two")] == list(range(1, 13))
     assert fresh.load(PairTable(EXAMPLES, 2), CONTEXT.key, "train", "study_two").lm_evaluations == 60
-    again = compact(ScoreStore(store.folder.path))
+    again = compact(ScoreStore(store.folder.path), 0.0)
     assert (again.before, again.after, again.rows) == (4, 4, 0)
 
 
@@ -306,13 +306,96 @@ def test_a_compaction_that_dies_loses_and_doubles_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(Folder, "remove", remove)
         with pytest.raises(KeyboardInterrupt):
-            compact(store)
+            compact(store, 0.0)
     fresh = ScoreStore(store.folder.path)
     assert plain(fresh) == loaded(fresh) == wanted
     assert fresh.load(PairTable(EXAMPLES, 2), CONTEXT.key, "train", "study_one").lm_evaluations == 60
-    compact(fresh)
+    compact(fresh, 0.0)
     assert plain(ScoreStore(store.folder.path)) == wanted
     assert len(store.folder.child("scores").names()) == 2
+
+
+def test_readers_go_on_while_a_compaction_takes_files_away(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are listed, then joined by somebody else, then opened."""
+    wanted = many(store)
+    for read in (plain, loaded, lambda s: [len(cs) for _, cs in s.asks("study_one")]):
+        quiet = read(ScoreStore(store.folder.path))
+        reader = ScoreStore(store.folder.path)
+        names, fired = Folder.names, []
+
+        def listed(self: Folder, names: Any = names, fired: list[int] = fired) -> list[str]:
+            found: list[str] = names(self)
+            if not fired:
+                fired.append(1)
+                writer = writer_of(ScoreStore(store.folder.path), "study_one")
+                add(writer, 7, ["study_one7"])
+                writer.flush()
+                compact(ScoreStore(store.folder.path), 0.0)
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Folder, "names", listed)
+            assert read(reader) == quiet
+        assert reader.broken == {}
+    assert set(plain(store)) == set(wanted)
+
+
+def test_a_compaction_leaves_searches_that_are_at_work_alone(store: ScoreStore) -> None:
+    wanted = many(store, files=3)
+    for path in Path(store.folder.path).glob("*/study_one.*"):
+        os.utime(path, (0, 0))
+    done = compact(store)
+    assert (done.before, done.after) == (12, 8)
+    assert len([n for n in store.folder.child("scores").names() if n.startswith("study_two.")]) == 3
+    assert plain(store) == wanted
+
+
+def test_two_compactions_at_once_double_nothing_for_readers(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = many(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "remove", lambda self, name: None)
+        first, second = ScoreStore(store.folder.path), ScoreStore(store.folder.path)
+        listed = second.shards("scores"), second.shards("candidates")
+        compact(first, 0.0)
+        patched.setattr(second, "shards", lambda kind, **which: listed[kind == "candidates"])
+        compact(second, 0.0)
+    fresh = ScoreStore(store.folder.path)
+    assert plain(fresh) == wanted
+    assert fresh.load(PairTable(EXAMPLES, 2), CONTEXT.key, "train", "study_one").lm_evaluations == 60
+    assert [len(cs) for _, cs in fresh.asks("study_one")] == [1] * 12
+
+
+def test_what_was_first_stays_first_after_a_compaction(store: ScoreStore) -> None:
+    old, young = writer_of(store, "study_old"), writer_of(store, "study_young")
+    first = add(old, 0, ["a"])
+    old.flush()
+    add(young, 1, ["a"])
+    young.flush()
+    add(old, 2, ["b"])
+    old.close()  # joins the two files of the older search: the new one is the youngest on the disk
+    assert {pair: row for pair, row in plain(store).items() if pair[0] == "a"} == first
+
+
+def test_a_file_that_may_not_be_read_is_not_a_broken_one(store: ScoreStore) -> None:
+    writer = writer_of(store)
+    add(writer, 0, ["a"])
+    writer.flush()
+
+    class Refusing(OneWay):
+        def open_input_file(self, path: str) -> Any:
+            raise PermissionError(13, "Permission denied")
+
+    handler = Refusing(Path(store.folder.path))
+    store.folder = Folder(pafs.PyFileSystem(handler), store.folder.path, store.folder.shown)
+    with pytest.raises(StoreError, match=r"cannot be read \(Permission denied\)"):
+        store.pairs()
+
+
+def test_a_split_may_be_asked_for(store: ScoreStore) -> None:
+    one, two = writer_of(store), writer_of(store, split="16-21")
+    wanted, _ = add(one, 0, ["a"]), add(two, 1, ["b"])
+    one.flush(), two.flush()
+    assert plain(store, split="default") == wanted
 
 
 def test_a_writer_makes_few_files_of_many_by_itself(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +468,7 @@ def one_way(store: ScoreStore, room: int = 10**9) -> ScoreStore:
 def test_files_are_written_once_and_never_renamed(store: ScoreStore) -> None:
     store = one_way(store)
     wanted = many(store)
-    compact(store)
+    compact(store, 0.0)
     assert plain(store) == loaded(store) == wanted
 
 
@@ -449,8 +532,12 @@ def test_where_a_store_can_be(tmp_path: Path) -> None:
     assert Folder.at(tmp_path).names() == []
     assert Folder.at(tmp_path / "no").names() == []
     assert Folder.at(f"file://{tmp_path}").path == str(tmp_path)
-    with pytest.raises(InputError, match="nowhere://bucket/x: cannot be used as a directory"):
-        Folder.at("nowhere://user:secret@bucket/x?key=secret")
+    for uri in ("nowhere://bucket/x?key=secret", "s3://%zz%secret%", "s3://AKIA:secret@bucket/x", "s3://AK:se/cret@b/x",
+                "s3://user@bucket/x?a=secret"):  # fmt: skip
+        with pytest.raises(InputError) as refused:
+            Folder.at(uri)
+        assert "secret" not in str(refused.value).replace("%secret%", "")
+        assert "cret@" not in str(refused.value)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"store {tmp_path}/file: cannot be read .Not a directory"):
         ScoreStore(tmp_path / "file").prepare()

@@ -235,7 +235,7 @@ def info(location: StoreArgument, json_: JsonOption = False) -> None:
 
 @stores.command()
 def compact(location: StoreArgument, json_: JsonOption = False) -> None:
-    """Make few files of many small ones. Searches may go on meanwhile; run one compaction at a time."""
+    """Make few files of many small ones. Searches that wrote in the last ten minutes are left alone."""
     from rayprompt.cli.store import compact_store
 
     content = compact_store(location)

@@ -59,7 +59,7 @@ class Evaluator:
         digests = list(examples) if examples is not None else [str(i) for i in range(len(part))]
         self.table = PairTable(list(dict.fromkeys(digests)), len(part.label_ids))
         self.column = np.array([self.table.columns[d] for d in digests], dtype=np.int64)  # (E,) of each example
-        self.position = np.array([digests.index(d) for d in self.table.examples], dtype=np.int64)  # and back
+        self.position = np.unique(self.column, return_index=True)[1]  # and back
         pool.add(part)
 
     @property
@@ -89,16 +89,17 @@ class Evaluator:
         used, first = np.unique(rows, return_index=True)
         order = np.argsort(first)
         used, first = used[order], first[order]
-        granted = self._charge(used)
+        self._charge(used)
         wanted = self.table.asked[rows]
-        run = granted & ~self.table.known[used]
+        # Not only what is new: the file with the score of a pair that was asked for before may have been lost.
+        run = self.table.asked[used] & ~self.table.known[used]
         self.ledger.cache_hits += int(wanted.sum()) - int(run.sum())
         if run.any():
             self._run([candidates[i].key for i in first], [token_ids[i] for i in first], used, run)
         return self._collect(candidates, rows)
 
-    def _charge(self, rows: IntArray) -> BoolArray:
-        """Charge what is new of distinct rows (C,), as far as the budget goes; gives the (C, E) pairs granted."""
+    def _charge(self, rows: IntArray) -> None:
+        """Charge what is new of distinct rows (C,), as far as the budget goes, and mark it as asked for."""
         asked = self.table.asked[rows]
         new = ~asked
         if self.report:
@@ -109,7 +110,6 @@ class Evaluator:
             self.ledger.charge(int(new.sum()))
         self.candidates += int((new.any(axis=1) & ~asked.any(axis=1)).sum())
         self.table.asked[rows] |= new
-        return new
 
     def _run(self, keys: list[str], token_ids: list[tuple[int, ...]], rows: IntArray, run: BoolArray) -> None:
         """Have the LM score the marked pairs (C, E) of distinct candidates, keep and store them."""
@@ -118,6 +118,7 @@ class Evaluator:
         self.table.fill(rows[candidate], column, result.label_log_probs, result.tokens, result.seconds)
         if self.writer is not None:
             value = right(result.label_log_probs, self.gold[self.position[column]])
+            value[np.isnan(result.label_log_probs).any(axis=1)] = np.nan  # an error is not a wrong answer
             self.writer.add(keys, candidate, column, value, result.label_log_probs, result.tokens, result.seconds)
         self.ledger.tokens += int(result.tokens.sum())
         self.ledger.seconds += float(result.seconds.sum())

@@ -225,6 +225,8 @@ def make_settings(cls: type[PromptSearcher], given: dict[str, Any]) -> Any:
         if name not in known:
             raise unknown("setting", name, known or ["(none)"], f"searcher {cls.name}")
         values[name] = _from_text(value, hints[name]) if isinstance(value, str) else value
+        if isinstance(value, list) and typing.get_origin(hints[name]) is tuple:  # YAML and JSON have no tuples
+            values[name] = tuple(value)
         if not _fits(values[name], hints[name]):
             raise InputError(
                 f"searcher {cls.name}: setting {name}={value!r} must be {_type_name(hints[name])}, "

@@ -43,7 +43,7 @@ def ask_score_tell(
         record: called with the candidates when they are scored, before they are told.
     """
     started = time.perf_counter()
-    candidates = tuple(searcher.ask(searcher.generation))
+    candidates = tuple(searcher.ask(searcher.generation))[: searcher.generation]
     differs = recorded is not None and [c.key for c in candidates] != [c.key for c in recorded]
     if recorded is not None:
         candidates = tuple(recorded)

@@ -32,11 +32,16 @@ class Folder:
         if "://" not in text:
             path = os.path.abspath(os.path.expanduser(text))
             return cls(pafs.LocalFileSystem(), path, path)
+        scheme, _, rest = text.partition("://")
+        before, at, _ = rest.partition("?")[0].rpartition("@")
+        if at and ("/" not in before or ":" in before):
+            raise InputError(f"{scheme}://...: a URI with credentials is not taken; give them in the environment")
+        shown = text.partition("?")[0]
         try:
             filesystem, path = pafs.FileSystem.from_uri(text)
-        except (ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{_without_secrets(text)}: cannot be used as a directory ({reason(error)})") from None
-        return cls(filesystem, path.rstrip("/"), _without_secrets(text))
+        except (ArrowException, OSError, ValueError):  # the reason given may repeat the URI with its query
+            raise InputError(f"{shown}: not a local path, nor a URI of a filesystem that pyarrow can use") from None
+        return cls(filesystem, path.rstrip("/"), shown)
 
     def child(self, name: str) -> Folder:
         """A directory in this one."""
@@ -53,11 +58,20 @@ class Folder:
         Raises:
             StoreError: it cannot be listed.
         """
+        return sorted(self.written())
+
+    def written(self) -> dict[str, float]:
+        """The files in it, and when they were written (seconds since 1970; 0 where the filesystem does not say).
+
+        Raises:
+            StoreError: it cannot be listed.
+        """
         try:
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         except (ArrowException, OSError) as error:
             raise StoreError(f"{self.shown}: cannot be read ({reason(error)})") from None
-        return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
+        files = [info for info in infos if info.type == pafs.FileType.File]
+        return {info.base_name: (info.mtime_ns or 0) / 1e9 for info in files}
 
     def make(self) -> None:
         """Create it.
@@ -120,10 +134,3 @@ def reason(error: BaseException) -> str:
         return os.strerror(number)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:160] if lines else type(error).__name__
-
-
-def _without_secrets(uri: str) -> str:
-    """A URI as it may be shown: without user, password and query."""
-    scheme, _, rest = uri.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

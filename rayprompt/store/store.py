@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayprompt.candidate import Candidate, candidate_from_json
 from rayprompt.errors import InputError, StoreError
 from rayprompt.pairs import PairTable
+from rayprompt.scores import IntArray
 from rayprompt.store.files import Folder, reason
 from rayprompt.store.schema import TABLES, ShardName, check_schema
 
@@ -23,6 +25,8 @@ STORE_SCHEMA = "rayprompt.store/1"
 MARK = "store.json"
 KEY = ["context", "candidate", "example", "sample"]
 BATCH_ROWS = 1 << 20
+MOST_READS = 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Shard:
         return tuple(self.metadata.get("replaces", "").split())
 
     @property
+    def age(self) -> tuple[str, int]:
+        """Sorts older files first; one that was made by a compaction is as old as the oldest it replaces."""
+        incarnation, _, number = self.metadata.get("age", "").partition(" ")
+        return (incarnation, int(number)) if number else self.name.age
+
+    @property
     def last_generation(self) -> int:
         """The last generation of asks in it; 0 where it has none."""
         return int(self.metadata.get("last_generation", 0))
@@ -51,6 +61,10 @@ class Spent:
     lm_evaluations: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+
+class FileGoneError(Exception):
+    """A file was deleted since it was listed: a compaction took it over. What was being read is read anew."""
 
 
 class ScoreStore:
@@ -95,6 +109,8 @@ class ScoreStore:
             return
         try:
             found = json.loads(self.folder.read(MARK))["schema"]
+        except OSError as error:
+            raise StoreError(f"{self.folder.shown}/{MARK}: cannot be read ({reason(error)})") from None
         except (ValueError, KeyError, TypeError):
             return  # cut while it was written: the files say what they are, too
         if found != STORE_SCHEMA:
@@ -108,6 +124,9 @@ class ScoreStore:
         Raises:
             InputError: a file was written by another version of the store.
         """
+        return self._again(lambda: self._list(kind, search, part, context))
+
+    def _list(self, kind: str, search: str | None, part: str | None, context: str | None) -> list[Shard]:
         folder = self.folder.child(kind)
         found = []
         for file in folder.names():
@@ -124,20 +143,47 @@ class ScoreStore:
                 found.append(shard)
         replaced = {file for shard in found for file in shard.replaces}
         kept = [shard for shard in found if str(shard.name) not in replaced]
-        return sorted(kept, key=lambda shard: shard.name.age)
+        return sorted(kept, key=lambda shard: shard.age)
 
-    def pairs(self, *, part: str = "train", context: str | None = None, search: str | None = None) -> pa.Table:
+    def _again(self, read: Callable[[], T]) -> T:
+        """Read; where a compaction takes files away meanwhile, from the beginning.
+
+        Raises:
+            StoreError: that happens again and again.
+        """
+        for _ in range(MOST_READS):
+            try:
+                return read()
+            except FileGoneError as error:
+                gone = error
+        raise StoreError(f"{gone}: files vanish while they are read; is something deleting them?")
+
+    def pairs(
+        self,
+        *,
+        part: str = "train",
+        split: str | None = None,
+        context: str | None = None,
+        search: str | None = None,
+    ) -> pa.Table:
         """All pairs of ``part``, each once, with the columns of docs/store.md. Train, unless something else is asked.
 
         Args:
             part: ``train``, ``dev`` or ``test``.
+            split: only those of one split of the task. Give it where a store holds several: what is train in one may
+                be test in another.
             context: only those of one context (its digest).
             search: only those that one search stored.
         """
-        shards = self.shards("scores", part=part, context=context, search=search)
-        tables = [table for shard in shards for table in self._tables("scores", shard)]
-        schema = TABLES["scores"][1]
-        whole = pa.concat_tables(tables) if tables else schema.empty_table()
+
+        def read() -> list[pa.Table]:
+            shards = self._list("scores", search, part, context)
+            return [table for shard in shards for table in self._tables("scores", shard)]
+
+        tables = self._again(read)
+        whole = pa.concat_tables(tables) if tables else TABLES["scores"][1].empty_table()
+        if split is not None:
+            whole = whole.filter(pc.equal(whole.column("split"), split))
         return _first_of_each(whole.unify_dictionaries().combine_chunks())
 
     def load(self, table: PairTable, context: str, part: str, search: str = "") -> Spent:
@@ -145,33 +191,38 @@ class ScoreStore:
 
         Where others have stored another score of the same pair, a search goes on with its own.
         """
-        spent = Spent()
-        shards = self.shards("scores", part=part, context=context)
-        for shard in sorted(shards, key=lambda shard: shard.name.search != search):
-            for batch in self._tables("scores", shard, BATCH_ROWS):
-                _enter(table, batch)
-                if shard.name.search == search:
-                    tokens, seconds = (batch.column(c).to_numpy().sum() for c in ("tokens", "seconds"))
-                    spent = Spent(
-                        spent.lm_evaluations + len(batch), spent.tokens + int(tokens), spent.seconds + float(seconds)
-                    )
-        return spent
+        counts = [0, 0, 0.0]
+
+        def read() -> None:
+            shards = self._list("scores", None, part, context)
+            for shard in sorted(shards, key=lambda shard: shard.name.search != search):
+                for batch in self._tables("scores", shard, BATCH_ROWS):
+                    new = _enter(table, batch)
+                    if shard.name.search == search:  # what stands twice counts once
+                        counts[0] += len(new)
+                        counts[1] += int(batch.column("tokens").to_numpy()[new].sum())
+                        counts[2] += float(batch.column("seconds").to_numpy()[new].sum())
+
+        self._again(read)
+        return Spent(int(counts[0]), int(counts[1]), counts[2])
 
     def asks(self, search: str, after: int = 0) -> Iterator[tuple[int, tuple[Candidate, ...]]]:
         """The recorded generations of a search behind generation ``after``, in order: what was asked for in each."""
-        found: dict[int, tuple[Candidate, ...]] = {}
-        for shard in self.shards("candidates", search=search, part="search"):
-            if shard.last_generation <= after:
-                continue
-            asked: dict[int, list[Candidate]] = {}
-            for batch in self._tables("candidates", shard):
-                rows = batch.select(["generation", "form"]).to_pydict()
-                for generation, form in zip(rows["generation"], rows["form"], strict=True):
-                    if generation > after:
-                        asked.setdefault(generation, []).append(candidate_from_json(json.loads(form)))
-            for generation, candidates in asked.items():
-                found.setdefault(generation, tuple(candidates))
-        yield from sorted(found.items())
+
+        def read() -> dict[int, dict[int, str]]:
+            found: dict[int, dict[int, str]] = {}
+            for shard in self._list("candidates", search, "search", None):
+                if shard.last_generation <= after:
+                    continue
+                for batch in self._tables("candidates", shard):
+                    rows = batch.select(["generation", "position", "form"]).to_pydict()
+                    for generation, position, form in zip(*rows.values(), strict=True):
+                        if generation > after:
+                            found.setdefault(generation, {}).setdefault(position, form)
+            return found
+
+        for generation, forms in sorted(self._again(read).items()):
+            yield generation, tuple(candidate_from_json(json.loads(forms[i])) for i in sorted(forms))
 
     def last_generation(self, search: str) -> int:
         """The last generation that is recorded of a search; 0 = none."""
@@ -180,7 +231,12 @@ class ScoreStore:
 
     def candidates(self) -> pa.Table:
         """The table of candidates: a row for each time a search asked for one, with its text and origin."""
-        tables = [table for shard in self.shards("candidates") for table in self._tables("candidates", shard)]
+
+        def read() -> list[pa.Table]:
+            shards = self._list("candidates", None, None, None)
+            return [table for shard in shards for table in self._tables("candidates", shard)]
+
+        tables = self._again(read)
         return pa.concat_tables(tables) if tables else TABLES["candidates"][1].empty_table()
 
     def _shard(self, kind: str, folder: Folder, file: str, name: ShardName) -> Shard | None:
@@ -191,8 +247,9 @@ class ScoreStore:
             with folder.open(file) as stream:
                 footer = pq.read_metadata(stream)
         except FileNotFoundError:
-            return None  # a compaction took it over since it was listed
+            raise FileGoneError(f"{folder.shown}/{file}") from None
         except (pa.ArrowException, OSError) as error:
+            _raise_if_unreadable(error, f"{folder.shown}/{file}")
             self.broken[f"{folder.shown}/{file}"] = f"cut, or still being written ({reason(error)})"
             return None
         metadata = footer.metadata or {}
@@ -213,22 +270,33 @@ class ScoreStore:
                 for batch in pq.ParquetFile(stream).iter_batches(batch_size=rows):
                     yield pa.Table.from_batches([batch]).cast(schema)
         except FileNotFoundError:
-            raise StoreError(
-                f"{folder.shown}/{shard.name}: gone while it was read (a compaction ran?); run the command again"
-            ) from None
+            raise FileGoneError(f"{folder.shown}/{shard.name}") from None
         except (pa.ArrowException, OSError) as error:
+            _raise_if_unreadable(error, f"{folder.shown}/{shard.name}")
             self.broken[f"{folder.shown}/{shard.name}"] = f"its content cannot be read ({reason(error)})"
 
 
-def _enter(table: PairTable, pairs: pa.Table) -> None:
-    """Rows of the scores table into a pair table; examples that are not of its part are left out."""
+def _raise_if_unreadable(error: Exception, file: str) -> None:
+    """A file that cannot be opened or read (permission, network) is not a broken one: its rows are there.
+
+    pyarrow raises ``OSError`` for both; what the system refused has a number.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise StoreError(f"{file}: cannot be read ({reason(error)})") from None
+
+
+def _enter(table: PairTable, pairs: pa.Table) -> IntArray:
+    """Rows of the scores table into a pair table; gives the (n,) rows that were new.
+
+    Examples that are not of its part are left out.
+    """
     pairs = pairs.combine_chunks()
     candidate, example = (_codes(pairs, column) for column in ("candidate", "example"))
     columns = np.array([table.columns.get(digest, -1) for digest in example[1]], dtype=np.int64)
     column = columns[example[0]] if len(columns) else np.empty(0, dtype=np.int64)
     keep = np.flatnonzero((column >= 0) & (pairs.column("sample").to_numpy() == 0))
     if not len(keep):
-        return
+        return keep
     codes, keys = candidate
     used, position = np.unique(codes[keep], return_inverse=True)
     row = table.index(keys[int(i)] for i in used)[position]
@@ -237,7 +305,7 @@ def _enter(table: PairTable, pairs: pa.Table) -> None:
     tokens, seconds = (pairs.column(name).to_numpy() for name in ("tokens", "seconds"))
     if len(keep) < len(pairs):
         column, flat, tokens, seconds = column[keep], flat[keep], tokens[keep], seconds[keep]
-    table.fill(row, column, flat, tokens, seconds)
+    return keep[table.fill(row, column, flat, tokens, seconds)]
 
 
 def _codes(table: pa.Table, name: str) -> tuple[Any, list[str]]:

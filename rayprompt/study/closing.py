@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.measure import evaluator_of
 from rayprompt.study.results import Baseline
-from rayprompt.study.statistics import Estimate, estimate, mcnemar, wilson
+from rayprompt.study.statistics import Estimate, answers, estimate, mcnemar, wilson
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,17 @@ class PartScorer:
                 pool, problem.part(part), self.gold, ledger, examples=problem.digests(part), report=True
             )
         else:
-            self.evaluator, _, _ = evaluator_of(problem, pool, part, ledger, store=store, search=search, report=True)
+            self.evaluator, spent, _ = evaluator_of(
+                problem, pool, part, ledger, store=store, search=search, report=True
+            )
+            ledger.lm_evaluations += spent.lm_evaluations
 
     def scores(self, prompts: Sequence[Candidate]) -> list[Scores]:
         """The scores of each prompt on the whole part; all are scored in one request, and stored."""
         ids = [self.problem.token_ids(p) for p in prompts]
         self.evaluator.score(prompts, ids)
         writer = self.evaluator.writer
-        if writer is not None:
+        if writer is not None and writer.buffer.rows:
             writer.add_asks(0, prompts)
             writer.close()
         return [self.evaluator.score([p], [i]) for p, i in zip(prompts, ids, strict=True)]
@@ -107,7 +111,8 @@ def close(
     dev = PartScorer(problem, pool, "dev", ledger, store=store, search=search)
     dev_scores = dev.scores([*finalists, *baselines.values()])
     dev_estimates = [dev.estimate(s) for s in dev_scores]
-    log_likelihood = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in dev_scores]
+    known = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in dev_scores]
+    log_likelihood = [float("-inf") if math.isnan(x) else x for x in known]
     # Of equal dev metrics the likelier labels decide, then the better on train (the earlier one).
     winner = max(range(len(finalists)), key=lambda i: (dev_estimates[i].value, log_likelihood[i], -i))
 
@@ -126,7 +131,7 @@ def close(
             name: Baseline(prompt, dev_estimates[len(finalists) + i], test.estimate(test_scores[1 + i]))
             for i, (name, prompt) in enumerate(baselines.items())
         },
-        p_value=None if manual is None else mcnemar(test_scores[0].value, manual.value),
+        p_value=None if manual is None else mcnemar(answers(test_scores[0]), answers(manual)),
         finalists=tuple(
             {
                 **f["candidate"],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayprompt.errors import InputError
+from rayprompt.errors import InputError, StoreError
+from rayprompt.store.files import reason
 
 try:
     import fcntl
@@ -24,8 +26,13 @@ def study_lock(study: Path) -> Iterator[None]:
 
     Raises:
         InputError: another process holds it.
+        StoreError: the study's directory cannot be written to.
     """
-    with (study / LOCK).open("a+", encoding="utf-8") as file:
+    try:
+        opened = (study / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{study}: cannot be written to ({reason(error)})") from None
+    with opened as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +41,8 @@ def study_lock(study: Path) -> Iterator[None]:
             raise InputError(f"{study}: another process is at work on this study ({file.read().strip()})") from None
         except OSError:
             pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # who holds it is said for people only
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
         yield

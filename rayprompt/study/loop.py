@@ -106,7 +106,6 @@ class SearchLoop:
         self.stale = 0
         self.end: str | None = None
         self.replay_differs = 0
-        self.replayed = 0  # generations, since the last report
         self.seconds = {"ask": 0.0, "score": 0.0, "tell": 0.0}
         self.snapshot_at = time.perf_counter()
         self.before_cut: tuple[int, bytes] | None = None
@@ -122,13 +121,14 @@ class SearchLoop:
         self.ledger.tokens = max(self.ledger.tokens, spent.tokens)
         self.ledger.seconds = max(self.ledger.seconds, spent.seconds)
         self._replay(store)
+        self.resumed = self.generation > 0
         self.started, self.resumed_evaluations = time.perf_counter(), self.ledger.evaluations
 
     def step(self) -> None:
-        """One generation; nothing if the search has ended, or where it has just gone over recorded generations."""
+        """One generation; nothing if the search has ended, or to report where a resumed search stands."""
         self.end = self.end or self._end_before()
-        replayed, self.replayed = self.replayed, 0
-        if self.end is None and not replayed:
+        resumed, self.resumed = self.resumed, False
+        if self.end is None and not resumed:
             self._generation()
             self.writer.tick()
 
@@ -142,7 +142,11 @@ class SearchLoop:
         self.writer.close()
 
     def abandon(self) -> None:
-        """Write the scores that are there; for a searcher that failed between ask and tell, whose state is lost."""
+        """Write the scores that are there; for a search that failed between ask and tell, whose state is lost.
+
+        Its asks are left out: one of an earlier generation may be what could not be written.
+        """
+        self.writer.buffer.asks.clear()
         self.writer.flush()
 
     def report(self) -> dict[str, Any]:
@@ -274,4 +278,3 @@ class SearchLoop:
             if self.end is not None or number != self.generation + 1:
                 return  # the record has a hole where a file was cut: what is behind it is asked for again
             self._generation(candidates)
-            self.replayed += 1

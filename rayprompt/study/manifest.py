@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -48,7 +49,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "objective": searcher.objective_name,
             "seed": searcher.seed,
             "planned_candidates": searcher.budget,
-            "settings": searcher._settings_dict(),
+            "settings": _plain(searcher._settings_dict()),
         },
         "leaks": {f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
         "pool": {
@@ -118,7 +119,7 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
         "pool": ("device_class", "dtype", "shapes"),
     }.items():
         for name in names:
-            if was[part][name] != now[part][name]:
+            if _plain(was[part][name]) != _plain(now[part][name]):
                 raise InputError(
                     f"{study}: {part} {name} was {_short(was[part][name])} when the study began and is "
                     f"{_short(now[part][name])} now; a resumed search must go on with the same"
@@ -129,6 +130,11 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
         for name, here in now["versions"].items()
         if versions.get(name) != here and name != "rayprompt"
     ]
+
+
+def _plain(value: Any) -> Any:
+    """As YAML gives it back: a tuple is a list there."""
+    return json.loads(json.dumps(value))
 
 
 def _short(value: Any) -> str:

@@ -163,8 +163,11 @@ def resume(
     spent = int(record["budget"])
     if budget is not None and budget < spent:
         raise InputError(f"--budget {budget}: the study in {path} has {spent}; a resumed study's budget can only grow")
-    if budget in (None, spent) and (path / "result.json").is_file():
-        return read_result(path / "result.json")
+    if (path / "result.json").is_file():
+        # A study that was given more and has not come to its end still has the result of the smaller budget.
+        finished = read_result(path / "result.json")
+        if finished.budget == (budget or spent):
+            return finished
     problem = _recorded_problem(record, path, task)
     agent = make_searcher(
         problem,
@@ -225,9 +228,8 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         for remark in check_unchanged(job.record, now, job.study):
             job.listener(Progress("start", f"note: {remark}"))
         content = {**job.record, "budget": job.budget, "pool": now["pool"]}
-    else:
-        store.prepare()
     write_manifest(job.study, content)
+    store.prepare()
     store.shards("scores", context=context_of(job.problem, pool).key)
     store.shards("candidates", search=job.plan.search)
     for file, why in store.broken.items():

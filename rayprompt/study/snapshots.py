@@ -45,7 +45,7 @@ class Snapshots:
                 continue
             size = len(MAGIC) + 32
             payload = content[size:]
-            if content[:size] == MAGIC + hashlib.sha256(payload).digest():
+            if payload and content[:size] == MAGIC + hashlib.sha256(payload).digest():
                 state: dict[str, Any] = cloudpickle.loads(payload)
                 return state
         return None

@@ -47,12 +47,21 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 def estimate(
     metric: str, scores: Scores, gold: IntArray, function: Callable[[Scores, IntArray], FloatArray]
 ) -> Estimate:
-    """The metric of the one candidate in ``scores``: Wilson's interval for accuracy, else the bootstrap's."""
-    value = float(function(scores, gold)[0])
+    """The metric of the one candidate in ``scores``: Wilson's interval for accuracy, else the bootstrap's.
+
+    A pair for which the LM gave NaN counts as not right: a prompt with which the LM fails is no better for it.
+    """
     n = len(gold)
     if metric == "accuracy":
-        return Estimate(metric, value, n, wilson(round(value * n), n))
+        hits = int(answers(scores).sum())
+        return Estimate(metric, hits / n, n, wilson(hits, n))
+    value = float(np.nan_to_num(function(scores, gold)[0]))
     return Estimate(metric, value, n, bootstrap(scores, gold, function))
+
+
+def answers(scores: Scores) -> FloatArray:
+    """(E,) 1 where the one candidate in ``scores`` is right; 0 where it is wrong, or the LM gave no answer."""
+    return np.asarray(np.nan_to_num(scores.dense("value")[0]))
 
 
 def bootstrap(
@@ -64,7 +73,7 @@ def bootstrap(
     values = []
     for _ in range(RESAMPLES):
         drawn = rng.integers(len(gold), size=len(gold))
-        values.append(float(function(_one_row(scores, log_probs[drawn]), gold[drawn])[0]))
+        values.append(float(np.nan_to_num(function(_one_row(scores, log_probs[drawn]), gold[drawn])[0])))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 

@@ -81,7 +81,9 @@ def run_trial(
             if last.get("best_prompt")
             else ""
         )
-        raise Interrupted(f"interrupted after {spent}{best}; dev and test were not opened")
+        recorded = ScoreStore(plan.store).last_generation(plan.search)
+        lost = "" if recorded >= last.get("training_iteration", 0) else "; its last scores could not be written"
+        raise Interrupted(f"interrupted after {spent}{best}; dev and test were not opened{lost}")
     return last
 
 
