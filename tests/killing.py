@@ -97,12 +97,6 @@ def _await_end(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-def run_quietly(study: Path, options: list[str]) -> dict[str, Any]:
-    run = Run(study, options)
-    run.start()
-    return run.finish()
-
-
 def run_with_kills(study: Path, options: list[str], kinds: list[str], seed: int) -> tuple[dict[str, Any], Run]:
     """Run a search and kill one process after the other, at seeded moments, until it has ended."""
     rng = random.Random(seed)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from killing import KINDS, Run, run_quietly, run_with_kills, same
+from killing import KINDS, run_with_kills, same
 
+import rayprompt
 from rayprompt.store.store import ScoreStore
 
 BUDGET = 64 * 150 + 17  # the last candidate is cut
@@ -57,29 +59,28 @@ def compare(quiet: Path, killed: Path, content: dict[str, Any], starts: int) -> 
         assert numbers == list(range(1, numbers[-1] + 1))
 
 
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    return {}
+@pytest.fixture
+def quiet(ray_session: None, tmp_path: Path) -> Callable[[int], Path]:
+    """The study of an undisturbed run of a seed."""
+
+    def run(seed: int) -> Path:
+        study = tmp_path / f"quiet{seed}"
+        if not study.exists():
+            searcher = "random" if seed % 2 else "nevergrad"
+            rayprompt.search(budget=BUDGET, seed=seed, searcher=searcher, scorers=1, out=study)
+        return study
+
+    return run
 
 
-def quiet_run(quiet: dict[int, Path], seed: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if seed not in quiet:
-        quiet[seed] = tmp_path_factory.mktemp("quiet") / f"s{seed}"
-        run_quietly(quiet[seed], options(seed))
-    return quiet[seed]
-
-
-def test_one_kill_of_each(quiet: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    before = quiet_run(quiet, 0, tmp_path_factory)
+def test_one_kill_of_each(quiet: Callable[[int], Path], tmp_path: Path) -> None:
     content, run = run_with_kills(tmp_path / "s", options(0), ["trial", "scorer", "router", "driver"], seed=0)
     assert run.killed == dict.fromkeys(KINDS, 1)
-    compare(before, tmp_path / "s", content, run.starts)
+    compare(quiet(0), tmp_path / "s", content, run.starts)
 
 
 @pytest.mark.slow
-def test_a_hundred_random_kills(
-    quiet: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
+def test_a_hundred_random_kills(quiet: Callable[[int], Path], tmp_path: Path) -> None:
     rng = random.Random(0)
     total = dict.fromkeys(KINDS, 0)
     runs = 0
@@ -88,18 +89,10 @@ def test_a_hundred_random_kills(
         kinds = [rng.choice(KINDS) for _ in range(12)]
         study = tmp_path / f"run{runs}"
         content, run = run_with_kills(study, options(seed), kinds, seed=runs)
-        compare(quiet_run(quiet, seed, tmp_path_factory), study, content, run.starts)
+        compare(quiet(seed), study, content, run.starts)
         for kind in KINDS:
             total[kind] += run.killed[kind]
         runs += 1
         print(f"run {runs}: {run.killed}, {run.starts} starts, {content['lm_evaluations']} LM evaluations: equal")
     print(f"{sum(total.values())} kills in {runs} runs: {total}")
     assert min(total.values()) >= 10
-
-
-def test_a_study_that_died_before_it_began_can_be_started_again(tmp_path: Path) -> None:
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / ".lock").write_text("process 1")
-    run = Run(tmp_path / "s", ["--budget", "64"])
-    run.start()
-    assert run.finish()["evaluations"] == 64

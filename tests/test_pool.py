@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.scorer import Bucket, LMScorer
+from rayprompt.lm.shapes import ShapeTable
 from rayprompt.scoring.evaluator import Evaluator
+from rayprompt.scoring.orders import cut_orders
 from rayprompt.scoring.pool import PairResult, ScoringPool, plan_scorers
 from rayprompt.scoring.router import Router
 from rayprompt.searcher.problem import Problem
@@ -50,6 +53,32 @@ def test_the_pool_gives_what_one_scorer_gives(pool: ScoringPool, problem: Proble
         assert result.label_log_probs[members].tobytes() == log_probs.tobytes()
         assert result.tokens[members].tolist() == tokens.tolist()
     assert (result.seconds > 0).all()
+
+
+@pytest.mark.parametrize("seconds", [None, 1e-5, 6e-3, 10.0])
+def test_orders_hold_every_pair_once_and_never_split_a_forward_pass(problem: Problem, seconds: float | None) -> None:
+    rng = np.random.default_rng(0)
+    part, shapes = problem.part("train"), ShapeTable.of("cpu", 128)
+    for pairs, lanes in ((1, 2), (17, 1), (640, 2), (640, 9)):
+        prompts = [tuple(rng.integers(200, 900, size=rng.integers(0, 40)).tolist()) for _ in range(20)]
+        prompt, example = rng.integers(20, size=pairs), rng.integers(len(part), size=pairs)
+        lengths = part.lengths(np.array([len(p) for p in prompts])[prompt], example)
+        orders = cut_orders(shapes, lanes, seconds, part, prompts, prompt, example, lengths)
+        assert sorted(np.concatenate([order.rows for order in orders])) == list(range(pairs))
+        whole = {(n, tuple(members)) for n, _, members in shapes.batches(lengths)}
+        passes = []
+        for order in orders:
+            at = 0
+            for bucket in pickle.loads(order.content):
+                rows = order.rows[at : at + len(bucket.prompt)]
+                at += len(rows)
+                assert [bucket.prompts[i] for i in bucket.prompt] == [prompts[prompt[i]] for i in rows]
+                assert bucket.example.tolist() == example[rows].tolist()
+                passes += [(bucket.length, tuple(rows[i : i + bucket.rows])) for i in range(0, len(rows), bucket.rows)]
+        assert set(passes) == whole
+        assert len(passes) == len(whole) == sum(order.passes for order in orders)
+        if seconds == 10.0:
+            assert {order.passes for order in orders} == {1}
 
 
 def test_two_scorers_give_the_same_bits(pool: ScoringPool, problem: Problem) -> None:

@@ -30,6 +30,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.store.files import Folder
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import STALLED_AFTER, SearchLoop, SearchPlan
+from rayprompt.study.prepare import study_dir
 from rayprompt.study.snapshots import Snapshots, freeze
 from rayprompt.study.tuning import kept_lines, kept_rows
 from searchers.nevergrad import NevergradSearcher
@@ -382,6 +383,15 @@ def test_a_study_of_python_objects_is_resumed_with_them(ray_session: None, tmp_p
         rayprompt.resume(tmp_path / "s", budget=61)
     more = rayprompt.resume(tmp_path / "s", budget=90, task=task, scorers=1)
     assert (result.evaluations, more.evaluations, more.lm_evaluations) == (60, 90, 90)
+
+
+def test_a_study_that_died_before_it_began_can_be_started_again(tmp_path: Path) -> None:
+    for name in (".lock", ".study.yaml.4711"):
+        (tmp_path / name).write_text("")
+    assert study_dir(tmp_path, "name") == tmp_path
+    (tmp_path / "study.yaml").write_text("")
+    with pytest.raises(InputError, match="exists already and is not empty"):
+        study_dir(tmp_path, "name")
 
 
 def test_another_process_at_work_is_named(study: Path) -> None:

@@ -19,18 +19,15 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.scorer import Bucket
 from rayprompt.lm.shapes import DeviceClass, ShapeTable
 from rayprompt.lm.source import LMSource
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
+from rayprompt.scoring.orders import Order, cut_orders
 from rayprompt.scoring.router import Answer, Router
 
 START_TIMEOUT_SECONDS = 600.0
 NO_ROOM_SECONDS = 20.0
-MOST_PASSES = 8  # forward passes of an order, before it is known what one takes
-ORDER_SECONDS = 0.05  # of work in an order
-LEAST_SECONDS = 0.005  # an order with less work than this costs as much on its way as in the LM
 MOST_ROUTER_DEATHS = 20
 MOST_START_DEATHS = 5  # of a scorer while it loads its LM
 RESTART_PAUSE_SECONDS = 0.5
@@ -155,13 +152,15 @@ class ScoringPool:
             ScoringError: the LM raised, or the pool is lost.
         """
         sizes = np.array([len(ids) for ids in prompts], dtype=np.int64)
-        orders = self._orders(part, prompts, prompt, example, part.lengths(sizes[prompt], example))
+        lengths = part.lengths(sizes[prompt], example)
+        lanes = sum(info.lanes for info in self.infos)
+        orders = cut_orders(self.shapes, lanes, self.pass_seconds, part, prompts, prompt, example, lengths)
         result = PairResult(
             np.empty((len(prompt), len(part.label_ids)), dtype=np.float32),
             np.empty(len(prompt), dtype=np.int32),
             np.empty(len(prompt), dtype=np.float32),
         )
-        running: dict[Any, _Order] = {}
+        running: dict[Any, Order] = {}
         waiting = deque(orders)
         losses = 0
         while waiting or running:
@@ -192,43 +191,7 @@ class ScoringPool:
                 self._learn(order, answer)
         return result
 
-    def _orders(
-        self,
-        part: EncodedPart,
-        prompts: Sequence[tuple[int, ...]],
-        prompt: IntArray,
-        example: IntArray,
-        lengths: IntArray,
-    ) -> list[_Order]:
-        """Cut P pairs into orders, at the bounds of forward passes: how they are cut does not change a result.
-
-        An order is to take ORDER_SECONDS, so that what it costs on its way does not count; but no lane is to be idle,
-        unless there is next to nothing to do.
-        """
-        buckets = list(self.shapes.buckets(lengths))
-        passes = sum(-(-len(members) // rows) for _, rows, members in buckets)
-        lanes = sum(info.lanes for info in self.infos)
-        share = -(-passes // lanes)
-        known = self.pass_seconds
-        size = min(MOST_PASSES, -(-share // 4)) if known is None else int(ORDER_SECONDS / known)
-        least = 1 if known is None else int(LEAST_SECONDS / known)
-        size = max(1, least, min(size, share))
-        orders, pieces, room = [], [], size
-        for length, rows, members in buckets:
-            at = 0
-            while at < len(members):
-                piece = members[at : at + room * rows]
-                at += len(piece)
-                room -= -(-len(piece) // rows)
-                pieces.append((length, rows, piece))
-                if room == 0:
-                    orders.append(_order(part, prompts, prompt, example, pieces, size))
-                    pieces, room = [], size
-        if pieces:
-            orders.append(_order(part, prompts, prompt, example, pieces, size - room))
-        return orders
-
-    def _learn(self, order: _Order, answer: BatchResult) -> None:
+    def _learn(self, order: Order, answer: BatchResult) -> None:
         """What a forward pass takes, averaged over the last orders."""
         seconds = float(answer.seconds.sum()) / order.passes
         old = self.pass_seconds
@@ -377,33 +340,6 @@ def _loaded(answer: Any, source: LMSource) -> ScorerInfo:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Some buckets of one part, pickled; the pairs (n,) of the request in them, and the forward passes they take."""
-
-    content: bytes
-    rows: IntArray
-    passes: int
-    with_part: bool = False
-
-
-def _order(
-    part: EncodedPart,
-    prompts: Sequence[tuple[int, ...]],
-    prompt: IntArray,
-    example: IntArray,
-    pieces: Sequence[tuple[int, int, IntArray]],
-    passes: int,
-) -> _Order:
-    """An order for the pairs of some pieces (padded length, rows of a pass, pairs (n,))."""
-    buckets = []
-    for length, rows, members in pieces:
-        used, index = np.unique(prompt[members], return_inverse=True)
-        own = tuple(prompts[int(i)] for i in used)
-        buckets.append(Bucket(part.key, length, rows, own, index.astype(np.int32), example[members].astype(np.int32)))
-    return _Order(pickle.dumps(buckets, protocol=5), np.concatenate([members for _, _, members in pieces]), passes)
 
 
 def _get(ref: Any) -> tuple[BatchResult | None, int]:

@@ -15,9 +15,9 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.closing import PartScorer
+from rayprompt.study.prepare import bind
 from rayprompt.study.progress import Listener, silent
 from rayprompt.study.results import EVALUATE_SCHEMA
-from rayprompt.study.search import bind
 from rayprompt.study.session import Cluster, session
 from rayprompt.study.statistics import Estimate
 from rayprompt.task import Task

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import os
-import re
 import secrets
 import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.candidate import candidate_from_json
 from rayprompt.errors import InputError, Interrupted, RayPromptError, StoreError
-from rayprompt.objective import get_objective
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
-from rayprompt.searcher.registry import load_searcher
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.closing import Closing, close
-from rayprompt.study.lock import LOCK, study_lock
+from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import check_unchanged, describe, read_manifest, write_manifest
 from rayprompt.study.measure import context_of
+from rayprompt.study.prepare import HERE, bind, check_room, make_searcher, planned, store_location, study_dir
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import Result, export_prompt, read_result, write_json
 from rayprompt.study.session import Cluster, session
 from rayprompt.study.tuning import run_trial
 from rayprompt.task import Task
-
-HERE = "."  # a store that is the study's own directory, wherever that is moved to
 
 
 @dataclass
@@ -125,7 +117,7 @@ def search(
     study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
     check_room(problem)
     job = _Job(
-        problem, agent, study, budget, finalists, _store_location(store), Cluster(address, scorers, gpus_per_scorer),
+        problem, agent, study, budget, finalists, store_location(store), Cluster(address, scorers, gpus_per_scorer),
         listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
     )  # fmt: skip
     return _run(job)
@@ -335,13 +327,6 @@ def _make(study: Path) -> None:
         raise StoreError(f"{study}: cannot be made ({error.strerror})") from None
 
 
-def _store_location(store: str | Path | None) -> str:
-    """A shared store as it stands in study.yaml: a URI, or an absolute path."""
-    if store is None:
-        return HERE
-    return str(store) if "://" in str(store) else str(Path(store).expanduser().resolve())
-
-
 def _summary(job: _Job) -> str:
     problem, searcher, budget = job.problem, job.searcher, job.budget
     parts = problem.task.parts(problem.split)
@@ -350,82 +335,3 @@ def _summary(job: _Job) -> str:
         f"task {problem.task.name} ({sizes}), model {problem.lm.name}, searcher {searcher.name}, "
         f"objective {searcher.objective_name}, budget {budget:,}, seed {searcher.seed}"
     )
-
-
-def bind(
-    task: str | Path | Task | Problem, model: str | Path | None, split: str | None, *, allow_leaks: bool
-) -> Problem:
-    """The problem that ``task``, ``model`` and ``split`` name; a ``Problem`` has its model and split already.
-
-    Raises:
-        InputError: a problem and a model or split beside it, or what :class:`Problem` refuses.
-    """
-    if not isinstance(task, Problem):
-        return Problem(task, defaults.MODEL if model is None else model, split=split, allow_leaks=allow_leaks)
-    if model is not None or split is not None:
-        raise InputError(
-            f"{task} has its model and split; give model={model!r}, split={split!r} to Problem(...) instead"
-        )
-    return task
-
-
-def check_room(problem: Problem) -> None:
-    """The manual prompt is scored after the search: that it fits must be known before.
-
-    Raises:
-        InputError: it does not fit the LM beside some text.
-    """
-    manual = problem.prompt(problem.task.manual_prompt or "")
-    size = len(manual.token_ids or ())
-    for name in problem.task.parts(problem.split):
-        part = problem.part(name)
-        part.lengths(np.full(len(part), size), np.arange(len(part)))
-
-
-def planned(problem: Problem, budget: int) -> int:
-    """Candidates that a budget pays for."""
-    return max(1, budget // len(set(problem.digests("train"))))
-
-
-def make_searcher(
-    problem: Problem,
-    searcher: str | type[PromptSearcher],
-    candidates: int | None,
-    seed: int,
-    objective: str | None,
-    settings: Mapping[str, Any],
-) -> PromptSearcher:
-    """The searcher of that name or class, blank, on what it may see of ``problem``: the train examples.
-
-    ``candidates``: how many it may expect to have scored.
-
-    Raises:
-        InputError: unknown name, setting or objective.
-    """
-    if objective is not None:
-        get_objective(objective)
-    cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
-    if cls.kind != "text":
-        raise InputError(f"searcher {cls.name} makes {cls.kind} prompts, which this version cannot score")
-    taken = {"objective", "seed", "budget", "metric", "mode"} & set(settings)
-    if taken:
-        raise InputError(f"--set {min(taken)}=...: not a setting of the searcher; use --{min(taken)}")
-    return cls(problem.for_search(), objective=objective, seed=seed, budget=candidates, **settings)
-
-
-def study_dir(out: str | Path | None, name: str) -> Path:
-    """The directory of a new study; one that exists must be empty. It is not made yet.
-
-    Raises:
-        InputError: it exists and holds something, or cannot be made.
-    """
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
-    path = Path(out) if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"
-    # One that died before it began has left its lock at most.
-    if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
-        raise InputError(f"--out {path}: exists already and is not empty; give a new directory")
-    parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--out {path}: cannot be made ({parent} is not a directory that can be written to)")
-    return path.resolve()

@@ -1,0 +1,111 @@
+"""What a search is made of: its problem, its searcher, its directory; all checked before anything is started."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayprompt import defaults
+from rayprompt.errors import InputError
+from rayprompt.objective import get_objective
+from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.registry import load_searcher
+from rayprompt.study.lock import LOCK
+from rayprompt.task import Task
+
+HERE = "."  # a store that is the study's own directory, wherever that is moved to
+
+
+def bind(
+    task: str | Path | Task | Problem, model: str | Path | None, split: str | None, *, allow_leaks: bool
+) -> Problem:
+    """The problem that ``task``, ``model`` and ``split`` name; a ``Problem`` has its model and split already.
+
+    Raises:
+        InputError: a problem and a model or split beside it, or what :class:`Problem` refuses.
+    """
+    if not isinstance(task, Problem):
+        return Problem(task, defaults.MODEL if model is None else model, split=split, allow_leaks=allow_leaks)
+    if model is not None or split is not None:
+        raise InputError(
+            f"{task} has its model and split; give model={model!r}, split={split!r} to Problem(...) instead"
+        )
+    return task
+
+
+def check_room(problem: Problem) -> None:
+    """The manual prompt is scored after the search: that it fits must be known before.
+
+    Raises:
+        InputError: it does not fit the LM beside some text.
+    """
+    manual = problem.prompt(problem.task.manual_prompt or "")
+    size = len(manual.token_ids or ())
+    for name in problem.task.parts(problem.split):
+        part = problem.part(name)
+        part.lengths(np.full(len(part), size), np.arange(len(part)))
+
+
+def planned(problem: Problem, budget: int) -> int:
+    """Candidates that a budget pays for."""
+    return max(1, budget // len(set(problem.digests("train"))))
+
+
+def make_searcher(
+    problem: Problem,
+    searcher: str | type[PromptSearcher],
+    candidates: int | None,
+    seed: int,
+    objective: str | None,
+    settings: Mapping[str, Any],
+) -> PromptSearcher:
+    """The searcher of that name or class, blank, on what it may see of ``problem``: the train examples.
+
+    ``candidates``: how many it may expect to have scored.
+
+    Raises:
+        InputError: unknown name, setting or objective.
+    """
+    if objective is not None:
+        get_objective(objective)
+    cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
+    if cls.kind != "text":
+        raise InputError(f"searcher {cls.name} makes {cls.kind} prompts, which this version cannot score")
+    taken = {"objective", "seed", "budget", "metric", "mode"} & set(settings)
+    if taken:
+        raise InputError(f"--set {min(taken)}=...: not a setting of the searcher; use --{min(taken)}")
+    return cls(problem.for_search(), objective=objective, seed=seed, budget=candidates, **settings)
+
+
+def study_dir(out: str | Path | None, name: str) -> Path:
+    """The directory of a new study; one that exists must be empty. It is not made yet.
+
+    Raises:
+        InputError: it exists and holds something, or cannot be made.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
+    path = Path(out) if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"
+    # One that died before it began has left its lock, and half a study.yaml, at most.
+    if path.exists() and (
+        not path.is_dir() or any(not p.name.startswith((LOCK, ".study.yaml")) for p in path.iterdir())
+    ):
+        raise InputError(f"--out {path}: exists already and is not empty; give a new directory")
+    parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"--out {path}: cannot be made ({parent} is not a directory that can be written to)")
+    return path.resolve()
+
+
+def store_location(store: str | Path | None) -> str:
+    """A shared store as it stands in study.yaml: a URI, or an absolute path."""
+    if store is None:
+        return HERE
+    return str(store) if "://" in str(store) else str(Path(store).expanduser().resolve())
