@@ -22,8 +22,8 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
 from rayprompt.searcher.step import ask_score_tell
 from rayprompt.study.closing import close
+from rayprompt.study.loop import Finalist, Finalists
 from rayprompt.study.session import Cluster, session
-from rayprompt.study.trial import Finalist, Finalists
 
 OUT = Path(__file__).with_suffix(".json")
 NAMES = [
@@ -45,12 +45,13 @@ def search(
     part = problem.part("train")
     evaluator = Evaluator(pool, part, problem.gold, Ledger(args.candidates * len(part)))
     finalists = Finalists(5)
-    while evaluator.affordable(1):
+    while evaluator.ledger.remaining:
         step = ask_score_tell(searcher, evaluator)
         if not step.candidates:
             break
-        for c, v, m in zip(step.candidates, step.values, step.scores.mean_value(), strict=True):
-            finalists.add(Finalist(c, float(v), float(m)))
+        values, metrics, complete = searcher.objective(step.scores), step.scores.mean_value(), step.scores.complete()
+        for candidate, value, metric, whole in zip(step.candidates, values, metrics, complete, strict=True):
+            finalists.add(Finalist(candidate, float(value), float(metric), len(part), bool(whole)))
     best = finalists.best
     closing = close(problem, pool, [f.candidate for f in best], [f.to_json() for f in best], Ledger(1))
     return best[0].objective, best[0].metric, closing.test.value
