@@ -19,6 +19,7 @@ _WHERE = {
     "Problem": "rayprompt.searcher.problem",
     "PromptSearcher": "rayprompt.searcher.base",
     "RayPromptError": "rayprompt.errors",
+    "RestoreError": "rayprompt.errors",
     "Result": "rayprompt.study.results",
     "Scores": "rayprompt.scores",
     "ScoreStore": "rayprompt.store.store",
@@ -28,13 +29,15 @@ _WHERE = {
     "Task": "rayprompt.task",
     "TextPrompt": "rayprompt.candidate",
     "candidate_from_json": "rayprompt.candidate",
+    "candidates": "rayprompt.candidate",
     "evaluate": "rayprompt.study.evaluate",
     "load_task": "rayprompt.task",
+    "prompt_trainable": "rayprompt.study.trainable",
     "read_result": "rayprompt.study.results",
     "resume": "rayprompt.study.search",
     "score": "rayprompt.study.evaluate",
     "search": "rayprompt.study.search",
-    "setting": "rayprompt.searcher.base",
+    "setting": "rayprompt.searcher.settings",
 }
 
 __all__ = sorted([*_WHERE, "__version__"])
@@ -45,13 +48,15 @@ if TYPE_CHECKING:
     from rayprompt.candidate import Subspace as Subspace
     from rayprompt.candidate import TextPrompt as TextPrompt
     from rayprompt.candidate import candidate_from_json as candidate_from_json
+    from rayprompt.candidate import candidates as candidates
     from rayprompt.errors import InputError as InputError
     from rayprompt.errors import RayPromptError as RayPromptError
+    from rayprompt.errors import RestoreError as RestoreError
     from rayprompt.scores import Scores as Scores
     from rayprompt.scoring.pool import ScoringPool as ScoringPool
     from rayprompt.searcher.base import PromptSearcher as PromptSearcher
-    from rayprompt.searcher.base import setting as setting
     from rayprompt.searcher.problem import Problem as Problem
+    from rayprompt.searcher.settings import setting as setting
     from rayprompt.store.store import ScoreStore as ScoreStore
     from rayprompt.study.evaluate import Evaluation as Evaluation
     from rayprompt.study.evaluate import evaluate as evaluate
@@ -61,6 +66,7 @@ if TYPE_CHECKING:
     from rayprompt.study.search import resume as resume
     from rayprompt.study.search import search as search
     from rayprompt.study.statistics import Estimate as Estimate
+    from rayprompt.study.trainable import prompt_trainable as prompt_trainable
     from rayprompt.task import Task as Task
     from rayprompt.task import load_task as load_task
 

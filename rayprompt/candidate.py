@@ -107,6 +107,27 @@ def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
     raise InputError(f"not a candidate: kind {form['kind']!r}; known: text, soft")
 
 
+class CandidateForms(list[dict[str, Any]]):
+    """JSON forms of candidates that print as their number: Ray Tune writes a config's values into names and logs."""
+
+    def __str__(self) -> str:
+        return f"{len(self)} candidates"
+
+    __repr__ = __str__
+
+
+def candidates(config: Mapping[str, Any]) -> list[Candidate]:
+    """The candidates of a Tune trial's ``config``, for a trainable of your own.
+
+    Raises:
+        InputError: the config was not made by a :class:`PromptSearcher`.
+    """
+    if "candidates" not in config:
+        given = ", ".join(sorted(map(str, config))) or "nothing"
+        raise InputError(f"no 'candidates' in the trial's config (it has: {given}); its searcher must be rayprompt's")
+    return [candidate_from_json(form) for form in config["candidates"]]
+
+
 def _short(form: object) -> str:
     text = repr(form)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -26,6 +26,10 @@ class StoreError(RayPromptError, OSError):
     """A file of a score store or a study could not be written: the disk is full, or the directory is gone."""
 
 
+class RestoreError(RayPromptError, RuntimeError):
+    """A run that was to be restored was not: going on would start it from the beginning."""
+
+
 class Interrupted(RayPromptError):
     """The run was stopped by SIGINT (Ctrl-C)."""
 

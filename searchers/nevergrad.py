@@ -15,8 +15,9 @@ import numpy as np
 from rayprompt.candidate import Candidate, TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.scores import Scores
-from rayprompt.searcher.base import PromptSearcher, setting
+from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.settings import setting
 from rayprompt.searcher.slots import Slots, read_phrases
 
 STALE_ASKS = 200  # asks in a row without a new prompt, after which one is drawn at random

@@ -10,8 +10,9 @@ import numpy as np
 
 from rayprompt.candidate import Candidate
 from rayprompt.scores import Scores
-from rayprompt.searcher.base import PromptSearcher, setting
+from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.settings import setting
 from rayprompt.searcher.slots import Slots, read_phrases
 
 TRIES = 1000
@@ -31,6 +32,7 @@ class RandomSearcher(PromptSearcher):
 
     name = "random"
     kind = "text"
+    learns = False
     Settings = RandomSettings
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:

@@ -68,7 +68,7 @@ class Run:
             if kind == "driver":
                 self.process.kill()
                 self.process.wait()
-                _await_end(list(family))
+                await_end(family)
                 self.killed[kind] += 1
                 self.start()
                 return True
@@ -90,8 +90,9 @@ class Run:
         return content
 
 
-def _await_end(pids: list[int]) -> None:
-    """Ray's processes end with the driver that started them."""
+def await_end(family: dict[int, str]) -> None:
+    """Ray's actors end with the driver that started them; its agents, and workers without work, some time later."""
+    pids = [pid for pid, title in family.items() if title.startswith("ray::") and "Agent" not in title]
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.05)

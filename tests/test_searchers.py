@@ -104,24 +104,6 @@ def test_survives_what_a_caller_may_tell(name: str, view: Problem) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("mode", ["max", "min"])
-def test_as_a_tune_searcher(name: str, mode: str, view: Problem) -> None:
-    searcher = load_searcher(name)(view, seed=0, mode=mode)
-    assert searcher.set_search_properties(None, None, {}) is True
-    config = searcher.suggest("a")
-    assert len(config["candidates"]) == searcher.generation
-    assert searcher.suggest("b")["candidates"] != config["candidates"]
-    searcher.on_trial_complete("unknown", {"score": 1.0})
-    searcher.on_trial_complete("a", {"score": 0.5})
-    searcher.on_trial_complete("a", {"score": 0.5})
-    searcher.on_trial_complete("b", None, error=True)
-    for result in ({}, {"score": float("nan")}, {"candidate_scores": [0.1] * searcher.generation}):
-        searcher.suggest("c")
-        searcher.on_trial_complete("c", result)
-    assert searcher.suggest("d")["candidates"]
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_prompts_are_words_that_round_trip(name: str, problem: Problem, view: Problem) -> None:
     for candidate in make(name, view).ask(30):
         assert isinstance(candidate, TextPrompt)

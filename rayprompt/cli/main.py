@@ -80,6 +80,12 @@ def search(
         int, typer.Option(help="How many of the best on train are scored on dev.")
     ] = defaults.FINALISTS,
     allow_leaks: Annotated[bool, typer.Option(help="Accept texts that stand in train and test.")] = False,
+    tune_native: Annotated[
+        bool, typer.Option("--tune-native", help="A Tune trial per batch of candidates, not one per search. Slower.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="With --tune-native: candidates of a trial; a generation unless said.")
+    ] = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -114,6 +120,8 @@ def search(
                 store=store,
                 finalists=finalists,
                 allow_leaks=allow_leaks,
+                tune_native=tune_native,
+                batch_size=batch_size,
                 address=address,
                 scorers=scorers,
                 gpus_per_scorer=gpus_per_scorer,

@@ -98,6 +98,10 @@ class Evaluator:
             self._run([candidates[i].key for i in first], [token_ids[i] for i in first], used, run)
         return self._collect(candidates, rows)
 
+    def known(self, candidates: Sequence[Candidate]) -> Scores:
+        """What was asked for so far of ``candidates`` (C); nothing is scored or charged."""
+        return self._collect(candidates, self.table.index(candidate.key for candidate in candidates))
+
     def _charge(self, rows: IntArray) -> None:
         """Charge what is new of distinct rows (C,), as far as the budget goes, and mark it as asked for."""
         asked = self.table.asked[rows]

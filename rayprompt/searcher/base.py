@@ -5,36 +5,33 @@ An algorithm implements ``ask``, ``tell``, ``state_dict`` and ``load_state_dict`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import types
-import typing
+import time
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from ray import cloudpickle
+from ray.tune.result import DEFAULT_METRIC
 from ray.tune.search import Searcher
+from ray.tune.search.variant_generator import parse_spec_vars
+from ray.tune.utils import flatten_dict
 
-from rayprompt.candidate import Candidate, candidate_from_json
-from rayprompt.errors import InputError, unknown
+from rayprompt.candidate import Candidate, CandidateForms, SoftPrompt, TextPrompt, candidate_from_json, candidates
+from rayprompt.errors import InputError, RestoreError
 from rayprompt.objective import get_objective
 from rayprompt.scores import FloatArray, Scores
+from rayprompt.searcher.batches import Batches
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.settings import NoSettings, make_settings
+from rayprompt.searcher.tune_state import known_trials, tuner_is_restoring
 
-STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class NoSettings:
-    """A searcher without settings of its own."""
-
-
-def setting(default: Any, doc: str) -> Any:
-    """A field of a searcher's ``Settings``: its default and one line that says what it is."""
-    return dataclasses.field(default=default, metadata={"doc": doc})
+STATE_VERSION = 2
+IDLE_ASKS, IDLE_SECONDS = 3, 0.9
 
 
 class PromptSearcher(Searcher):
@@ -46,6 +43,7 @@ class PromptSearcher(Searcher):
         Settings: a frozen dataclass of its own hyper-parameters, each field made with :func:`setting`.
         default_objective: what it maximises unless told otherwise.
         barrier: an ask needs the tells of all earlier asks.
+        learns: later asks depend on what it was told; False for a baseline.
         partial_rows: it can learn from candidates that were scored on some of the examples only.
         resources: what its own work in a trial wants, as ``{"CPU": 1, "GPU": 0.2}``.
 
@@ -54,7 +52,10 @@ class PromptSearcher(Searcher):
         objective: name of an objective; None is the searcher's default.
         seed: of its own random generator; no library's global generator is touched.
         budget: candidates it may expect to have scored in all, for optimizers that plan ahead; None = not known.
-        metric, mode: Tune's, for use in a ``Tuner``.
+            In a ``Tuner`` it suggests no more than these.
+        metric, mode: what a trial reports and whether more is better, for use in a ``Tuner``.
+        points_to_evaluate: in a ``Tuner``: prompts to begin with (texts, candidates, or JSON forms).
+        batch_size: in a ``Tuner``: candidates of a trial; None is the generation.
         settings: fields of ``Settings``.
     """
 
@@ -63,6 +64,7 @@ class PromptSearcher(Searcher):
     Settings: ClassVar[type[Any]] = NoSettings
     default_objective: ClassVar[str] = "cross_entropy"
     barrier: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
     partial_rows: ClassVar[bool] = False
     resources: ClassVar[dict[str, float]] = {}
 
@@ -73,20 +75,33 @@ class PromptSearcher(Searcher):
         objective: str | None = None,
         seed: int = 0,
         budget: int | None = None,
-        metric: str = "score",
+        metric: str | None = "score",
         mode: str = "max",
+        points_to_evaluate: Sequence[Any] | None = None,
+        batch_size: int | None = None,
         **settings: Any,
     ) -> None:
+        if not (metric is None or isinstance(metric, str)) or mode not in ("max", "min"):
+            raise InputError(f"metric={metric!r}, mode={mode!r}: one metric's name, and max or min")
         super().__init__(metric=metric, mode=mode)
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: must be 1 or more candidates")
         if not 0 <= int(seed) < 2**32:
             raise InputError(f"seed {seed}: must be from 0 to 2**32 - 1")
-        self.problem = problem
+        self.problem = problem.for_search()  # train is all that it sees
         self.seed = int(seed)
         self.budget = budget
         self.settings = make_settings(type(self), settings)
         self.objective_name = objective or self.default_objective
         self._objective = get_objective(self.objective_name)
-        self._live: dict[str, tuple[Candidate, ...]] = {}
+        self._points = _points(self.problem, points_to_evaluate)
+        self._batch_size = batch_size
+        self._most_live: int | None = None
+        self.most_candidates = budget  # that are suggested in all
+        self.ended = ""  # why there are no more suggestions
+        self._not_restored = False
+        self._in_doubt: set[int] = set()  # batches of trials that Tune had not finished when it was restored
+        self._idle: list[float] = []
 
     @abstractmethod
     def ask(self, n: int) -> list[Candidate]:
@@ -104,10 +119,19 @@ class PromptSearcher(Searcher):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of :meth:`state_dict`; the searcher was built with the same arguments."""
 
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self._batch_size or self.generation)
+
     @property
     def generation(self) -> int:
         """Candidates that it likes to have scored between two asks."""
         return 16
+
+    def ask_generation(self, at_least: int = 0) -> tuple[Candidate, ...]:
+        """Ask for a generation, or for ``at_least`` candidates if that is more; none means that there are no more."""
+        n = max(self.generation, at_least)
+        return tuple(self.ask(n))[:n]
 
     def stop(self) -> dict[str, Any]:
         """Reasons to end the search; empty while it goes on."""
@@ -130,43 +154,102 @@ class PromptSearcher(Searcher):
         values = self.objective(scores)
         return values if self.partial_rows else np.where(scores.complete(), values, np.nan)
 
-    # What Tune needs. A Tune trial is a batch of candidates; config["candidates"] holds their JSON forms.
+    # What Tune needs. A Tune trial is a batch of candidates: a generation, or a piece of one.
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Adopt metric and mode; the search space is the prompt space, so ``config`` is taken as constants."""
+        """Adopt metric and mode. The search space is the prompt space: ``config`` must hold constants only."""
+        _, domains, grids = parse_spec_vars(config)
+        if domains or grids:
+            return False  # Tune says what is wrong
         self._metric = metric or self._metric
         self._mode = mode or self._mode
         return True
 
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """At most so many trials are out at a time; True: the searcher sees to it, no limiter need.
+
+        One that learns has one generation out unless it is allowed more trials than that: then it asks for
+        generation g when exactly those up to g - w have been told, w being the generations that fill the trials, so
+        that the run does not depend on which trial is faster.
+        """
+        if max_concurrent < 1:
+            raise InputError(f"max_concurrent {max_concurrent}: must be 1 or more trials")
+        self._most_live = max_concurrent
+        return True
+
     def suggest(self, trial_id: str) -> Any:
-        """The next batch of candidates as a trial's config; ``FINISHED`` when there are no more, None to wait."""
-        if self.stop():
-            return str(Searcher.FINISHED)
-        batch = tuple(self.ask(self.generation))
-        if not batch:
-            return None if self._live else str(Searcher.FINISHED)
-        self._live[trial_id] = batch
-        return {"candidates": [candidate.to_json() for candidate in batch]}
+        """A batch of candidates as a trial's config; ``FINISHED`` when there are no more, None to wait for results.
+
+        Raises:
+            RestoreError: ``Tuner.restore`` was asked for, and Tune starts from the beginning instead.
+        """
+        self._check_restored()
+        batches = self._batches
+        if trial_id not in batches.live:
+            if self._most_live is not None and len(batches.live) >= self._most_live:
+                return self._wait()
+            if not batches.waiting and not self._open_generation():
+                return self._wait() if batches.out else str(Searcher.FINISHED)
+            number, batch = batches.hand_out(trial_id)
+        else:
+            number = batches.live[trial_id]
+            batch = batches.of(number)
+        self._idle.clear()
+        forms = CandidateForms(candidate.to_json() for candidate in batch)
+        return {"candidates": forms, "batch": number, "objective": self.objective_name}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the scores of a trial's candidates: ``candidate_scores`` of the result, or its scalar metric.
+        """Take the values of a trial's candidates: ``candidate_scores`` of the result, or its scalar metric.
 
-        A failure is told as NaN; an id that is unknown or was told already is ignored.
+        A failure counts as NaN. A trial that is not known but says in its config which batch it had (Tune gave it a
+        new id) counts as that one; a batch that failed and comes again is told again; all else is ignored.
         """
-        batch = self._live.pop(trial_id, None)
-        if batch is None:
+        self._idle.clear()
+        number = self._batches.live.pop(trial_id, None)
+        if number is None:
+            number = self._batch_of(result)
+        batch = () if number is None else self._batches.of(number)
+        if number is None or not batch:
             return
-        values = np.full(len(batch), np.nan)
-        if result is not None and not error:
-            given = result.get("candidate_scores", result.get(str(self.metric)))
-            if given is not None and np.size(given) in (1, len(batch)):
-                values[:] = np.asarray(given, dtype=np.float64).reshape(-1)
-        if self.mode == "min":
-            values = -values
-        self.tell(batch, Scores.of_values(batch, np.where(np.isfinite(values), values, np.nan)))
+        self._in_doubt.discard(number)
+        values = (
+            self._values_of(result, len(batch)) if result is not None and not error else np.full(len(batch), np.nan)
+        )
+        if self._batches.finish(number, values):
+            self._tell_whole()
+        elif not np.isnan(values).all():
+            del self._batches.failed[number]
+            self.tell(batch, Scores.of_values(batch, values))
+
+    def add_evaluated_point(
+        self,
+        parameters: dict[str, Any],
+        value: float,
+        error: bool = False,
+        pruned: bool = False,
+        intermediate_values: list[float] | None = None,
+    ) -> None:
+        """Tell candidates (a trial's config) that were evaluated before, each with the same value."""
+        batch = candidates(parameters)
+        result = {} if error or value is None else {str(self._metric or DEFAULT_METRIC): value}
+        self.tell(batch, Scores.of_values(batch, self._values_of(result, len(batch))))
+
+    def add_evaluated_trials(self, trials_or_analysis: Any, metric: str) -> None:
+        """Tell the candidates of earlier trials, each with its own value where the trial reported them."""
+        trials = getattr(trials_or_analysis, "trials", trials_or_analysis)
+        for trial in trials if isinstance(trials, (list, tuple)) else [trials]:
+            batch, last = candidates(trial.config), flatten_dict(trial.last_result or {})
+            values = self._values_of(last, len(batch), metric)
+            if not np.isnan(values).all():
+                self.tell(batch, Scores.of_values(batch, values))
 
     def save(self, checkpoint_path: str) -> None:
-        """Write the state; :meth:`restore` reads it."""
+        """Write the state; :meth:`restore` reads it.
+
+        Raises:
+            RestoreError: as for :meth:`suggest`; the good state would be written over.
+        """
+        self._check_restored()
         with Path(checkpoint_path).open("wb") as file:
             cloudpickle.dump(self._state(), file)
 
@@ -175,24 +258,143 @@ class PromptSearcher(Searcher):
         with Path(checkpoint_path).open("rb") as file:
             self._set_state(cloudpickle.load(file))
 
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        """Go on from the newest state in an experiment's directory, put right by what Tune knows of its trials.
+
+        The two are written one after the other, and a killed run can leave them some trials apart: results that Tune
+        has and the searcher has not are taken, and batches whose trials Tune does not know go to other trials.
+        """
+        super().restore_from_dir(checkpoint_dir)
+        trials = known_trials(checkpoint_dir)
+        if trials is None:
+            self._in_doubt = self._batches.out
+            return
+        for trial in trials:
+            if trial.finished:
+                self.on_trial_complete(trial.id, {"config/batch": trial.batch, **(trial.result or {})}, trial.failed)
+        running = {trial.id: trial.batch for trial in trials if not trial.finished}
+        out = self._batches.out
+        self._batches.live = {id: n for id, n in running.items() if n is not None and n in out}
+        self._batches.hand_out_again([n for n in out if n not in self._batches.live.values()])
+        self._in_doubt = set(self._batches.live.values())
+
+    def get_state(self) -> dict[str, Any]:
+        """What :meth:`save` writes."""
+        return self._state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """What :meth:`restore` reads."""
+        self._set_state(state)
+
+    def _check_restored(self) -> None:
+        if self._not_restored:
+            raise RestoreError(
+                "Tune could not restore this run and would start it from the beginning (its log says why, after "
+                "'Failed to restore the run state'); mend or remove the newest experiment_state-*.json, or start a "
+                "new run"
+            )
+
+    def _open_generation(self) -> bool:
+        """Ask for the next generation, if that may be done now; True: there are batches to hand out."""
+        batches = self._batches
+        self._tell_whole(to_ask=True)
+        if len(batches.generations) >= self._window:
+            return False
+        left = None if self.most_candidates is None else self.most_candidates - batches.candidates
+        reasons = ", ".join(f"{k}={v}" for k, v in self.stop().items())
+        self.ended = reasons or ("budget" if left is not None and left <= 0 else "")
+        if self.ended:
+            return False
+        generation, self._points = self._points, []
+        generation = generation or list(self.ask_generation(batches.size))
+        if generation:
+            batches.add(generation, left)
+        elif not batches.out:
+            self.ended = "exhausted"
+        return bool(batches.waiting)
+
+    @property
+    def _window(self) -> float:
+        """Generations that may be open, that is asked for and not told, at a time."""
+        if not self.learns:
+            return float("inf")
+        if self.barrier or self._most_live is None:
+            return 1
+        return -(-self._most_live // self.pieces)
+
+    @property
+    def pieces(self) -> int:
+        """Batches of a generation."""
+        return -(-max(self.generation, self._batches.size) // self._batches.size)
+
+    def _tell_whole(self, *, to_ask: bool = False) -> None:
+        """Tell the generations that are whole, in their order, but none too early: see :meth:`set_max_concurrency`."""
+        generations = self._batches.generations
+        kept = 0 if self.ended or self._window in (1, float("inf")) else self._window - to_ask
+        while generations and generations[0].whole and len(generations) > kept:
+            generation = generations.popleft()
+            self.tell(generation.candidates, Scores.of_values(generation.candidates, generation.values))
+
+    def _wait(self) -> None:
+        """Nothing to suggest now. After a restore, a trial that Tune did not start again would be waited for in vain.
+
+        Tune asks many times a second while trials run, and once a second when there are none.
+        """
+        now = time.monotonic()
+        if self._idle and now - self._idle[-1] < IDLE_SECONDS:
+            self._idle.clear()
+        self._idle.append(now)
+        if self._in_doubt and len(self._idle) > IDLE_ASKS:
+            self._batches.hand_out_again(sorted(self._in_doubt & self._batches.out))
+            self._in_doubt.clear()
+
+    def _batch_of(self, result: dict[str, Any] | None) -> int | None:
+        """The batch that an unknown trial says it had."""
+        number = (result or {}).get("config/batch")
+        if not isinstance(number, int):
+            return None
+        forms = (result or {}).get("config/candidates")
+        if forms is None or [c.to_json() for c in self._batches.of(number)] == list(forms):
+            return number
+        return None
+
+    def _values_of(self, result: dict[str, Any], count: int, metric: str | None = None) -> FloatArray:
+        """(count,) values of a trial's candidates, to be maximised; NaN where the result has none."""
+        values = np.full(count, np.nan)
+        named = result.get(str(metric or self._metric or DEFAULT_METRIC), result.get(DEFAULT_METRIC))
+        given = result.get("candidate_scores", named)
+        with contextlib.suppress(TypeError, ValueError):
+            numbers = np.asarray(given, dtype=np.float64).reshape(-1)
+            if len(numbers) in (1, count):
+                values[:] = numbers
+        values[~np.isfinite(values)] = np.nan
+        return -values if self._mode == "min" else values
+
     def _state(self) -> dict[str, Any]:
         return {
             "version": STATE_VERSION,
             "searcher": type(self).__name__,
             "metric": self._metric,
             "mode": self._mode,
-            "live": {trial: [c.to_json() for c in batch] for trial, batch in self._live.items()},
+            "most_live": self._most_live,
+            "points": [c.to_json() for c in self._points],
+            "ended": self.ended,
+            "batches": self._batches.state_dict(),
             "state": self.state_dict(),
         }
 
     def _set_state(self, saved: dict[str, Any]) -> None:
-        if saved["version"] != STATE_VERSION or saved["searcher"] != type(self).__name__:
+        if saved.get("version") != STATE_VERSION or saved["searcher"] != type(self).__name__:
             raise InputError(
-                f"a state of {saved['searcher']}, version {saved['version']}, is not one of "
+                f"a state of {saved.get('searcher')}, version {saved.get('version')}, is not one of "
                 f"{type(self).__name__}, version {STATE_VERSION}"
             )
         self._metric, self._mode = saved["metric"], saved["mode"]
-        self._live = {trial: tuple(map(candidate_from_json, batch)) for trial, batch in saved["live"].items()}
+        self._most_live = self._most_live if saved["most_live"] is None else saved["most_live"]
+        self._points = [candidate_from_json(form) for form in saved["points"]]
+        self.ended = saved["ended"]
+        self._batches.load_state_dict(saved["batches"])
+        self._not_restored = False
         self.load_state_dict(saved["state"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -209,58 +411,21 @@ def _rebuild(
 ) -> PromptSearcher:
     searcher = cls(problem, **kwargs)
     searcher._set_state(state)
+    # What comes out of tuner.pkl stands at the beginning: Tune must restore it, or start the whole run anew.
+    searcher._not_restored = tuner_is_restoring()
     return searcher
 
 
-def make_settings(cls: type[PromptSearcher], given: dict[str, Any]) -> Any:
-    """``cls.Settings`` from given values, checked against names and types.
-
-    Raises:
-        InputError: an unknown setting, or a value of the wrong type.
-    """
-    hints = typing.get_type_hints(cls.Settings)
-    known = [f.name for f in dataclasses.fields(cls.Settings)]
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in known:
-            raise unknown("setting", name, known or ["(none)"], f"searcher {cls.name}")
-        values[name] = _from_text(value, hints[name]) if isinstance(value, str) else value
-        if isinstance(value, list) and typing.get_origin(hints[name]) is tuple:  # YAML and JSON have no tuples
-            values[name] = tuple(value)
-        if not _fits(values[name], hints[name]):
-            raise InputError(
-                f"searcher {cls.name}: setting {name}={value!r} must be {_type_name(hints[name])}, "
-                f"not {type(value).__name__}"
-            )
-    return cls.Settings(**values)
-
-
-def _from_text(text: str, hint: Any) -> Any:
-    """A setting given as text (the command line has no other), read as YAML unless text is what is wanted."""
-    if text in ("null", "~") and _fits(None, hint):
-        return None
-    if _fits(text, hint):
-        return text
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if _fits(value, hint) else text
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return hint is Any or isinstance(value, typing.get_origin(hint) or hint)
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(part) for part in typing.get_args(hint))
-    return "null" if hint is type(None) else str(getattr(hint, "__name__", hint))
+def _points(problem: Problem, given: Sequence[Any] | None) -> list[Candidate]:
+    """Prompts to evaluate first: texts, candidates, their JSON forms, or configs of earlier trials."""
+    points: list[Candidate] = []
+    for point in given or ():
+        if isinstance(point, str):
+            points.append(problem.prompt(point))
+        elif isinstance(point, Mapping):
+            points += candidates(point) if "candidates" in point else [candidate_from_json(point)]
+        elif isinstance(point, (TextPrompt, SoftPrompt)):
+            points.append(point)
+        else:
+            raise InputError(f"points_to_evaluate: {point!r} is not a prompt (a text, a candidate or its JSON form)")
+    return points

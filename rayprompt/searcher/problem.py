@@ -67,6 +67,7 @@ class Problem:
         self.lm, family = describe_model(str(model))
         self.template: Template = self.task.template(family.template)
         self._reads_mask = family.reads_mask
+        self._for_search = False
         self._parts: dict[str, EncodedPart] = {}
         # What was tokenised on the driver travels with the problem, so that trials need no tokenizer for it.
         self._known_ids: dict[str, tuple[int, ...]] = {}
@@ -178,8 +179,11 @@ class Problem:
 
     def for_search(self) -> Problem:
         """A copy that holds the train examples only: what a searcher may see. Its vocabulary is worked out already."""
+        if self._for_search:
+            return self
         copy = Problem.__new__(Problem)
         copy.__dict__.update(self.__dict__)
+        copy._for_search = True
         copy.words = self.words
         copy.part("train")
         copy._parts = {"train": copy._parts["train"]}

@@ -1,4 +1,9 @@
-"""One step of a search: ask -> score -> tell. Every way of running a searcher goes through here."""
+"""One step of a search: ask -> score -> tell.
+
+Every way of running a searcher goes through the same three: ``PromptSearcher.ask_generation``,
+:func:`score_generation`, ``PromptSearcher.tell``. A search in one trial does them in turn (:func:`ask_score_tell`);
+with a Tune trial per batch the searcher asks and is told on the driver, and the trials have the batches scored.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from rayprompt.candidate import Candidate
 from rayprompt.scores import Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class Step:
     differs: bool = False
 
 
+def score_generation(problem: Problem, evaluator: Evaluator, candidates: Sequence[Candidate]) -> Scores:
+    """Score candidates on the train examples, as far as the budget goes."""
+    return evaluator.score(candidates, [problem.token_ids(c) for c in candidates])
+
+
 def ask_score_tell(
     searcher: PromptSearcher,
     evaluator: Evaluator,
@@ -43,13 +54,13 @@ def ask_score_tell(
         record: called with the candidates when they are scored, before they are told.
     """
     started = time.perf_counter()
-    candidates = tuple(searcher.ask(searcher.generation))[: searcher.generation]
+    candidates = searcher.ask_generation()
     differs = recorded is not None and [c.key for c in candidates] != [c.key for c in recorded]
     if recorded is not None:
         candidates = tuple(recorded)
     asked = time.perf_counter()
     before = evaluator.ledger.evaluations
-    scores = evaluator.score(candidates, [searcher.problem.token_ids(c) for c in candidates])
+    scores = score_generation(searcher.problem, evaluator, candidates)
     scored = time.perf_counter()
     if candidates and record is not None:
         record(candidates)

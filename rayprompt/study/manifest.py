@@ -17,7 +17,7 @@ from rayprompt.store.files import reason
 from rayprompt.study.whole import write_whole
 from rayprompt.task import BUNDLED, Task
 
-SCHEMA = "rayprompt.study/2"
+SCHEMA = "rayprompt.study/3"
 FILE = "study.yaml"
 PACKAGES = ("rayprompt", "ray", "torch", "transformers", "tokenizers", "numpy", "nevergrad", "cma", "pyarrow")
 

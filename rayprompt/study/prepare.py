@@ -58,6 +58,17 @@ def planned(problem: Problem, budget: int) -> int:
     return max(1, budget // len(set(problem.digests("train"))))
 
 
+def check_native(problem: Problem, budget: int) -> None:
+    """With a Tune trial per batch, candidates are scored whole.
+
+    Raises:
+        InputError: the budget does not pay one.
+    """
+    size = len(set(problem.digests("train")))
+    if budget < size:
+        raise InputError(f"--budget {budget}: --tune-native needs that of one candidate at least ({size} evaluations)")
+
+
 def make_searcher(
     problem: Problem,
     searcher: str | type[PromptSearcher],
@@ -65,6 +76,7 @@ def make_searcher(
     seed: int,
     objective: str | None,
     settings: Mapping[str, Any],
+    batch_size: int | None = None,
 ) -> PromptSearcher:
     """The searcher of that name or class, blank, on what it may see of ``problem``: the train examples.
 
@@ -78,10 +90,11 @@ def make_searcher(
     cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
     if cls.kind != "text":
         raise InputError(f"searcher {cls.name} makes {cls.kind} prompts, which this version cannot score")
-    taken = {"objective", "seed", "budget", "metric", "mode"} & set(settings)
+    taken = {"objective", "seed", "budget", "metric", "mode", "batch_size", "points_to_evaluate"} & set(settings)
     if taken:
-        raise InputError(f"--set {min(taken)}=...: not a setting of the searcher; use --{min(taken)}")
-    return cls(problem.for_search(), objective=objective, seed=seed, budget=candidates, **settings)
+        raise InputError(f"--set {min(taken)}=...: not a setting of the searcher; use --{min(taken).replace('_', '-')}")
+    ours: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    return cls(problem.for_search(), objective=objective, seed=seed, budget=candidates, **ours, **settings)
 
 
 def study_dir(out: str | Path | None, name: str) -> Path:

@@ -27,7 +27,17 @@ from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import check_unchanged, describe, read_manifest, write_manifest
 from rayprompt.study.measure import context_of
-from rayprompt.study.prepare import HERE, bind, check_room, make_searcher, planned, store_location, study_dir
+from rayprompt.study.native import run_native
+from rayprompt.study.prepare import (
+    HERE,
+    bind,
+    check_native,
+    check_room,
+    make_searcher,
+    planned,
+    store_location,
+    study_dir,
+)
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import Result, export_prompt, read_result, write_json
 from rayprompt.study.session import Cluster, session
@@ -50,6 +60,7 @@ class _Job:
     id: str
     started: float
     allow_leaks: bool = False
+    native: dict[str, Any] | None = None  # a Tune trial per batch: {"batch_size": ...}
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,6 +89,8 @@ def search(
     store: str | Path | None = None,
     finalists: int = defaults.FINALISTS,
     allow_leaks: bool = False,
+    tune_native: bool = False,
+    batch_size: int | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -99,6 +112,9 @@ def search(
             study's own.
         finalists: how many of the best on train are scored on dev.
         allow_leaks: accept a task whose train and test share texts.
+        tune_native: make each batch of candidates a Tune trial, instead of the whole search one: slower, the same
+            candidates, the same result. Candidates are scored whole.
+        batch_size: candidates of such a trial; None is the searcher's generation.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
         listener: told of the progress.
 
@@ -110,8 +126,12 @@ def search(
     """
     started = time.perf_counter()
     problem = bind(task, model, split, allow_leaks=allow_leaks)
-    agent = make_searcher(problem, searcher, planned(problem, budget), seed, objective, settings or {})
+    if batch_size is not None and not tune_native:
+        raise InputError(f"--batch-size {batch_size}: is for --tune-native; a search in one trial has no batches")
+    agent = make_searcher(problem, searcher, planned(problem, budget), seed, objective, settings or {}, batch_size)
     Ledger(budget)  # refuses what is no budget
+    if tune_native:
+        check_native(problem, budget)
     if finalists < 1:
         raise InputError(f"finalists {finalists}: must be 1 or more")
     study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
@@ -119,6 +139,7 @@ def search(
     job = _Job(
         problem, agent, study, budget, finalists, store_location(store), Cluster(address, scorers, gpus_per_scorer),
         listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
+        {"batch_size": batch_size} if tune_native else None,
     )  # fmt: skip
     return _run(job)
 
@@ -168,11 +189,13 @@ def resume(
         record["searcher"]["seed"],
         record["searcher"]["objective"],
         record["searcher"]["settings"],
+        (record["tune_native"] or {}).get("batch_size"),
     )
     check_room(problem)
     job = _Job(
         problem, agent, path, budget or spent, record["finalists"], record["store"],
-        Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"], record,
+        Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"],
+        record["tune_native"], record,
     )  # fmt: skip
     return _run(job)
 
@@ -191,7 +214,8 @@ def _run(job: _Job) -> Result:
             with study_lock(job.study):
                 content = _begin(job, pool, store)
                 begun = time.perf_counter()
-                last = run_trial(job.searcher, pool, job.plan, job.trial, job.listener)
+                run = run_trial if job.native is None else run_native
+                last = run(job.searcher, pool, job.plan, job.trial, job.listener)
                 timings["search"] = time.perf_counter() - begun
                 timings["trial_start"] = timings["search"] - last["loop_seconds"]
                 for name in ("ask", "score", "tell"):
@@ -213,6 +237,7 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         "finalists": job.finalists,
         "store": job.store,
         "allow_leaks": job.allow_leaks,
+        "tune_native": job.native,
         "test_opened": list(job.record.get("test_opened", [])),
         **now,
     }

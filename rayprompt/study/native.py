@@ -1,0 +1,159 @@
+"""A search with a Tune trial per batch of candidates: ``rayprompt search --tune-native``.
+
+The searcher sits in the Tuner, on the driver, and each of its batches is a trial. It costs some tens of milliseconds
+a batch that one trial for the whole search does not cost; for the rest it is the same search.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune import Callback
+
+from rayprompt.candidate import candidates
+from rayprompt.errors import Interrupted, ScoringError
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.base import PromptSearcher
+from rayprompt.study.loop import Finalist, Finalists, SearchPlan
+from rayprompt.study.progress import Listener, Progress
+from rayprompt.study.trainable import SLOTS, Desk
+from rayprompt.study.tuning import MOST_TRIAL_DEATHS, quiet_tune
+
+STAGED = 3  # trials that wait for each that runs, so that its process is used again
+
+
+def run_native(
+    searcher: PromptSearcher, pool: ScoringPool, plan: SearchPlan, name: str, listener: Listener
+) -> dict[str, Any]:
+    """Run the search as a Tune experiment of its own and give a report like that of a search in one trial.
+
+    A search that was interrupted is begun again: what it had scored is in the store, and costs nothing but its trials.
+
+    Raises:
+        RayPromptError: what a trial failed of.
+        Interrupted: SIGINT came first; what was scored is written.
+    """
+    begun = time.perf_counter()
+    searcher.most_candidates = plan.budget // len(set(searcher.problem.digests("train")))
+    desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget)
+    collect = Collect(searcher, plan, listener)
+    trials = concurrency(searcher)
+    tuner = tune.Tuner(
+        desk.trainable(),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            metric="score",
+            mode="max",
+            num_samples=-1,  # the searcher ends the run
+            max_concurrent_trials=trials,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"{name}-{trial.trial_id}",
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=experiment_name(Path(plan.study), name),
+            storage_path=plan.study,
+            verbose=0,
+            callbacks=[collect],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
+        ),
+    )
+    try:
+        with quiet_tune():
+            outcome = tuner.fit()
+        counts = desk.report()
+    finally:
+        desk.close()
+    if outcome.errors:
+        lines = [line.strip() for line in str(outcome.errors[0]).splitlines() if line.strip()]
+        raise ScoringError(f"the search failed: {lines[-1] if lines else type(outcome.errors[0]).__name__}")
+    seconds = time.perf_counter() - begun
+    report = collect.report()
+    if not searcher.ended:
+        raise Interrupted(
+            f"interrupted after {report['evaluations']} of {plan.budget} evaluations; dev and test were not opened"
+        )
+    return {
+        **counts,
+        **report,
+        "evaluations_per_second": report["evaluations"] / max(seconds, 1e-9),
+        "lm_seconds": counts["seconds"],
+        "loop_seconds": seconds,
+        "ask_seconds": 0.0,  # on the driver, between Tune's own work
+        "score_seconds": seconds,
+        "tell_seconds": 0.0,
+        "replay_differs": 0,
+        "end": searcher.ended,
+    }
+
+
+def concurrency(searcher: PromptSearcher) -> int:
+    """Trials that may be out: for one that learns the pieces of a generation, so that it asks as it would alone."""
+    return searcher.pieces if searcher.learns else SLOTS * (1 + STAGED)
+
+
+def experiment_name(study: Path, name: str) -> str:
+    """A new directory for Tune's files, beside those of runs that were interrupted."""
+    tried = [f"{name}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000)]
+    return next(t for t in tried if not (study / t).exists())
+
+
+class Collect(Callback):
+    """Keeps the results of the batches, by number, and tells the listener how it goes."""
+
+    def __init__(self, searcher: PromptSearcher, plan: SearchPlan, listener: Listener) -> None:
+        self.search = f"{searcher.name} s{searcher.seed}"
+        self.examples = len(searcher.problem.gold)
+        self.distinct = len(set(searcher.problem.digests("train")))
+        self.plan = plan
+        self.listener = listener
+        self.results: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.best = (float("-inf"), float("-inf"), "")
+        self.started = time.perf_counter()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.results.setdefault(trial.config["batch"], (trial.config, result))
+        self.best = max(self.best, (result["score"], result["best_score"], result["best_prompt"]))
+        elapsed = time.perf_counter() - self.started
+        self.listener(
+            Progress(
+                phase="search",
+                search=self.search,
+                evaluations=result["evaluations"],
+                budget=self.plan.budget,
+                best_score=self.best[1],
+                best_prompt=self.best[2],
+                evaluations_per_second=result["evaluations"] / max(elapsed, 1e-9),
+            )
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Best, finalists and evaluations over all batches, in the order in which they were asked for."""
+        finalists = Finalists(self.plan.finalists)
+        metric = objective = float("-inf")
+        keys = set()
+        for _, (config, result) in sorted(self.results.items()):
+            rows = zip(candidates(config), result["candidate_scores"], result["candidate_metrics"], strict=True)
+            for candidate, value, score in rows:
+                keys.add(candidate.key)
+                finalists.add(Finalist(candidate, value, score, self.examples))
+                if not np.isnan(value):
+                    metric, objective = max(metric, score), max(objective, value)
+        return {
+            "evaluations": len(keys) * self.distinct,
+            "candidates": len(keys),
+            "best_score": metric,
+            "best_objective": objective,
+            "finalists": [f.to_json() for f in finalists.best],
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune snapshots callbacks; what shows the progress is not part of the experiment.
+        return {**self.__dict__, "listener": None, "results": {}}

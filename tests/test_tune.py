@@ -1,0 +1,297 @@
+"""The searchers in Ray Tune's own hands: hand-written Tuners, ``--tune-native``, kills and restores."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from conftest import task_of
+from killing import await_end, descendants
+from ray import tune
+
+import rayprompt
+from rayprompt.candidate import TextPrompt
+from rayprompt.errors import InputError, RestoreError
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.registry import load_searcher, searcher_paths
+from rayprompt.store.store import ScoreStore
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Problem:
+    return Problem(task_of(8), "tiny-masked")
+
+
+@pytest.fixture(scope="module")
+def trainable(pool: ScoringPool, tiny: Problem) -> type[tune.Trainable]:
+    return rayprompt.prompt_trainable(tiny, pool=pool)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+
+def run_config(folder: Path, name: str = "run", **more: Any) -> tune.RunConfig:
+    return tune.RunConfig(name=name, storage_path=str(folder), verbose=0, **more)
+
+
+def in_order(results: Any) -> list[dict[str, Any]]:
+    """The last reports of all trials, in the order of their batches."""
+    return sorted((r.metrics for r in results), key=lambda m: m["config"]["batch"])
+
+
+@pytest.mark.parametrize("name", sorted(searcher_paths()))
+def test_three_ways_of_running_ask_for_the_same_and_end_the_same(
+    name: str, pool: ScoringPool, tiny: Problem, trainable: type[tune.Trainable], tmp_path: Path
+) -> None:
+    budget = 8 * 50
+    ways: dict[str, rayprompt.Result] = {}
+    for way, more in (
+        ("default", {}),
+        ("native", {"tune_native": True}),
+        ("pieces", {"tune_native": True, "batch_size": 7}),
+    ):
+        ways[way] = rayprompt.search(tiny, searcher=name, budget=budget, seed=3, out=tmp_path / way, **more)
+    searcher = load_searcher(name)(tiny, seed=3, budget=budget // 8)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1),
+        run_config=run_config(tmp_path, "hand"),
+    )
+    results = in_order(tuner.fit())
+
+    asked = {way: asked_for(tmp_path / way) for way in ways}
+    asked["hand"] = [c.key for m in results for c in rayprompt.candidates(m["config"])]
+    asked["default"] = asked["default"][: budget // 8]  # a generation is asked for whole, and cut by the budget
+    assert len(asked["hand"]) == budget // 8
+    assert all(keys == asked["default"] for keys in asked.values())
+    for result in ways.values():
+        assert result.best_prompt == ways["default"].best_prompt
+        assert (result.train, result.dev, result.test) == (
+            ways["default"].train,
+            ways["default"].dev,
+            ways["default"].test,
+        )
+        assert result.finalists == ways["default"].finalists
+        assert result.evaluations == budget
+        assert result.end == "budget"
+    best = max(results, key=lambda m: m["score"])
+    assert best["score"] == max(f["objective"] for f in ways["default"].finalists)
+    assert searcher.ended == "budget"
+
+
+def asked_for(study: Path) -> list[str]:
+    rows = ScoreStore(study).candidates().to_pylist()
+    rows = [row for row in rows if row["generation"] > 0]
+    return [row["candidate"] for row in sorted(rows, key=lambda row: (row["generation"], row["position"]))]
+
+
+def test_an_interrupted_native_search_goes_on(pool: ScoringPool, tiny: Problem, tmp_path: Path) -> None:
+    """Nothing of its Tune run is needed: all scores are in the store."""
+    whole = rayprompt.search(tiny, budget=8 * 48, out=tmp_path / "whole", tune_native=True)
+    rayprompt.search(tiny, budget=8 * 20, out=tmp_path / "part", tune_native=True)
+    more = rayprompt.resume(tmp_path / "part", budget=8 * 48, task=tiny.task)
+    assert more.best_prompt == whole.best_prompt
+    assert more.evaluations == whole.evaluations
+    assert more.lm_evaluations == whole.lm_evaluations  # nothing twice
+    assert json.loads((tmp_path / "part" / "result.json").read_text())["test_opened"] == 2
+
+
+def test_a_native_search_needs_a_candidates_budget(tiny: Problem, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="--budget 7: --tune-native needs that of one candidate at least .8 evaluations"
+    ):
+        rayprompt.search(tiny, budget=7, out=tmp_path / "x", tune_native=True)
+    with pytest.raises(InputError, match="--batch-size 3: is for --tune-native"):
+        rayprompt.search(tiny, budget=70, out=tmp_path / "x", batch_size=3)
+    with pytest.raises(InputError, match="batch_size 0: must be 1 or more"):
+        rayprompt.search(tiny, budget=70, out=tmp_path / "x", batch_size=0, tune_native=True)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("score", "max"), ("loss", "min")])
+def test_a_trainable_of_your_own(ray_session: None, tiny: Problem, tmp_path: Path, metric: str, mode: str) -> None:
+    """Any function of the prompts will do; here the shortest text is best. Metric and mode come from the Tuner."""
+
+    def shortest(config: dict[str, Any]) -> None:
+        lengths = [len(prompt.text) for prompt in rayprompt.candidates(config)]
+        sign = 1 if config["metric"] == "loss" else -1
+        values = [sign * n for n in lengths]
+        tune.report({config["metric"]: sign * min(lengths), "candidate_scores": values})
+
+    searcher = load_searcher("nevergrad")(tiny, seed=0, budget=64, start="random", population=8)
+    results = tune.Tuner(
+        shortest,
+        param_space={"metric": metric},  # constants pass through
+        tune_config=tune.TuneConfig(search_alg=searcher, metric=metric, mode=mode, num_samples=-1, reuse_actors=True),
+        run_config=run_config(tmp_path),
+    ).fit()
+    assert not results.errors
+    assert len(results) == 8
+    assert (searcher.metric, searcher.mode) == (metric, mode)
+    first, *_, last = in_order(results)
+    assert abs(last[metric]) < abs(first[metric])
+
+
+def test_points_to_evaluate_and_a_trial_that_fails(ray_session: None, tiny: Problem, tmp_path: Path) -> None:
+    def fail_on_great(config: dict[str, Any]) -> None:
+        prompts = rayprompt.candidates(config)
+        if any("great" in prompt.text for prompt in prompts):
+            raise RuntimeError("no")
+        tune.report({"score": 1.0})
+
+    searcher = load_searcher("random")(
+        tiny, budget=6, batch_size=2, points_to_evaluate=["it was great", TextPrompt("overall"), "in short"]
+    )
+    results = tune.Tuner(
+        fail_on_great,
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1),
+        run_config=run_config(tmp_path),
+    ).fit()
+    batches = {r.config["batch"]: [p.text for p in rayprompt.candidates(r.config)] for r in results}
+    assert batches[0] == ["it was great", "overall"]
+    assert batches[1] == ["in short"]
+    assert len(results.errors) == 1
+    assert len(results) == 4
+    assert sum(len(batch) for batch in batches.values()) == 6
+
+
+def test_names_stay_short_and_configs_small(trainable: type[tune.Trainable], tiny: Problem, tmp_path: Path) -> None:
+    searcher = load_searcher("random")(tiny, budget=32)
+    results = tune.Tuner(
+        trainable, tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1), run_config=run_config(tmp_path)
+    ).fit()
+    for m in in_order(results):
+        assert len(m["experiment_tag"]) < 100
+        assert set(m["config"]) == {"candidates", "batch", "objective"}
+        assert {"score", "best_score", "candidate_scores", "candidate_metrics", "timesteps_total"} <= set(m)
+
+
+def test_the_pool_of_a_trainable_is_put_away_with_it(ray_session: None, tiny: Problem) -> None:
+    import gc
+
+    from ray.util import list_named_actors
+
+    before = set(list_named_actors())
+    mine = rayprompt.prompt_trainable(tiny, scorers=1)
+    assert len(set(list_named_actors()) - before) == 2  # scorer and desk
+    del mine
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while set(list_named_actors()) - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not set(list_named_actors()) - before
+
+
+def test_a_restore_that_does_not_happen_stops_the_run(
+    trainable: type[tune.Trainable], tiny: Problem, tmp_path: Path
+) -> None:
+    """Tune itself logs a line and starts the whole experiment anew."""
+    searcher = load_searcher("random")(tiny, budget=48)
+    config = tune.TuneConfig(search_alg=searcher, num_samples=-1)
+    tune.Tuner(trainable, tune_config=config, run_config=run_config(tmp_path)).fit()
+    for file in (tmp_path / "run").glob("experiment_state-*.json"):
+        file.write_text(file.read_text()[:-100])
+    with pytest.raises(RestoreError, match="Tune could not restore this run and would start it from the beginning"):
+        tune.Tuner.restore(str(tmp_path / "run"), trainable=trainable).fit()
+
+
+def test_a_restore_without_the_searchers_state_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch, trainable: type[tune.Trainable], tiny: Problem, tmp_path: Path
+) -> None:
+    """The trials are there; of the searcher Tune would make a new one, without a word."""
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+
+    class Stop(tune.Callback):
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if len(trials) >= 4 and not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                raise RuntimeError("enough")
+
+    searcher = load_searcher("random")(tiny, budget=160)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1),
+        run_config=run_config(tmp_path, callbacks=[Stop()]),
+    )
+    with pytest.raises(Exception, match="enough"):
+        tuner.fit()
+    session = Path(ray._private.worker._global_node.get_session_dir_path())  # Tune keeps a copy there
+    for folder in (tmp_path / "run", session / "artifacts"):
+        for file in [*folder.rglob("search_gen_state-*"), *folder.rglob("searcher-state-*")]:
+            file.unlink()
+    with pytest.raises(RestoreError):
+        tune.Tuner.restore(str(tmp_path / "run"), trainable=trainable).fit()
+
+
+def test_a_searcher_that_was_pickled_may_start_a_run(
+    trainable: type[tune.Trainable], tiny: Problem, tmp_path: Path
+) -> None:
+    import pickle
+
+    searcher = pickle.loads(pickle.dumps(load_searcher("random")(tiny, budget=16)))
+    results = tune.Tuner(
+        trainable, tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1), run_config=run_config(tmp_path)
+    ).fit()
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize(("count", "kills"), [(400, 1), pytest.param(2000, 5, marks=pytest.mark.slow)])
+def test_killed_and_restored_none_is_told_twice_and_none_lost(tmp_path: Path, count: int, kills: int) -> None:
+    rng = random.Random(7)
+    environment = {**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1", "PYTHONPATH": str(HERE)}
+    folder = tmp_path / "study"
+    folder.mkdir()
+    batches = count // 16
+    for number in range(kills + 1):
+        process = start(folder, count, environment)
+        if number == kills:
+            break
+        goal = batches * (number + 1) // (kills + 2)
+        while process.poll() is None and trials(folder) < goal:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.0, 1.0))
+        assert process.poll() is None, log(folder)
+        family = descendants(process.pid)
+        process.kill()
+        process.wait()
+        await_end(family)
+    assert process.wait(timeout=200) == 0, log(folder)
+    end = json.loads((folder / "end.json").read_text())
+    assert len(end["told"]) == count
+    assert set(end["told"].values()) == {1}
+    assert (end["failed"], end["errors"], end["ended"]) == (0, 0, "budget")
+    store = ScoreStore(folder / "store")
+    pairs = store.pairs(part="train").to_pandas()
+    assert not pairs.duplicated(["candidate", "example"]).any()
+    assert set(pairs["candidate"]) <= set(end["told"])
+    assert len(pairs) >= (count - 400 * kills) * 8  # a kill takes a second of the store's pairs with it
+
+
+def start(folder: Path, count: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    out = (folder / "log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "tuner_run.py"), str(folder), str(count), "16"], stdout=out, stderr=out,
+        env=environment,
+    )  # fmt: skip
+
+
+def trials(folder: Path) -> int:
+    run = folder / "run"
+    return sum(path.is_dir() for path in run.iterdir()) if run.is_dir() else 0
+
+
+def log(folder: Path) -> str:
+    return (folder / "log").read_text()[-3000:]
