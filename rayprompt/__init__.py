@@ -37,6 +37,7 @@ _WHERE = {
     "resume": "rayprompt.study.search",
     "score": "rayprompt.study.evaluate",
     "search": "rayprompt.study.search",
+    "search_trainable": "rayprompt.study.search_trainable",
     "setting": "rayprompt.searcher.settings",
 }
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from rayprompt.study.results import read_result as read_result
     from rayprompt.study.search import resume as resume
     from rayprompt.study.search import search as search
+    from rayprompt.study.search_trainable import search_trainable as search_trainable
     from rayprompt.study.statistics import Estimate as Estimate
     from rayprompt.study.trainable import prompt_trainable as prompt_trainable
     from rayprompt.task import Task as Task

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
 from rayprompt.errors import InputError
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
 
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON form of ``value``, the first 32 hex digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+    return hashlib.sha256(_CANONICAL(value).encode("utf-8")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,19 @@ def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
     raise InputError(f"not a candidate: kind {form['kind']!r}; known: text, soft")
 
 
-class CandidateForms(list[dict[str, Any]]):
-    """JSON forms of candidates that print as their number: Ray Tune writes a config's values into names and logs."""
+class CandidateForms(str):
+    """JSON forms of candidates as one JSON text, which prints as their number.
+
+    Ray Tune copies a trial's config many times, writes it to several files, and makes names of its values.
+    """
+
+    @classmethod
+    def of(cls, candidates: Iterable[Candidate]) -> CandidateForms:
+        return cls(json.dumps([c.to_json() for c in candidates], ensure_ascii=False, separators=(",", ":")))
 
     def __str__(self) -> str:
-        return f"{len(self)} candidates"
+        count = self.count('"kind":')
+        return f"{count} candidates"
 
     __repr__ = __str__
 
@@ -119,13 +128,21 @@ class CandidateForms(list[dict[str, Any]]):
 def candidates(config: Mapping[str, Any]) -> list[Candidate]:
     """The candidates of a Tune trial's ``config``, for a trainable of your own.
 
+    ``config["candidates"]`` has their JSON forms, as one JSON text or as a list.
+
     Raises:
         InputError: the config was not made by a :class:`PromptSearcher`.
     """
     if "candidates" not in config:
         given = ", ".join(sorted(map(str, config))) or "nothing"
         raise InputError(f"no 'candidates' in the trial's config (it has: {given}); its searcher must be rayprompt's")
-    return [candidate_from_json(form) for form in config["candidates"]]
+    forms = config["candidates"]
+    if isinstance(forms, str):
+        try:
+            forms = json.loads(forms)
+        except json.JSONDecodeError as error:
+            raise InputError(f"the trial's config: 'candidates' is not JSON ({error})") from None
+    return [candidate_from_json(form) for form in forms]
 
 
 def _short(form: object) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import ray
 
 import rayprompt
 from rayprompt.scoring.pool import ScoringPool
@@ -42,8 +46,10 @@ def mr_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task folder for the MR data of the shared folder, splits by name."""
     folder = tmp_path_factory.mktemp("mr")
     data = shared / "data" / "few-shot" / "mr"
+    lines = (data / "test.tsv").read_text().splitlines(keepends=True)
+    (folder / "test.tsv").write_text("".join(lines[:401]))  # some of its 2,000 sentences are enough here
     splits = "\n".join(
-        f"  16-{n}: {{train: {data}/16-{n}/train.tsv, dev: {data}/16-{n}/dev.tsv, test: {data}/test.tsv}}"
+        f"  16-{n}: {{train: {data}/16-{n}/train.tsv, dev: {data}/16-{n}/dev.tsv, test: test.tsv}}"
         for n in (13, 21)
     )
     (folder / "task.yaml").write_text(
@@ -58,8 +64,6 @@ def mr_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    import ray
-
     # More CPUs than there are: tests hold several pools at a time.
     ray.init(
         address="local", num_cpus=8, include_dashboard=False, object_store_memory=200 * 1024**2,
@@ -84,6 +88,26 @@ def pool(ray_session: None, problem: Problem) -> Iterator[ScoringPool]:
     monkey.undo()
     yield pool
     pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def kept_pool(pool: ScoringPool) -> Iterator[None]:
+    """Searches of this module with one scorer of tiny-masked take the session's pool and do not load the LM again."""
+    from rayprompt.study import session as sessions
+
+    @contextmanager
+    def kept(source: Any, cluster: Any, listener: Any = None, timings: Any = None) -> Iterator[ScoringPool]:
+        if source.digest == pool.source.digest and cluster.scorers in (None, 1) and ray.is_initialized():
+            (timings if timings is not None else {}).update(ray_start=0.0, model_load=0.0, shutdown=0.0)
+            yield pool
+        else:
+            with sessions.session(source, cluster, listener, timings) as own:
+                yield own
+
+    with pytest.MonkeyPatch.context() as monkey:
+        for module in ("search", "evaluate"):
+            monkey.setattr(f"rayprompt.study.{module}.session", kept)
+        yield
 
 
 def task_of(train: int = 4, **changes: object) -> rayprompt.Task:

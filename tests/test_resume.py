@@ -38,6 +38,8 @@ from searchers.random import RandomSearcher
 
 Told = list[tuple[list[str], bytes, list[bool]]]
 
+pytestmark = pytest.mark.usefixtures("kept_pool")
+
 
 class Watched(RandomSearcher):
     """Random search that keeps what it was told: keys, bytes of the scores, and which rows were complete."""
@@ -308,7 +310,7 @@ def test_tunes_tables_are_kept_up_to_the_record() -> None:
 
 
 @pytest.fixture(scope="module")
-def study(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def study(kept_pool: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished study of 640 evaluations."""
     path = tmp_path_factory.mktemp("study") / "s"
     rayprompt.search(budget=640, searcher="random", seed=1, scorers=1, out=path)

@@ -23,6 +23,8 @@ from rayprompt.study.results import read_prompt_file
 SCHEMAS = Path(rayprompt.__file__).parent / "schemas"
 VOLATILE = ("seconds", "lm_seconds", "evaluations_per_second", "timings", "study_dir", "store")
 
+pytestmark = pytest.mark.usefixtures("kept_pool")
+
 
 def check(content: dict[str, Any]) -> None:
     """Valid against the schema that the object names."""
@@ -35,7 +37,7 @@ def stable(result: rayprompt.Result) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
+def found(kept_pool: None, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
     return rayprompt.search(budget=64 * 40, seed=3, scorers=1, out=tmp_path_factory.mktemp("study") / "one")
 
 

@@ -27,6 +27,8 @@ from rayprompt.store.store import ScoreStore
 
 HERE = Path(__file__).parent
 
+pytestmark = pytest.mark.usefixtures("kept_pool")
+
 
 @pytest.fixture(scope="module")
 def tiny() -> Problem:

@@ -195,8 +195,7 @@ class PromptSearcher(Searcher):
             number = batches.live[trial_id]
             batch = batches.of(number)
         self._idle.clear()
-        forms = CandidateForms(candidate.to_json() for candidate in batch)
-        return {"candidates": forms, "batch": number, "objective": self.objective_name}
+        return {"candidates": CandidateForms.of(batch), "batch": number, "objective": self.objective_name}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the values of a trial's candidates: ``candidate_scores`` of the result, or its scalar metric.
@@ -354,7 +353,7 @@ class PromptSearcher(Searcher):
         if not isinstance(number, int):
             return None
         forms = (result or {}).get("config/candidates")
-        if forms is None or [c.to_json() for c in self._batches.of(number)] == list(forms):
+        if forms is None or candidates({"candidates": forms}) == list(self._batches.of(number)):
             return number
         return None
 

@@ -6,7 +6,10 @@ a batch that one trial for the whole search does not cost; for the rest it is th
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from rayprompt.study.progress import Listener, Progress
 from rayprompt.study.trainable import SLOTS, Desk
 from rayprompt.study.tuning import MOST_TRIAL_DEATHS, quiet_tune
 
+NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 STAGED = 3  # trials that wait for each that runs, so that its process is used again
 
 
@@ -41,30 +45,9 @@ def run_native(
     searcher.most_candidates = plan.budget // len(set(searcher.problem.digests("train")))
     desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget)
     collect = Collect(searcher, plan, listener)
-    trials = concurrency(searcher)
-    tuner = tune.Tuner(
-        desk.trainable(),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            metric="score",
-            mode="max",
-            num_samples=-1,  # the searcher ends the run
-            max_concurrent_trials=trials,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: f"{name}-{trial.trial_id}",
-            trial_dirname_creator=lambda trial: str(trial.trial_id),
-        ),
-        run_config=tune.RunConfig(
-            name=experiment_name(Path(plan.study), name),
-            storage_path=plan.study,
-            verbose=0,
-            callbacks=[collect],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
-        ),
-    )
+    tuner = tuner_of(searcher, desk.trainable(), plan.study, experiment_name(Path(plan.study), name), [collect])
     try:
-        with quiet_tune():
+        with quiet_tune(), without_loggers():
             outcome = tuner.fit()
         counts = desk.report()
     finally:
@@ -90,6 +73,47 @@ def run_native(
         "replay_differs": 0,
         "end": searcher.ended,
     }
+
+
+def tuner_of(
+    searcher: PromptSearcher, trainable: type[tune.Trainable], storage: str, name: str, callbacks: list[Callback]
+) -> tune.Tuner:
+    """A Tuner with the settings that make small trials cheap: processes used again, short names, no checkpoints."""
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            metric="score",
+            mode="max",
+            num_samples=-1,  # the searcher ends the run
+            max_concurrent_trials=concurrency(searcher),
+            reuse_actors=True,
+            trial_name_creator=lambda trial: str(trial.trial_id),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=storage,
+            verbose=0,
+            callbacks=callbacks,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
+        ),
+    )
+
+
+@contextmanager
+def without_loggers() -> Iterator[None]:
+    """Tune's loggers would write five files a trial: what a trial found is in the store and in Tune's own state."""
+    before = os.environ.get(NO_LOGGERS)
+    os.environ[NO_LOGGERS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NO_LOGGERS]
+        else:
+            os.environ[NO_LOGGERS] = before
 
 
 def concurrency(searcher: PromptSearcher) -> int:

@@ -20,7 +20,7 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayprompt.budget import Ledger
-from rayprompt.candidate import Candidate, candidates
+from rayprompt.candidate import candidates
 from rayprompt.errors import InputError, RayPromptError, ScoringError
 from rayprompt.objective import OBJECTIVES, get_objective
 from rayprompt.scores import FloatArray, Scores
@@ -77,7 +77,7 @@ def prompt_trainable(
         ScoreStore(where).prepare()
     desk = Desk.open(problem, pool, where, f"tune_{uuid.uuid4().hex[:12]}", NO_BUDGET)
     trainable = desk.trainable()
-    weakref.finalize(trainable, _put_away, desk, pool if ours else None)
+    weakref.finalize(trainable, put_away, desk, pool if ours else None)
     return trainable
 
 
@@ -198,23 +198,24 @@ class DeskActor:
 
     def _score(self, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         batches = [candidates(config) for config in configs]
-        score_generation(self.problem, self.evaluator, [candidate for batch in batches for candidate in batch])
+        scores = score_generation(self.problem, self.evaluator, [candidate for batch in batches for candidate in batch])
         writer = self.evaluator.writer
         if writer is not None:
             for config, batch in zip(configs, batches, strict=True):
                 writer.add_asks(config["batch"] + 1, batch)
             writer.tick()
-        return [self._result(batch, config) for config, batch in zip(configs, batches, strict=True)]
+        if len(batches) == 1:
+            return [self._result(scores, configs[0])]
+        return [self._result(self.evaluator.known(batch), c) for batch, c in zip(batches, configs, strict=True)]
 
-    def _result(self, batch: list[Candidate], config: dict[str, Any]) -> dict[str, Any]:
-        scores = self.evaluator.known(batch)
+    def _result(self, scores: Scores, config: dict[str, Any]) -> dict[str, Any]:
         values = _of_complete(scores, get_objective(config["objective"])(scores, self.problem.gold))
         metrics = _of_complete(scores, self.metric(scores, self.problem.gold))
         best = int(np.nanargmax(values)) if not np.isnan(values).all() else 0
         return {
             "score": float(values[best]),
             "best_score": float(metrics[best]),
-            "best_prompt": batch[best].to_json().get("text", ""),
+            "best_prompt": scores.candidates[best].to_json().get("text", ""),
             "candidate_scores": values.tolist(),
             "candidate_metrics": metrics.tolist(),
             "timesteps_total": self.ledger.evaluations,
@@ -280,10 +281,12 @@ def _answer(ref: Any) -> Any:
         raise
 
 
-def _put_away(desk: Desk, pool: ScoringPool | None) -> None:
+def put_away(desk: Desk | None = None, pool: ScoringPool | None = None) -> None:
+    """End the actors of a trainable that nobody holds any more."""
     if ray.is_initialized():
-        with contextlib.suppress(Exception):
-            desk.close()
+        if desk is not None:
+            with contextlib.suppress(Exception):
+                desk.close()
         if pool is not None:
             with contextlib.suppress(Exception):
                 pool.shutdown()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ray import cloudpickle
 
-from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json, candidates
+from rayprompt.candidate import Candidate, TextPrompt, candidates
 from rayprompt.scores import Scores
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.testing.asktell import GENERATIONS, ask, make, tell
@@ -50,7 +50,7 @@ class Spy:
 
 def suggested(run: TuneRun) -> list[str]:
     """The forms of all candidates of a run's trials."""
-    return [form(candidate) for config in run.forms for candidate in json.loads(config)["candidates"]]
+    return [form(candidate.to_json()) for config in run.forms for candidate in candidates(json.loads(config))]
 
 
 def odd_size(kit: Kit) -> int:
@@ -88,7 +88,7 @@ def _check_config(config: Config, number: int, searcher: PromptSearcher) -> None
     expect(given == searcher.objective_name, f"config['objective'] is {given!r}, right: {searcher.objective_name!r}")
     with calling("rayprompt.candidates(config)"):
         found = candidates(again)
-    same = [c.key for c in found] == [candidate_from_json(f).key for f in config["candidates"]]
+    same = [c.key for c in found] == [c.key for c in candidates(config)]
     expect(same and len(found) > 0, "rayprompt.candidates(config) gives other candidates after JSON")
     size, most = len(cloudpickle.dumps(config)), BYTES_PER_SUGGESTION + BYTES_PER_CANDIDATE * len(found)
     expect(size <= most, f"a config of {len(found)} candidates is {size:,} bytes pickled, right: {most:,} at most")
@@ -241,7 +241,7 @@ def points_as_prompts(kit: Kit) -> None:
     run = kit.run(make(kit, points_to_evaluate=points, batch_size=max(kit.generation, 3)))
     run.must_suggest("blank")
     wanted = [candidate.to_json() for candidate in source]
-    got = run.live[next(iter(run.live))].config["candidates"]
+    got = [c.to_json() for c in candidates(run.live[next(iter(run.live))].config)]
     same = [f.get("text", f.get("z")) for f in got] == [f.get("text", f.get("z")) for f in wanted]
-    expect(same, f"the first trial holds {short(list(got))}, right: the points, {short(wanted)}")
+    expect(same, f"the first trial holds {short(got)}, right: the points, {short(wanted)}")
     run.play(3)

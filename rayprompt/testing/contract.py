@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DEFAULT_METRIC
 
+from rayprompt.candidate import candidates
 from rayprompt.testing.faults import Skip, calling, expect, expect_same, short, when
 from rayprompt.testing.kit import Kit, check
 from rayprompt.testing.play import METRIC, Config
@@ -105,13 +106,16 @@ def close(one: Any, other: Any) -> bool:
 def points_to_evaluate(kit: Kit) -> None:
     """points_to_evaluate are suggested first, in their order; then it goes on by itself."""
     configs = [config for config, _ in _evaluated(kit)]
-    points = [candidate for config in configs for candidate in config["candidates"]][:3] if kit.prompt else configs
+    points = [candidate for config in configs for candidate in candidates(config)][:3] if kit.prompt else configs
     batch_size: dict[str, Any] = {"batch_size": 1} if kit.prompt else {}
     run = kit.run(kit.new(points_to_evaluate=points, **kit.maybe_seed(0), **batch_size))
     for number, point in enumerate(points):
         config = run.live[run.must_suggest(f"point {number}")].config
-        got = config["candidates"][0] if kit.prompt else config
-        expect(close(got, point), f"suggestion {number} is {short(got)}, right: point {number}, {short(point)}")
+        got = candidates(config)[0] if kit.prompt else config
+        expect(
+            got == point if kit.prompt else close(got, point),
+            f"suggestion {number} is {short(got)}, right: point {number}, {short(point)}",
+        )
         run.complete(next(iter(run.live)))
     with when("after the points"):
         run.must_suggest("then")

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from rayprompt.candidate import Candidate, SoftPrompt, candidate_from_json
+from rayprompt.candidate import Candidate, SoftPrompt, candidates
 from rayprompt.errors import InputError
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
@@ -93,7 +93,7 @@ def _hidden(problem: Problem, goal: Candidate) -> Callable[[Config], float]:
     """How near a prompt is to ``goal``: a smooth function of its token ids, or of its vector."""
 
     def near(config: Config) -> float:
-        candidate = candidate_from_json(config["candidates"][0])
+        candidate = candidates(config)[0]
         if isinstance(candidate, SoftPrompt) and isinstance(goal, SoftPrompt):
             return -math.dist(candidate.z, goal.z)
         ids, goals = problem.token_ids(candidate), problem.token_ids(goal)

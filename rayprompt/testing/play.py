@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
+from rayprompt.candidate import candidates
 from rayprompt.testing.faults import Failed, calling, expect, form, short
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class TuneRun:
         parts = [config]
         if self.kit.prompt:
             expect(config.get("candidates"), f"suggest() gave {short(config)}, right: a config with candidates")
-            parts = [{**config, "candidates": [candidate]} for candidate in config["candidates"]]
+            parts = [{**config, "candidates": [c.to_json()]} for c in candidates(config)]
         for part in parts:
             if self.evaluate is not None:
                 self.values.append(float(self.evaluate(part)))

@@ -1,0 +1,112 @@
+"""``search_trainable``: whole searches as trials of anybody's ``ray.tune.Tuner``, for schedulers and comparisons."""
+
+from __future__ import annotations
+
+import secrets
+import weakref
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle, tune
+
+from rayprompt import defaults
+from rayprompt.budget import Ledger
+from rayprompt.errors import InputError
+from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, connect
+from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.registry import load_searcher
+from rayprompt.store.schema import safe_name
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.loop import SearchPlan
+from rayprompt.study.prepare import make_searcher, planned, store_location
+from rayprompt.study.trainable import put_away
+from rayprompt.study.trial import SearchTrial
+
+
+def search_trainable(
+    problem: Problem,
+    *,
+    budget: int = defaults.BUDGET,
+    out: str | Path | None = None,
+    pool: ScoringPool | None = None,
+    address: str | None = None,
+    scorers: int | None = None,
+    gpus_per_scorer: float | None = None,
+) -> type[tune.Trainable]:
+    """A trainable whose trial is a whole search on ``problem``'s train examples, reported generation by generation.
+
+    A trial's config has ``searcher`` (a registered name) and may have ``seed``, ``objective`` and ``settings`` (a dict
+    of the searcher's own). It reports ``best_score`` (the task metric on train), ``best_objective``, ``best_prompt``,
+    ``score`` and, as ``timesteps_total``, its evaluations: the budget of a scheduler such as ASHA. Dev and test are
+    not opened.
+
+    Args:
+        problem: task and LM.
+        budget: the most evaluations of each search.
+        out: a directory for scores, records and snapshots; searches in it share what they score, and a trial that is
+            started again goes on. None makes one under ``rayprompt-studies/``.
+        pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some.
+        address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it, as for ``search``.
+
+    Raises:
+        InputError: no cluster at the address, or it cannot hold the scorers.
+        ScoringError: the LM did not load.
+        StoreError: ``out`` cannot be written.
+    """
+    if not isinstance(problem, Problem):
+        raise InputError(f"search_trainable({problem!r}): give a Problem, as in search_trainable(Problem('reviews'))")
+    Ledger(budget)  # refuses what is no budget
+    folder = store_location(out or Path("rayprompt-studies") / f"tune-{secrets.token_hex(3)}")
+    ScoreStore(folder).prepare()
+    ours = pool is None
+    if pool is None:
+        connect(address)
+        pool = ScoringPool.start(problem.lm, scorers=scorers, gpus_per_scorer=gpus_per_scorer)
+    view = problem.for_search()
+    pool.add(view.part("train"))
+    job = cloudpickle.dumps((view, pool, budget, folder))
+    trainable: type[tune.Trainable] = type("PromptSearch", (ConfiguredSearch,), {"job": job, "__module__": __name__})
+    if ours:
+        weakref.finalize(trainable, put_away, pool=pool)
+    return trainable
+
+
+class ConfiguredSearch(SearchTrial):
+    """A search that its trial's config describes. Made by :func:`search_trainable`."""
+
+    job = b""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What a search claims for itself: it waits for the scorers nearly all the time."""
+        own = load_searcher(config["searcher"]).resources if isinstance(config.get("searcher"), str) else {}
+        return tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **own}])
+
+    def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+        """Make the search that ``config`` describes."""
+        if "searcher" not in config:
+            raise InputError("the trial's config has no 'searcher'; give one in param_space, as {'searcher': 'random'}")
+        view, pool, budget, folder = cloudpickle.loads(self.job)
+        searcher = make_searcher(
+            view,
+            config["searcher"],
+            planned(view, budget),
+            int(config.get("seed", 0)),
+            config.get("objective"),
+            config.get("settings", {}),
+        )
+        name = safe_name(f"{self.trial_id}_{searcher.name}-s{searcher.seed}")
+        plan = SearchPlan(name, budget, defaults.FINALISTS, folder, folder)
+        super().setup(config, cloudpickle.dumps((searcher, pool, plan)))
+
+    def step(self) -> dict[str, Any]:
+        report = super().step()
+        if report["error"]:
+            raise RuntimeError(report["error"])  # Tune shows it as the trial's
+        return report
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Its files are in the searches' directory."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """A search goes on from its own files."""
