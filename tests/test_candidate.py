@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import pickle
 
 import numpy as np
 import pytest
 
 from rayprompt.budget import BudgetExceeded, Ledger
-from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt, candidate_from_json
+from rayprompt.candidate import CandidateForms, SoftPrompt, Subspace, TextPrompt, candidate_from_json, candidates
 from rayprompt.errors import InputError
 from rayprompt.scores import Scores
 
@@ -22,9 +24,9 @@ CANDIDATES = [
 
 @pytest.mark.parametrize("candidate", CANDIDATES)
 def test_json_form_and_pickle_give_the_same_candidate(candidate: TextPrompt | SoftPrompt) -> None:
-    for copy in (candidate_from_json(candidate.to_json()), pickle.loads(pickle.dumps(candidate))):
-        assert copy == candidate
-        assert copy.key == candidate.key
+    for again in (candidate_from_json(candidate.to_json()), pickle.loads(pickle.dumps(candidate))):
+        assert again == candidate
+        assert again.key == candidate.key
         assert hash(copy) == hash(candidate)
 
 
@@ -63,3 +65,35 @@ def test_scores_of_values_have_no_pairs() -> None:
         scores.dense("label_log_probs")
     with pytest.raises(InputError, match="no dense view"):
         scores.dense("nope")
+
+
+def test_a_trials_config_holds_candidates_as_one_text_that_prints_as_their_number() -> None:
+    batch = [TextPrompt('say "kind": \\ é', (1, 2)), TextPrompt("so")]
+    forms = CandidateForms.of(batch)
+    assert str(forms) == f"{forms}" == repr(forms) == "2 candidates"
+    plain = json.loads(json.dumps({"candidates": forms, "batch": 0}))
+    for config in (
+        {"candidates": forms},
+        plain,
+        copy.deepcopy({"candidates": forms}),
+        {"candidates": json.loads(forms)},
+    ):
+        assert candidates(config) == batch
+    assert candidates(pickle.loads(pickle.dumps({"candidates": forms}))) == batch
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"lr": 1, "beta": 2},
+            "no 'candidates' in the trial's config .it has: beta, lr.; its searcher must",
+        ),
+        ({}, "it has: nothing"),
+        ({"candidates": "[{"}, "'candidates' is not JSON"),
+        ({"candidates": [{"kind": "picture"}]}, "not a candidate: kind 'picture'"),
+    ],
+)
+def test_a_config_without_candidates_is_named(config: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        candidates(config)

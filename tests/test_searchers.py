@@ -156,6 +156,7 @@ def test_nevergrad_starts_where_it_is_told(view: Problem) -> None:
     assert len(starts) == 4
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Nevergrad's, of what it refused
 def test_optimizers_that_cannot_do_what_is_asked(view: Problem) -> None:
     with pytest.raises(InputError, match="'RPowell': Nevergrad refuses it here .*parallelization.*try population=1"):
         NevergradSearcher(view, optimizer="RPowell")
@@ -204,3 +205,43 @@ def test_nevergrad_beats_random_on_a_smooth_problem(view: Problem) -> None:
             found.append(top)
         best[name] = np.mean(found)
     assert best["nevergrad"] > best["random"]
+
+
+def test_trials_that_tune_does_not_start_again_are_not_waited_for(
+    view: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``Tuner.restore(resume_unfinished=False)``: Tune then asks once a second and says nothing of its trials."""
+    clock = [0.0]
+    monkeypatch.setattr("rayprompt.searcher.base.time.monotonic", lambda: clock[0])
+    searcher = make("nevergrad", view)
+    first = searcher.suggest("a")
+    searcher.save_to_dir(str(tmp_path), "one")
+    restored = make("nevergrad", view)
+    restored.restore_from_dir(str(tmp_path))
+    for _ in range(100):  # a trial runs: Tune asks often
+        clock[0] += 0.1
+        assert restored.suggest("b") is None
+    answers = []
+    for _ in range(6):  # none runs
+        clock[0] += 1.0
+        answers.append(restored.suggest("b"))
+    assert first in answers
+    restored.on_trial_complete("b", {"score": 1.0})
+    assert restored.suggest("c")["batch"] == 1
+
+
+def test_a_window_of_generations_does_not_depend_on_which_trial_is_faster(view: Problem) -> None:
+    """With three trials out, generation g is asked for when exactly those before g - 2 were told."""
+    import itertools
+
+    asked = []
+    for order in itertools.permutations(range(3)):
+        searcher = make("nevergrad", view)
+        assert searcher.set_max_concurrency(3)
+        seen = [searcher.suggest(f"t{i}") for i in range(3)]
+        assert searcher.suggest("t3") is None
+        for i in order:
+            searcher.on_trial_complete(f"t{i}", {"score": float(i)})
+        seen += [searcher.suggest(f"u{i}") for i in range(3)]
+        asked.append([str.__str__(config["candidates"]) for config in seen])
+    assert all(keys == asked[0] for keys in asked)
