@@ -27,7 +27,7 @@ def test_json_form_and_pickle_give_the_same_candidate(candidate: TextPrompt | So
     for again in (candidate_from_json(candidate.to_json()), pickle.loads(pickle.dumps(candidate))):
         assert again == candidate
         assert again.key == candidate.key
-        assert hash(copy) == hash(candidate)
+        assert hash(again) == hash(candidate)
 
 
 def test_keys_say_what_is_scored() -> None:
