@@ -49,8 +49,7 @@ def mr_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (data / "test.tsv").read_text().splitlines(keepends=True)
     (folder / "test.tsv").write_text("".join(lines[:401]))  # some of its 2,000 sentences are enough here
     splits = "\n".join(
-        f"  16-{n}: {{train: {data}/16-{n}/train.tsv, dev: {data}/16-{n}/dev.tsv, test: test.tsv}}"
-        for n in (13, 21)
+        f"  16-{n}: {{train: {data}/16-{n}/train.tsv, dev: {data}/16-{n}/dev.tsv, test: test.tsv}}" for n in (13, 21)
     )
     (folder / "task.yaml").write_text(
         "name: mr\nkind: classification\n"

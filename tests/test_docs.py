@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ import rayprompt
 from rayprompt.lm import family as families
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.scores import Scores
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.testing import check_searcher
 
 README = (REPOSITORY / "README.md").read_text()
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
+TUNE = (REPOSITORY / "docs" / "tune.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -50,6 +54,11 @@ def test_contributed_searcher(problem: Problem, tmp_path: Path, monkeypatch: pyt
     assert searcher.best == first[-1].text.split()
     copy = pickle.loads(pickle.dumps(searcher))
     assert [c.key for c in copy.ask(8)] == [c.key for c in searcher.ask(8)]
+
+
+def test_contributed_searcher_conforms(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = module_of(blocks(CONTRIBUTING, "python")[0], "mutate", tmp_path, monkeypatch).MutateSearcher
+    check_searcher(lambda **keywords: cls(problem.for_search(), **keywords))
 
 
 def test_contributed_searcher_searches(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +109,161 @@ def test_contributed_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_readme_python(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(README, "python")
+    code, _ = blocks(README, "python")
     space: dict[str, object] = {}
     exec(code.replace("budget=6400", "budget=640"), space)
     assert isinstance(space["result"], rayprompt.Result)
+
+
+# The Tuners of README and docs/tune.md, with the session's pool.
+
+
+@pytest.fixture
+def tuner_space(pool: ScoringPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a block finds: the session's pool, in an empty folder that takes Tune's files too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    monkeypatch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(tmp_path / "ray_results"))
+    return {"__name__": "__main__", "pool": pool}
+
+
+def with_pool(code: str, **changes: str) -> str:
+    """The block with the session's pool and smaller budgets; what is changed must stand in it."""
+    code = re.sub(r"_trainable\(problem", "_trainable(problem, pool=pool", code)
+    for name, (old, new) in {name: change.split("->") for name, change in changes.items()}.items():
+        assert f"{name}={old}" in code
+        code = code.replace(f"{name}={old}", f"{name}={new}")
+    return code
+
+
+def section(heading: str) -> list[str]:
+    """The Python blocks of a section of docs/tune.md."""
+    (text,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", TUNE, flags=re.DOTALL | re.MULTILINE)
+    return blocks(text, "python")
+
+
+@pytest.fixture
+def tune_space(tuner_space: dict[str, Any]) -> dict[str, Any]:
+    """With the block that all others of docs/tune.md need."""
+    exec(blocks(TUNE, "python")[0], tuner_space)
+    return tuner_space
+
+
+def test_readme_tuner(tuner_space: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    _, code = blocks(README, "python")
+    exec(with_pool(code, budget="320->48"), tuner_space)
+    best = tuner_space["best"].metrics
+    assert capsys.readouterr().out.splitlines()[-1] == f"{best['best_prompt']} {best['best_score']}"
+
+
+def test_every_block_of_the_tune_page_is_in_a_section_that_is_tested() -> None:
+    tested = {
+        "Your own Tuner": 1, "A trainable of your own": 1, "Concurrency": 1, "Restore": 1,
+        "ASHA over whole searches": 1, "W&B and MLflow": 2, "The conformance kit": 2,
+    }  # fmt: skip
+    assert {heading: len(section(heading)) for heading in tested} == tested
+    assert len(blocks(TUNE, "python")) == 1 + sum(tested.values())
+
+
+def test_tune_own_tuner(tune_space: dict[str, Any]) -> None:
+    (code,) = section("Your own Tuner")
+    exec(with_pool(code, budget="320->34"), tune_space)
+    best = tune_space["best"]
+    assert {f"`{key}`" for key in best.config} <= set(re.findall("`[a-z]+`", TUNE))
+    reported = {"score", "best_prompt", "best_score", "candidate_scores", "candidate_metrics", "evaluations"}
+    assert reported <= set(best.metrics)
+    first, *_ = (r for r in tune_space["tuner"].get_results() if r.config["batch"] == 0)
+    assert [c.text for c in rayprompt.candidates(first.config)] == ["it was", "overall it felt"]
+
+
+def test_tune_own_trainable(tune_space: dict[str, Any]) -> None:
+    (code,) = section("A trainable of your own")
+    exec(code, tune_space)
+    results = tune_space["tuner"].get_results()
+    first, *_ = (r for r in results if r.config["batch"] == 0)
+    assert (len(results), len(results.errors)) == (4, 0)
+    assert results.get_best_result().metrics["characters"] < first.metrics["characters"]
+
+
+def test_tune_concurrency(tune_space: dict[str, Any]) -> None:
+    (code,) = section("Concurrency")
+    exec(with_pool(code), tune_space)
+    assert (len(tune_space["tuner"].get_results()), tune_space["searcher"].ended) == (16, "budget")
+
+
+def test_tune_restore(tune_space: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script twice: a run that is broken off after some trials, and the rest of it."""
+    from ray import tune
+
+    class Stop(tune.Callback):
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if len(trials) >= 3 and not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                raise RuntimeError("enough")
+
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+    (code,) = section("Restore")
+    code = with_pool(code, budget="320->80").replace("RunConfig(", "RunConfig(callbacks=[stop], ")
+    tune_space["stop"] = Stop()
+    with pytest.raises(Exception, match="enough"):
+        exec(code, tune_space)
+    del tune_space["searcher"]
+    exec(code, tune_space)
+    assert "searcher" not in tune_space, "the second run did not restore"
+    results = tune_space["results"]
+    assert sorted(r.config["batch"] for r in results) == list(range(5))
+    assert len({c.key for r in results for c in rayprompt.candidates(r.config)}) == 80
+
+
+def test_tune_asha(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many it stops depends on the order in which searches come to a rung; that the best one is not stopped does
+    not."""
+    monkeypatch.delenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS")
+    (code,) = section("ASHA over whole searches")
+    exec(with_pool(code, budget="6400->2048", max_t="6400->2048", grace_period="1600->1024"), tune_space)
+    results = tune_space["tuner"].get_results()
+    assert (len(results), len(results.errors)) == (4, 0)
+    assert {r.metrics["timesteps_total"] for r in results} <= {1024, 2048}
+    assert results.get_best_result().metrics["timesteps_total"] == 2048
+    curves = {path.parent for path in (tune_space["runs"] / "asha").rglob("events.out.tfevents.*")}
+    assert len(curves) == 4  # one for each search, for TensorBoard
+
+
+def test_tune_mlflow(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")  # the block sets it; this puts it back
+    before = mlflow.get_tracking_uri()
+    try:
+        exec(with_pool(section("W&B and MLflow")[0], budget="3200->1024"), tune_space)
+        client = mlflow.MlflowClient((tune_space["runs"] / "mlruns").as_uri())
+        runs = client.search_runs([client.get_experiment_by_name("reviews").experiment_id])
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert {run.data.params["searcher"] for run in runs} == {"random", "nevergrad"}
+    assert all(step.step == 1024 for run in runs for step in client.get_metric_history(run.info.run_id, "best_score"))
+
+
+def test_tune_wandb(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "")
+    exec(with_pool(section("W&B and MLflow")[1], budget="3200->64"), tune_space)
+    assert len(tune_space["results"]) == 2
+    assert not tune_space["results"].errors
+    logs = list((tune_space["runs"] / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 2
+
+
+def test_tune_kit(tune_space: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    own, optuna = section("The conformance kit")
+    assert "**keywords))  # raises" in own
+    exec(own.replace("**keywords))", "**keywords), only='seed')"), tune_space)  # test_conformance.py runs all of them
+    pytest.importorskip("optuna")
+    exec(optuna, tune_space)
+    printed = {line.split(" - ")[0] for line in capsys.readouterr().out.splitlines()}
+    assert printed == {outcome.check for outcome in tune_space["outcomes"] if not outcome.passed}
+    table = {check for row in re.findall(r"^\| (`[a-z-]+`.*?) \|", TUNE, re.MULTILINE) for check in row.split(", ")}
+    assert {f"`{check}`" for check in printed} <= table
 
 
 def test_readme_task_is_a_task(tmp_path: Path) -> None:

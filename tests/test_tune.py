@@ -189,7 +189,12 @@ def test_the_pool_of_a_trainable_is_put_away_with_it(ray_session: None, tiny: Pr
     before = set(list_named_actors())
     mine = rayprompt.prompt_trainable(tiny, scorers=1)
     assert len(set(list_named_actors()) - before) == 2  # scorer and desk
+    second = rayprompt.prompt_trainable(tiny, scorers=1)  # as in a notebook: its LM is loaded already
+    assert len(set(list_named_actors()) - before) == 3
     del mine
+    gc.collect()
+    assert any(name.startswith("scorer") for name in set(list_named_actors()) - before)
+    del second
     gc.collect()
     deadline = time.monotonic() + 20
     while set(list_named_actors()) - before and time.monotonic() < deadline:

@@ -289,8 +289,8 @@ class PromptSearcher(Searcher):
         if self._not_restored:
             raise RestoreError(
                 "Tune could not restore this run and would start it from the beginning (its log says why, after "
-                "'Failed to restore the run state'); mend or remove the newest experiment_state-*.json, or start a "
-                "new run"
+                "'Failed to restore the run state'); remove the three files of its newest state (experiment_state-, "
+                "search_gen_state-, searcher-state-TIME) if there is an older one, or start a new run on the same store"
             )
 
     def _open_generation(self) -> bool:

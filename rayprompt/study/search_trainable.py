@@ -12,14 +12,14 @@ from ray import cloudpickle, tune
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.errors import InputError
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, connect
+from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
+from rayprompt.study.kept import shared_pool
 from rayprompt.study.loop import SearchPlan
 from rayprompt.study.prepare import make_searcher, planned, store_location
-from rayprompt.study.trainable import put_away
 from rayprompt.study.trial import SearchTrial
 
 
@@ -45,7 +45,8 @@ def search_trainable(
         budget: the most evaluations of each search.
         out: a directory for scores, records and snapshots; searches in it share what they score, and a trial that is
             started again goes on. None makes one under ``rayprompt-studies/``.
-        pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some.
+        pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some, or takes those of
+            another trainable of this process with the same LM and options.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it, as for ``search``.
 
     Raises:
@@ -58,16 +59,15 @@ def search_trainable(
     Ledger(budget)  # refuses what is no budget
     folder = store_location(out or Path("rayprompt-studies") / f"tune-{secrets.token_hex(3)}")
     ScoreStore(folder).prepare()
-    ours = pool is None
+    give_back = None
     if pool is None:
-        connect(address)
-        pool = ScoringPool.start(problem.lm, scorers=scorers, gpus_per_scorer=gpus_per_scorer)
+        pool, give_back = shared_pool(problem.lm, address=address, scorers=scorers, gpus_per_scorer=gpus_per_scorer)
     view = problem.for_search()
     pool.add(view.part("train"))
     job = cloudpickle.dumps((view, pool, budget, folder))
     trainable: type[tune.Trainable] = type("PromptSearch", (ConfiguredSearch,), {"job": job, "__module__": __name__})
-    if ours:
-        weakref.finalize(trainable, put_away, pool=pool)
+    if give_back is not None:
+        weakref.finalize(trainable, give_back)
     return trainable
 
 

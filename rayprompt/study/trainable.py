@@ -25,11 +25,12 @@ from rayprompt.errors import InputError, RayPromptError, ScoringError
 from rayprompt.objective import OBJECTIVES, get_objective
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.evaluator import Evaluator
-from rayprompt.scoring.pool import ScoringPool, connect
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.step import score_generation
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
+from rayprompt.study.kept import shared_pool
 from rayprompt.study.measure import evaluator_of
 from rayprompt.study.prepare import store_location
 
@@ -58,7 +59,8 @@ def prompt_trainable(
 
     Args:
         problem: task and LM.
-        pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some.
+        pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some, or takes those of
+            another trainable of this process with the same LM and options.
         store: a directory or URI that keeps every scored pair, and answers what it knows; None keeps them in memory.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it, as for ``search``.
 
@@ -68,16 +70,15 @@ def prompt_trainable(
     """
     if not isinstance(problem, Problem):
         raise InputError(f"prompt_trainable({problem!r}): give a Problem, as in prompt_trainable(Problem('reviews'))")
-    ours = pool is None
+    give_back = None
     if pool is None:
-        connect(address)
-        pool = ScoringPool.start(problem.lm, scorers=scorers, gpus_per_scorer=gpus_per_scorer)
+        pool, give_back = shared_pool(problem.lm, address=address, scorers=scorers, gpus_per_scorer=gpus_per_scorer)
     where = None if store is None else store_location(store)
     if where is not None:
         ScoreStore(where).prepare()
     desk = Desk.open(problem, pool, where, f"tune_{uuid.uuid4().hex[:12]}", NO_BUDGET)
     trainable = desk.trainable()
-    weakref.finalize(trainable, put_away, desk, pool if ours else None)
+    weakref.finalize(trainable, _put_away, desk, give_back)
     return trainable
 
 
@@ -281,12 +282,10 @@ def _answer(ref: Any) -> Any:
         raise
 
 
-def put_away(desk: Desk | None = None, pool: ScoringPool | None = None) -> None:
+def _put_away(desk: Desk, give_back: Callable[[], None] | None) -> None:
     """End the actors of a trainable that nobody holds any more."""
     if ray.is_initialized():
-        if desk is not None:
-            with contextlib.suppress(Exception):
-                desk.close()
-        if pool is not None:
-            with contextlib.suppress(Exception):
-                pool.shutdown()
+        with contextlib.suppress(Exception):
+            desk.close()
+    if give_back is not None:
+        give_back()
