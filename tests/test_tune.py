@@ -19,11 +19,12 @@ from ray import tune
 
 import rayprompt
 from rayprompt.candidate import TextPrompt
-from rayprompt.errors import InputError, RestoreError
+from rayprompt.errors import InputError, RestoreError, ScoringError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher, searcher_paths
 from rayprompt.store.store import ScoreStore
+from searchers.random import RandomSearcher
 
 HERE = Path(__file__).parent
 
@@ -110,6 +111,51 @@ def test_an_interrupted_native_search_goes_on(pool: ScoringPool, tiny: Problem, 
     assert more.evaluations == whole.evaluations
     assert more.lm_evaluations == whole.lm_evaluations  # nothing twice
     assert json.loads((tmp_path / "part" / "result.json").read_text())["test_opened"] == 2
+
+
+class TooLong(RandomSearcher):
+    """In its second generation it asks for a prompt that does not fit the LM."""
+
+    def ask(self, n: int) -> list[rayprompt.Candidate]:
+        found = super().ask(n)
+        if len(self.asked) > n:
+            found[3] = TextPrompt("long", (5,) * 600)
+        return found
+
+
+class Mute(RandomSearcher):
+    def ask(self, n: int) -> list[rayprompt.Candidate]:
+        if self.asked:
+            raise ValueError("nothing comes to mind")
+        return super().ask(n)
+
+
+@pytest.mark.parametrize(
+    ("searcher", "error", "message"),
+    [(TooLong, InputError, "600 tokens"), (Mute, ScoringError, "the search failed: ValueError: nothing comes to mind")],
+)
+def test_a_native_search_that_fails_ends_at_once_with_its_reason(
+    pool: ScoringPool, tiny: Problem, tmp_path: Path, searcher: Any, error: type[Exception], message: str
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(error, match=message) as failed:
+        rayprompt.search(tiny, searcher=searcher, budget=8 * 64, out=tmp_path / "s", tune_native=True)
+    assert "\n" not in str(failed.value)
+    assert time.monotonic() - started < 60  # not fifty times
+
+
+def test_a_bad_batch_does_not_spoil_those_scored_with_it(
+    ray_session: None, trainable: type[tune.Trainable], tiny: Problem, tmp_path: Path
+) -> None:
+    searcher = TooLong(tiny, budget=64)
+    results = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=4),
+        run_config=run_config(tmp_path),
+    ).fit()
+    bad = {r.config["batch"] for r in results if any(p.text == "long" for p in rayprompt.candidates(r.config))}
+    assert len(results.errors) == len(bad) == 3
+    assert sum(r.error is None for r in results) == 1
 
 
 def test_a_native_search_needs_a_candidates_budget(tiny: Problem, tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from ray import tune
 from ray.tune import Callback
 
 from rayprompt.candidate import candidates
-from rayprompt.errors import Interrupted, ScoringError
+from rayprompt.errors import Interrupted, RayPromptError, ScoringError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.study.loop import Finalist, Finalists, SearchPlan
 from rayprompt.study.progress import Listener, Progress
 from rayprompt.study.trainable import SLOTS, Desk
-from rayprompt.study.tuning import MOST_TRIAL_DEATHS, quiet_tune
+from rayprompt.study.tuning import MOST_TRIAL_DEATHS, quiet_tune, trial_error
 
 NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 STAGED = 3  # trials that wait for each that runs, so that its process is used again
@@ -45,11 +45,17 @@ def run_native(
     searcher.most_candidates = plan.budget // len(set(searcher.problem.digests("train")))
     desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget)
     collect = Collect(searcher, plan, listener)
-    tuner = tuner_of(searcher, desk.trainable(), plan.study, experiment_name(Path(plan.study), name), [collect])
+    tuner = tuner_of(
+        searcher, desk.trainable(report_errors=True), plan.study, experiment_name(Path(plan.study), name), [collect]
+    )
     try:
         with quiet_tune(), without_loggers():
             outcome = tuner.fit()
         counts = desk.report()
+    except RayPromptError:
+        raise
+    except Exception as error:  # of the searcher, on the driver; or of a trial that reported one
+        raise trial_error(collect.error or f"{type(error).__name__}: {error}") from None
     finally:
         desk.close()
     if outcome.errors:
@@ -138,11 +144,15 @@ class Collect(Callback):
         self.listener = listener
         self.results: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.best = (float("-inf"), float("-inf"), "")
+        self.error = ""
         self.started = time.perf_counter()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        if result.get("error"):
+            self.error = str(result["error"])
+            raise ScoringError(self.error)  # it would go wrong again: the run is over
         self.results.setdefault(trial.config["batch"], (trial.config, result))
         self.best = max(self.best, (result["score"], result["best_score"], result["best_prompt"]))
         elapsed = time.perf_counter() - self.started

@@ -103,9 +103,10 @@ class Desk:
         _answer(actor.counts.remote())
         return cls(name, actor)
 
-    def trainable(self) -> type[tune.Trainable]:
-        """A trainable whose trials come to this desk."""
-        return type("PromptTrial", (PromptTrial,), {"desk_name": self.name, "__module__": __name__})
+    def trainable(self, *, report_errors: bool = False) -> type[tune.Trainable]:
+        """A trainable whose trials come to this desk, and raise, or report, what is wrong with a batch."""
+        members = {"desk_name": self.name, "report_errors": report_errors, "__module__": __name__}
+        return type("PromptTrial", (PromptTrial,), members)
 
     def report(self) -> dict[str, Any]:
         """Counts of the ledger, and candidates."""
@@ -182,15 +183,20 @@ class DeskActor:
         while self.waiting:
             requests, self.waiting = self.waiting, []
             try:
-                configs = [config for config, _ in requests]
-                results = await asyncio.get_running_loop().run_in_executor(self.thread, self._score, configs)
-            except Exception as error:
-                for _, done in requests:
-                    done.set_exception(error)
-            else:
-                for (_, done), result in zip(requests, results, strict=True):
-                    done.set_result(result)
+                await self._answer(requests)
+            except Exception:  # whose fault is it?
+                for request in requests:
+                    try:
+                        await self._answer([request])
+                    except Exception as error:
+                        request[1].set_exception(error)
         self.at_work = None
+
+    async def _answer(self, requests: list[tuple[dict[str, Any], asyncio.Future[dict[str, Any]]]]) -> None:
+        configs = [config for config, _ in requests]
+        results = await asyncio.get_running_loop().run_in_executor(self.thread, self._score, configs)
+        for (_, done), result in zip(requests, results, strict=True):
+            done.set_result(result)
 
     def _take_up(self, store: ScoreStore, search: str) -> None:
         """Go on where an actor that died, or a run that was interrupted, has stopped."""
@@ -228,6 +234,7 @@ class PromptTrial(tune.Trainable):
     """A batch of candidates: its one step has them scored. Made by :func:`prompt_trainable`."""
 
     desk_name = ""
+    report_errors = False
     desk: Any = None
 
     @classmethod
@@ -245,6 +252,10 @@ class PromptTrial(tune.Trainable):
                 return {**_answer(self.desk.score.remote(self.config)), "done": True}
             except RayActorError:  # Ray starts it again
                 time.sleep(PAUSE_SECONDS)
+            except RayPromptError as error:
+                if not self.report_errors:
+                    raise
+                return {"score": float("nan"), "error": f"{type(error).__name__}: {error}", "done": True}
         raise ScoringError("the actor that scores the batches of this run is lost")
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
