@@ -47,9 +47,11 @@ def mr_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mr")
     data = shared / "data" / "few-shot" / "mr"
     lines = (data / "test.tsv").read_text().splitlines(keepends=True)
-    (folder / "test.tsv").write_text("".join(lines[:401]))  # some of its 2,000 sentences are enough here
+    (folder / "test.tsv").write_text("".join(lines[:201]))
+    named = {"16-13": (13, data / "test.tsv"), "16-21": (21, data / "test.tsv"), "short": (13, "test.tsv")}
     splits = "\n".join(
-        f"  16-{n}: {{train: {data}/16-{n}/train.tsv, dev: {data}/16-{n}/dev.tsv, test: test.tsv}}" for n in (13, 21)
+        f"  {name}: {{train: {data}/16-{n}/train.tsv, dev: {data}/16-{n}/dev.tsv, test: {test}}}"
+        for name, (n, test) in named.items()
     )
     (folder / "task.yaml").write_text(
         "name: mr\nkind: classification\n"
