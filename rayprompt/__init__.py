@@ -31,6 +31,7 @@ _WHERE = {
     "candidate_from_json": "rayprompt.candidate",
     "candidates": "rayprompt.candidate",
     "evaluate": "rayprompt.study.evaluate",
+    "few_shot": "rayprompt.shots",
     "load_task": "rayprompt.task",
     "prompt_trainable": "rayprompt.study.trainable",
     "read_result": "rayprompt.study.results",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from rayprompt.searcher.base import PromptSearcher as PromptSearcher
     from rayprompt.searcher.problem import Problem as Problem
     from rayprompt.searcher.settings import setting as setting
+    from rayprompt.shots import few_shot as few_shot
     from rayprompt.store.store import ScoreStore as ScoreStore
     from rayprompt.study.evaluate import Evaluation as Evaluation
     from rayprompt.study.evaluate import evaluate as evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -10,8 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from rayprompt.errors import InputError
 
+ZEROS = "zeros"
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -54,15 +59,55 @@ class TextPrompt:
 class Subspace:
     """The random subspace of a soft prompt (Black-Box Tuning, arXiv 2201.03514, section 3): prompt = A z + p0.
 
-    ``seed`` draws A with NumPy's Philox generator, ``scale`` is the standard deviation of its entries, ``length``
-    the number of prompt tokens, ``layers`` the layers that get a prompt, ``p0`` names the initial prompt.
+    A is (length x width, dim), drawn by NumPy's Philox generator, which gives the same numbers on every machine.
+
+    Attributes:
+        seed: of A.
+        scale: the standard deviation of A's entries.
+        length: prompt tokens.
+        layers: the layers that get a prompt.
+        p0: the initial vectors (length, width): ``zeros``, or the digest of those that the problem has.
+        mode: ``add`` adds the prompt to the embeddings of ``tokens``, which stand at the prompt's place; ``concat``
+            puts it in front of the whole input.
+        projection: the entries of A are ``normal`` or ``uniform`` (mean 0).
+        tokens: (length,) ids of the initial tokens; with ``concat`` their embeddings are a part of p0.
+        dim: the intrinsic dimension, length of z.
+        width: of the LM's embeddings.
+        digest: of A, as it was drawn when the search began; empty = not known.
     """
 
     seed: int
     scale: float
     length: int
     layers: tuple[int, ...] = (0,)
-    p0: str = "zeros"
+    p0: str = ZEROS
+    mode: str = "add"
+    projection: str = "normal"
+    tokens: tuple[int, ...] = ()
+    dim: int = 0
+    width: int = 0
+    digest: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of all of it."""
+        return digest(dataclasses.asdict(self))
+
+    @property
+    def front(self) -> int:
+        """Positions that it takes in front of the input."""
+        return self.length if self.mode == "concat" else 0
+
+    @cached_property
+    def form(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**dataclasses.asdict(self), "layers": list(self.layers), "tokens": list(self.tokens)}
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Subspace:
+        """Read the JSON form back."""
+        lists = {name: tuple(int(i) for i in form[name]) for name in ("layers", "tokens") if name in form}
+        return cls(**{**form, **lists})
 
 
 @dataclass(frozen=True)
@@ -74,14 +119,27 @@ class SoftPrompt:
 
     kind = "soft"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "z", tuple(np.asarray(self.z, dtype=np.float32).tolist()))
+
+    @cached_property
+    def vector(self) -> npt.NDArray[np.float32]:
+        """``z`` as an array."""
+        return np.array(self.z, dtype=np.float32)
+
     @cached_property
     def key(self) -> str:
         """Digest of ``z`` and the subspace."""
-        return digest(["soft", list(self.z), dataclasses.asdict(self.subspace)])
+        content = self.vector.astype("<f4").tobytes() + self.subspace.key.encode()
+        return hashlib.sha256(content).hexdigest()[:32]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; ``candidate_from_json`` reads it back."""
-        return {"kind": self.kind, "z": list(self.z), "subspace": dataclasses.asdict(self.subspace)}
+        """The JSON form, ``z`` as base64 of little-endian float32; ``candidate_from_json`` reads it back."""
+        text = base64.b64encode(self.vector.astype("<f4").tobytes()).decode("ascii")
+        return {"kind": self.kind, "z": text, "subspace": self.subspace.form}
 
 
 Candidate: TypeAlias = TextPrompt | SoftPrompt
@@ -100,9 +158,9 @@ def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
                 raise TypeError("text must be a string")
             return TextPrompt(form["text"], None if ids is None else tuple(ids))
         if form["kind"] == "soft":
-            space = dict(form["subspace"])
-            space["layers"] = tuple(space.get("layers", (0,)))
-            return SoftPrompt(tuple(float(x) for x in form["z"]), Subspace(**space))
+            z = form["z"]
+            numbers = np.frombuffer(base64.b64decode(z, validate=True), dtype="<f4") if isinstance(z, str) else z
+            return SoftPrompt(tuple(float(x) for x in numbers), Subspace.from_json(form["subspace"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a candidate: {_short(form)} ({error!r})") from None
     raise InputError(f"not a candidate: kind {form['kind']!r}; known: text, soft")

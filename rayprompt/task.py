@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.scores import IntArray
+from rayprompt.task_data import find_column
 from rayprompt.template import Template
 
 PARTS = ("train", "dev", "test")
-FAMILIES = ("masked", "causal")
+FAMILIES = ("masked", "causal", "encoder-decoder")
 METRICS = ("accuracy", "f1")
 BUNDLED = Path(__file__).parent / "bundled" / "tasks"
 
@@ -27,6 +29,11 @@ class Example:
 
     fields: Mapping[str, str]
     label: int
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The texts of its fields, in the order of the fields' names."""
+        return tuple(text for _, text in sorted(self.fields.items()))
 
     @cached_property
     def digest(self) -> str:
@@ -40,13 +47,14 @@ class Task:
 
     Attributes:
         name, version, kind: ``kind`` is ``classification``.
-        templates: LM family (``masked``, ``causal``) -> template.
+        templates: LM family (``masked``, ``causal``, ``encoder-decoder``) -> template.
         labels: the labels as they stand in the data, as strings; an example's label is an index into them.
         label_words: the verbalizer: the word that stands for each label, in the order of ``labels``.
         metric: ``accuracy`` or ``f1``.
         manual_prompt: the prompt a person would write, one of the baselines; None where there is none.
         splits: split name -> part (``train``, ``dev``, ``test``) -> examples.
         source: where it came from, for messages.
+        data: where a public task's examples came from: a folder, or ``hf://datasets/NAME``; empty for other tasks.
     """
 
     name: str
@@ -60,6 +68,7 @@ class Task:
     version: str = "1"
     description: str = ""
     source: str = field(default="", compare=False)
+    data: str = field(default="", compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -100,11 +109,13 @@ class Task:
         return np.array([e.label for e in self.examples(part, split)], dtype=np.int64)
 
     def template(self, family: str) -> Template:
-        """The template for an LM family.
+        """The template for an LM family; an encoder-decoder LM takes the masked one where it has none of its own.
 
         Raises:
             InputError: the task has none for this family.
         """
+        if family == "encoder-decoder" and family not in self.templates:
+            family = "masked" if "masked" in self.templates else family
         if family not in self.templates:
             raise InputError(
                 f"task {self.name} has no template for {family} LMs (it has {', '.join(self.templates)}); "
@@ -113,21 +124,19 @@ class Task:
         return self.templates[family]
 
     def leaks(self) -> dict[str, dict[tuple[str, str], int]]:
-        """Split name -> (part, part) -> number of texts that stand in both."""
+        """Split name -> (part, part) -> number of texts that stand in both; an empty text is none."""
         found: dict[str, dict[tuple[str, str], int]] = {}
         for split, parts in self.splits.items():
-            texts = {part: {tuple(sorted(e.fields.items())) for e in rows} for part, rows in parts.items()}
-            names = list(texts)
-            for i, first in enumerate(names):
-                for second in names[i + 1 :]:
-                    both = len(texts[first] & texts[second])
-                    if both:
-                        found.setdefault(split, {})[(first, second)] = both
+            texts = {part: {e.text for e in parts[part] if any(e.text)} for part in PARTS if part in parts}
+            for first, second in combinations(texts, 2):
+                both = len(texts[first] & texts[second])
+                if both:
+                    found.setdefault(split, {})[(first, second)] = both
         return found
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Task:
-        """Read ``task.yaml`` and the tables it names.
+    def from_folder(cls, folder: str | Path, split: str | None = None) -> Task:
+        """Read ``task.yaml`` and the tables it names. ``split``: one that may have to be drawn (``shots``).
 
         Raises:
             InputError: a file is missing or broken, a key is unknown, a label has no word...: one line that says
@@ -135,7 +144,7 @@ class Task:
         """
         from rayprompt.task_yaml import read_task
 
-        return read_task(Path(folder))
+        return read_task(Path(folder), split)
 
     @classmethod
     def from_examples(
@@ -177,23 +186,25 @@ def make_task(
     columns: Mapping[str, str | Sequence[str]],
     tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     where: str,
+    *,
+    data: str = "",
+    empty_texts: bool = False,
 ) -> Task:
-    """Check and freeze a task: ``spec`` holds the settings, ``tables`` split -> part -> rows. See ``Task``."""
-    words = spec.get("label_words")
-    if not isinstance(words, Mapping) or len(words) < 2:
-        raise InputError(f"{where}: label_words must map two or more labels to words, as {{0: terrible, 1: great}}")
-    labels = tuple(str(label) for label in words)
-    label_words = tuple(str(word).strip() for word in words.values())
-    if len(set(label_words)) < len(label_words) or not all(label_words):
-        raise InputError(f"{where}: every label needs a word of its own, not {list(words.values())}")
+    """Check and freeze a task: ``spec`` holds the settings, ``tables`` split -> part -> rows. See ``Task``.
+
+    ``empty_texts``: accept examples without text, which published data has.
+    """
+    labels, label_words = read_label_words(spec.get("label_words"), where)
     metric = spec.get("metric", "accuracy")
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS, where)
     fields = [column for column in columns if column != "label"]
-    splits = {
-        split: {part: _examples(rows, columns, fields, labels, f"{where}, {part}") for part, rows in parts.items()}
-        for split, parts in tables.items()
-    }
+    made: dict[int, tuple[Example, ...]] = {}  # splits may share a test table: it becomes examples once
+    for parts in tables.values():
+        for part, rows in parts.items():
+            if id(rows) not in made:
+                made[id(rows)] = _examples(rows, columns, fields, labels, f"{where}, {part}", empty_texts)
+    splits = {split: {part: made[id(rows)] for part, rows in parts.items()} for split, parts in tables.items()}
     manual = spec.get("manual_prompt")
     return Task(
         name=name,
@@ -206,7 +217,25 @@ def make_task(
         version=str(spec.get("version", 1)),
         description=str(spec.get("description", "")),
         source=where,
+        data=data,
     )
+
+
+def read_label_words(words: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The labels and their words, from the mapping ``label_words``.
+
+    Raises:
+        InputError: it is no mapping of two or more labels, or words are missing or alike.
+    """
+    if not isinstance(words, Mapping) or len(words) < 2:
+        raise InputError(f"{where}: label_words must map two or more labels to words, as {{0: terrible, 1: great}}")
+    for value in (*words, *words.values()):
+        if isinstance(value, bool):
+            raise InputError(f'{where}: label_words: YAML reads a plain yes, no, on or off as {value}; write "Yes"')
+    label_words = tuple(str(word).strip() for word in words.values())
+    if len(set(label_words)) < len(label_words) or not all(label_words):
+        raise InputError(f"{where}: every label needs a word of its own, not {list(words.values())}")
+    return tuple(str(label) for label in words), label_words
 
 
 def _templates(given: Any, fields: Sequence[str], where: str) -> dict[str, Template]:
@@ -221,8 +250,8 @@ def _templates(given: Any, fields: Sequence[str], where: str) -> dict[str, Templ
             raise unknown("LM family", family, FAMILIES, f"{where}, template")
         template = Template.parse(source, fields, f"{where}, template.{family}")
         masks = sum(piece.kind == "mask" for piece in template.pieces)
-        if masks != (1 if family == "masked" else 0):
-            right = "exactly one {mask}" if family == "masked" else "no {mask}"
+        if masks != (0 if family == "causal" else 1):
+            right = "no {mask}" if family == "causal" else "exactly one {mask}"
             raise InputError(f"{where}, template.{family}: {source!r} has {masks} {{mask}}; it needs {right}")
         templates[family] = template
     return templates
@@ -234,9 +263,10 @@ def _examples(
     fields: Sequence[str],
     labels: Sequence[str],
     where: str,
+    empty_texts: bool,
 ) -> tuple[Example, ...]:
     """Rows -> examples; ``columns`` maps fields and ``label`` to a column, or to several: the first that is there."""
-    found = {name: _column(rows[0], wanted, name, where) for name, wanted in columns.items()}
+    found = {name: find_column(rows[0], wanted, name, where) for name, wanted in columns.items()}
     examples = []
     for number, row in enumerate(rows, start=1):
         label = str(row.get(found["label"]))
@@ -246,44 +276,59 @@ def _examples(
                 f"known: {', '.join(labels)}"
             )
         texts = {name: " ".join(str(row.get(found[name]) or "").split()) for name in fields}
-        if not any(texts.values()):
+        if not any(texts.values()) and not empty_texts:
             raise InputError(f"{where}, example {number}: the text is empty")
         examples.append(Example(texts, labels.index(label)))
     return tuple(examples)
 
 
-def _column(row: Mapping[str, Any], wanted: str | Sequence[str], name: str, where: str) -> str:
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    for column in names:
-        if column in row:
-            return column
-    raise InputError(
-        f"{where}: no column {' or '.join(map(repr, names))} for {name!r}; it has {', '.join(map(str, row))}"
-    )
+def load_task(name: str | Path | Task, *, data: str | Path | None = None, split: str | None = None) -> Task:
+    """A task by built-in name (``reviews``, ``sst-2``, ``sst-2@bbt``) or folder; a ``Task`` is given back as it is.
 
-
-def load_task(name: str | Path | Task) -> Task:
-    """A task by built-in name or folder; a ``Task`` is given back as it is.
+    Args:
+        name: the task.
+        data: a public task's examples: a folder, or ``hf://datasets/NAME``. None is the folder of that name in the
+            environment variable RAYPROMPT_DATA, else the task's own data set of the Hugging Face hub.
+        split: a split that may have to be drawn from full data (``8-3`` is 8 examples per class, seed 3).
 
     Raises:
         InputError: no such task, or it cannot be read.
     """
+    from rayprompt.public import public_names, read_public
+
+    if isinstance(name, str) and name.partition("@")[0] in public_names():
+        return read_public(name, data, split)
+    if data is not None:
+        task = load_task(name)  # a name with a typo is the greater trouble
+        raise InputError(
+            f"--data {data}: is for the public tasks ({', '.join(public_names())}); {task.name} has examples of its own"
+        )
     if isinstance(name, Task):
         return name
-    if isinstance(name, str) and name in task_names():
+    if isinstance(name, str) and name in bundled_names():
         return Task.from_folder(BUNDLED / name)
     path = Path(name)
     if path.is_dir():
-        return Task.from_folder(path)
+        return Task.from_folder(path, split)
     if path.name == "task.yaml" and path.is_file():
-        return Task.from_folder(path.parent)
+        return Task.from_folder(path.parent, split)
     if path.exists():
         raise InputError(f"{path} is a file; a task is a folder with a task.yaml, or one of {', '.join(task_names())}")
     if "/" in str(name):
         raise InputError(f"no such task folder: {name}")
+    base, at, variant = str(name).partition("@")
+    if at and base in bundled_names():
+        raise InputError(f"unknown variant {variant!r} of task {base}; it has none")
     raise unknown("task", str(name), task_names())
+
+
+def bundled_names() -> list[str]:
+    """The names of the tasks whose examples come with the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/task.yaml"))
 
 
 def task_names() -> list[str]:
     """The names of the built-in tasks."""
-    return sorted(p.parent.name for p in BUNDLED.glob("*/task.yaml"))
+    from rayprompt.public import public_names
+
+    return sorted([*bundled_names(), *public_names()])

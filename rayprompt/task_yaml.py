@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, unknown
+from rayprompt.shots import parse_shots
 from rayprompt.tables import Row, read_rows, read_text
-from rayprompt.task import PARTS, Task, make_task
+from rayprompt.task import PARTS, Task, make_task, read_label_words
+from rayprompt.task_data import Reading, Splits, drawn_splits
 
 KEYS = (
     "name",
@@ -21,6 +23,7 @@ KEYS = (
     "metric",
     "columns",
     "splits",
+    "shots",
 )
 
 
@@ -45,7 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_task(folder: Path) -> Task:
+def read_task(folder: Path, split: str | None = None) -> Task:
     """The task in ``folder/task.yaml``; see :meth:`rayprompt.Task.from_folder`."""
     path = folder / "task.yaml"
     if not path.is_file():
@@ -66,11 +69,35 @@ def read_task(folder: Path) -> Task:
         names = wanted if isinstance(wanted, list) else [wanted]
         if not names or not all(isinstance(n, str) for n in names):
             raise InputError(f"{path}: columns.{field} must be a column name or a list of names, not {wanted!r}")
+    if "shots" in spec:
+        labels, _ = read_label_words(spec.get("label_words"), str(path))
+        splits = _drawn(folder, spec, Reading(columns, labels), path, split)
+        return make_task(_name(spec, folder), spec, {name: name for name in columns}, splits, str(path))
     tables = {
         split: {part: _read(folder, file, f"{path}, splits.{part}") for part, file in files.items()}
         for split, files in _splits(spec.get("splits"), path).items()
     }
-    return make_task(str(spec.get("name", folder.resolve().name)), spec, columns, tables, str(path))
+    return make_task(_name(spec, folder), spec, columns, tables, str(path))
+
+
+def _name(spec: Mapping[str, Any], folder: Path) -> str:
+    return str(spec.get("name", folder.resolve().name))
+
+
+def _drawn(folder: Path, spec: Mapping[str, Any], reading: Reading, path: Path, split: str | None) -> Splits:
+    """The splits that ``shots: {per_class: 16, seeds: [13, 21]}`` draws from the tables train and test."""
+    shots, files = spec["shots"], spec.get("splits")
+    example = "{per_class: 16, seeds: [13, 21]}"
+    if not isinstance(shots, Mapping) or set(shots) != {"per_class", "seeds"}:
+        raise InputError(f"{path}: shots must be like {example}, not {shots!r}")
+    seeds = shots["seeds"] if isinstance(shots["seeds"], list) else [shots["seeds"]]
+    names = [f"{shots['per_class']}-{seed}" for seed in seeds]
+    if not names or not all(map(parse_shots, names)):
+        raise InputError(f"{path}: shots must be whole numbers, per_class 1 or more, as {example}; not {dict(shots)}")
+    if not isinstance(files, Mapping) or set(files) != {"train", "test"}:
+        raise InputError(f"{path}: with shots, splits is {{train: full.tsv, test: test.tsv}}: dev is drawn from train")
+    rows = {p: reading.rows(_read(folder, f, f"{path}, splits.{p}"), str(folder / str(f))) for p, f in files.items()}
+    return drawn_splits(rows["train"], rows["test"], reading, str(path), split=split, listed=names)
 
 
 def _splits(given: Any, path: Path) -> dict[str, Mapping[str, Any]]:

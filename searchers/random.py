@@ -14,6 +14,7 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
 from rayprompt.searcher.slots import Slots, read_phrases
+from rayprompt.searcher.soft import SoftSettings, SoftSpace
 
 TRIES = 1000
 
@@ -64,3 +65,37 @@ class RandomSearcher(PromptSearcher):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["rng"]
         self.asked = set(state["asked"])
+
+
+@dataclass(frozen=True)
+class RandomSoftSettings(SoftSettings):
+    """Settings of ``random-soft``."""
+
+
+class RandomSoftSearcher(PromptSearcher):
+    """Draws soft prompts: z from a normal distribution of standard deviation sigma, cut at the bounds."""
+
+    name = "random-soft"
+    kind = "soft"
+    learns = False
+    Settings = RandomSoftSettings
+
+    def __init__(self, problem: Problem, **kwargs: Any) -> None:
+        super().__init__(problem, **kwargs)
+        self.space = SoftSpace.of(self.problem, self.settings, self.seed)
+        self.rng = np.random.Generator(np.random.PCG64(self.seed))
+
+    def ask(self, n: int) -> list[Candidate]:
+        """``n`` prompts."""
+        s = self.settings
+        z = s.sigma * self.rng.standard_normal((n, s.intrinsic_dim))
+        return [self.space.prompt(row) for row in (z if s.bound is None else z.clip(-s.bound, s.bound))]
+
+    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
+        """Nothing is learned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]

@@ -50,7 +50,20 @@ CASES: list[tuple[list[str], str]] = [
     (["evaluate", "reviews", "--prompt", "x", "--on", "tset"], "did you mean 'test'?"),
     (["evaluate", "reviews", "--prompt-file", "none.json"], "no such file: none.json"),
     (["score", "reviews", "--prompts", "none.txt"], "no such file: none.txt"),
-    (["list", "task"], "did you mean 'tasks'?"),
+    (["search", "sst2"], "unknown task 'sst2' (did you mean 'sst-2'?)"),
+    (["search", "sst-2@bb"], "unknown variant 'bb' in task sst-2 (did you mean 'bbt'?); known: bbt, "),
+    (["search", "mr@bbt"], "unknown variant 'bbt' of task mr; it has none"),
+    (["search", "reviews@bbt"], "unknown variant 'bbt' of task reviews; it has none"),
+    (["search", "mr", "--data", "none"], "--data none: no such folder; a folder is wanted with the tables train and"),
+    (["search", "mr", "--data", "."], "--data .: the folder is empty; it must hold the tables train and test of mr"),
+    (["search", "reviews", "--data", "."], "--data .: is for the public tasks (agnews, cr, "),
+    (["search", "revews", "--data", "."], "unknown task 'revews' (did you mean 'reviews'?)"),
+    (["search", "--resume", ".", "--data", "x"], "--data beside --resume"),
+    (["list", "taks"], "unknown list 'taks' (did you mean 'tasks'?)"),
+    (["list", "task"], "list task: of which? as in: rayprompt list task reviews (did you mean 'tasks'?)"),
+    (["list", "task", "reviews", "--split", "16-14"], "unknown split '16-14' in task reviews"),
+    (["list", "tasks", "mr"], "list tasks mr: a name and these options are for: rayprompt list task NAME"),
+    (["list", "models", "--data", "x"], "--data: a name and these options are for: rayprompt list task NAME"),
 ]
 
 

@@ -104,7 +104,7 @@ def check_ids(problem: Problem, part: str) -> None:
         ids = problem.prompt(prompt).token_ids or ()
         texts = [problem.template.render(e.fields, prompt, tokenizer.mask_token or "") for e in examples]
         for i, whole in enumerate(tokenizer(texts)["input_ids"]):
-            row, read = encoded.row(i, ids)
+            row, read, _ = encoded.row(i, ids)
             assert row.tolist() == whole
             assert row[read] == tokenizer.mask_token_id if problem.template.has_mask else read == len(row) - 1
 
@@ -159,7 +159,7 @@ def test_every_family_scores_as_its_own_forward_pass(random_model: str, monkeypa
     batch = Bucket(encoded.key, 32, 8, ((), ids), np.array([0, 1] * 3), np.arange(6))
     ours, _, _ = scorer.score(batch, encoded)
     for i in range(6):
-        row, read = encoded.row(i, ids if i % 2 else ())
+        row, read, _ = encoded.row(i, ids if i % 2 else ())
         with torch.inference_mode():
             logits = model(input_ids=torch.from_numpy(row)[None]).logits[0, read]
         expected = torch.log_softmax(logits[problem.label_ids], -1).numpy()
@@ -217,14 +217,14 @@ def test_a_rendered_batch_is_its_rows(read: tuple[str, int] | None, has_empty: b
         prompt, example = rng.integers(0, len(prompts), n), rng.integers(0, len(part), n)
         tokens = part.lengths(lengths[prompt], example)
         count, length = n + int(rng.integers(0, 4)), int(tokens.max() + rng.integers(0, 9))
-        ids, sizes, reads = part.render(prompts, prompt, example, length, count)
+        ids, sizes, reads, starts = part.render(prompts, prompt, example, length, count)
         assert ids.dtype == np.int64
         assert (ids.shape, sizes.shape, reads.shape) == ((count, length), (count,), (count,))
         for i in range(count):
             pair = min(i, n - 1)
-            row, position = part.row(int(example[pair]), prompts[prompt[pair]])
+            row, position, start = part.row(int(example[pair]), prompts[prompt[pair]])
             assert ids[i].tolist() == row.tolist() + [part.pad_id] * (length - len(row))
-            assert (sizes[i], reads[i]) == (len(row), position)
+            assert (sizes[i], reads[i], starts[i]) == (len(row), position, start)
         whole = part.base_lengths[(lengths[prompt] == 0).astype(int), example] + lengths[prompt]
         seen["cut"] += int((whole > part.max_length).sum())
         seen["whole"] += int((whole <= part.max_length).sum())
@@ -322,7 +322,7 @@ def test_text_is_truncated_never_the_prompt_or_the_mask() -> None:
     problem = Problem(task_of(train=2, dev=[long, {"text": "short", "label": 0}]), "tiny-masked")
     encoded = problem.part("dev")
     prompt = problem.prompt("overall it was").token_ids or ()
-    row, read = encoded.row(0, prompt)
+    row, read, _ = encoded.row(0, prompt)
     assert len(row) == problem.lm.max_length == 128
     text = load_tokenizer("tiny-masked").convert_ids_to_tokens(row.tolist())
     assert text[-6:] == ["overall", "it", "was", "[MASK]", ".", "[SEP]"]
@@ -349,7 +349,7 @@ def test_of_several_fields_the_longest_is_cut() -> None:
 def test_special_tokens_in_the_text_are_plain_text() -> None:
     rows = [{"text": "the [MASK] was [SEP] good", "label": i} for i in (0, 1)]
     problem = Problem(task_of(train=2, dev=rows), "tiny-masked")
-    row, read = problem.part("dev").row(0, ())
+    row, read, _ = problem.part("dev").row(0, ())
     tokenizer = load_tokenizer("tiny-masked")
     assert (row == tokenizer.mask_token_id).sum() == 1
     assert row[read] == tokenizer.mask_token_id
@@ -384,7 +384,8 @@ def test_bad_models_get_one_clear_line(tmp_path: Path) -> None:
     tokenizer = (BUNDLED / "tiny-masked" / "tokenizer.json").read_text()
     files = {"config.json": t5, "model.safetensors": "", "tokenizer.json": tokenizer}
     cases["no tokenizer"] = ({"config.json": t5, "model.safetensors": ""}, "holds no tokenizer")
-    cases["t5"] = (files, "neither a masked nor a causal LM")
+    vision = json.dumps({"model_type": "vit", "architectures": ["ViTForImageClassification"], "vocab_size": 1})
+    cases["vision"] = ({**files, "config.json": vision}, "neither a masked nor a causal LM")
     cases["broken config"] = ({**files, "config.json": "{"}, "its config.json cannot be used")
     cases["unknown type"] = ({**files, "config.json": '{"model_type": "nope"}'}, "its config.json cannot be used")
     for name, (content, message) in cases.items():

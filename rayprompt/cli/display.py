@@ -11,9 +11,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from rayprompt.candidate import TextPrompt
+from rayprompt.candidate import SoftPrompt, TextPrompt
 from rayprompt.study.progress import Progress
-from rayprompt.study.results import Result
+from rayprompt.study.results import VECTORS_FILE, Result
 
 PLAIN_EVERY_SECONDS = 5.0
 
@@ -60,13 +60,16 @@ def show_result(result: Result, *, to_stderr: bool) -> None:
     """The outcome: the prompt, how good it is, the baselines, and where everything lies."""
     stream = sys.stderr if to_stderr else sys.stdout
     prompt = result.best_prompt
-    text = prompt.text if isinstance(prompt, TextPrompt) else prompt.key
+    text = repr(prompt.text) if isinstance(prompt, TextPrompt) else f"soft, {prompt.subspace.length} tokens"
     rows = [("best prompt", text, result.dev, result.test)]
-    rows += [(f"{name} prompt", b.prompt.text, b.dev, b.test) for name, b in result.baselines.items()]
+    if result.decoded is not None:
+        decoded = result.decoded
+        rows.append(("as text", repr(_short(decoded.prompt.text)), decoded.dev, decoded.test))
+    rows += [(f"{name} prompt", repr(b.prompt.text), b.dev, b.test) for name, b in result.baselines.items()]
     table = [("", "prompt", f"dev {result.dev.metric}", f"test {result.test.metric} [95 % interval]")]
     for name, shown, dev, test in rows:
         interval = f"[{test.ci95[0]:.3f}, {test.ci95[1]:.3f}]"
-        table.append((name, repr(shown), f"{dev.value:.3f}", f"{test.value:.3f} {interval}"))
+        table.append((name, shown, f"{dev.value:.3f}", f"{test.value:.3f} {interval}"))
     widths = [max(len(row[i]) for row in table) for i in range(4)]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=stream)
@@ -93,18 +96,28 @@ def _remarks(result: Result) -> list[str]:
             f"{result.replay_differs} recorded generations were not what the searcher asked for after the resume "
             "(other versions of libraries?): the record was kept, the run cannot be repeated bit for bit"
         )
-    if not result.round_trips:
+    if isinstance(result.best_prompt, SoftPrompt):
+        lines.append(f"its vectors are in {result.study_dir / VECTORS_FILE}; 'as text' are the tokens nearest to them")
+    elif not result.round_trips:
         lines.append("the prompt's text does not give its tokens back: use the token ids in prompt.json")
     for part, count in result.truncated.items():
         if count:
             lines.append(f"{count} texts of {part} were truncated to fit {result.model}")
     for parts, count in result.leaks.items():
         lines.append(f"warning: {count} texts stand in both parts of {parts}")
+    if result.proxy_model is not None:
+        lines.append(
+            f"searched on {result.proxy_model}, then decoded to text: all figures here are those of {result.model}"
+        )
     lines.append(
         f"{result.evaluations:,} evaluations at {result.evaluations_per_second:,.0f}/s, "
         f"{result.seconds:.0f} s in all (ended: {result.end}); study in {result.study_dir}"
     )
     return lines
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def note(message: str) -> None:

@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from rayprompt.public import public_names, public_spec
 from rayprompt.searcher.registry import load_searcher, searcher_paths
-from rayprompt.task import load_task, task_names
+from rayprompt.task import Task, bundled_names, load_task
+from rayprompt.task_report import describe_task, lengths
 
 
 def tasks() -> list[dict[str, Any]]:
-    """The built-in tasks."""
+    """The built-in tasks; the public ones without their examples."""
     rows = []
-    for name in task_names():
+    for name in bundled_names():
         task = load_task(name)
         parts = {part: len(rows) for part, rows in task.parts().items()}
         sizes = ", ".join(f"{n} {part}" for part, n in parts.items())
@@ -28,7 +30,80 @@ def tasks() -> list[dict[str, Any]]:
                 "manual_prompt": task.manual_prompt,
             }
         )
+    for name in public_names():
+        spec = public_spec(name)
+        variants = [f"{name}@{variant}" for variant in spec["variants"]]
+        rows.append(
+            {
+                "name": name,
+                "description": f"{spec['description']} (public; {', '.join([spec['hub']['path'], *variants])})",
+                "kind": "classification",
+                "variants": variants,
+                "hub": spec["hub"]["path"],
+                "label_words": list(spec["label_words"].values()),
+                "manual_prompt": spec["manual_prompt"],
+            }
+        )
     return rows
+
+
+def task(name: str, split: str | None, data: str | None, model: str | None) -> dict[str, Any]:
+    """What is in a task; with ``model`` also its length in tokens.
+
+    Raises:
+        InputError: the task, its data or the model cannot be used.
+    """
+    loaded = load_task(name, data=data, split=split)
+    content = describe_task(loaded, split)
+    if model is not None:
+        _add_tokens(content, loaded, model)
+    return content
+
+
+def _add_tokens(content: dict[str, Any], loaded: Task, model: str) -> None:
+    """Tokens of the whole input with the manual prompt (or the empty one), and how many inputs are cut to fit."""
+    from rayprompt.searcher.problem import Problem
+
+    seen: dict[int, dict[str, Any]] = {}  # splits may share a part
+    for row in content["splits"]:
+        problem = Problem(loaded, model, split=row["name"], allow_leaks=True)
+        size = len(problem.prompt(loaded.manual_prompt or "").token_ids or ())
+        content["model"] = problem.lm.name
+        for part, examples in loaded.parts(row["name"]).items():
+            if id(examples) not in seen:
+                encoded = problem.part(part)
+                counts = (encoded.base_lengths[int(size == 0)] + size).tolist()
+                seen[id(examples)] = {"tokens": lengths(counts), "truncated": encoded.truncated(size)}
+            row["parts"][part] = {**row["parts"][part], **seen[id(examples)]}
+
+
+def show_task(content: dict[str, Any]) -> None:
+    """The description, for people."""
+    words = ", ".join(f"{label} {word}" for label, word in content["label_words"].items())
+    print(f"{content['name']}: {content['description'] or 'no description'} ({content['metric']}; {words})")
+    for family, template in content["templates"].items():
+        print(f"{family} template: {template}")
+    print(f"manual prompt: {content['manual_prompt']!r}" + (f"; data: {content['data']}" if content["data"] else ""))
+    for row in content["splits"]:
+        print(f"split {row['name']}")
+        for part, facts in row["parts"].items():
+            print(f"  {part:<5} {_shown(facts)}")
+        print("  shared texts: " + ", ".join(f"{parts} {n}" for parts, n in row["shared"].items()))
+        for line in row["warnings"]:
+            print(f"  warning: {line}")
+
+
+def _shown(facts: dict[str, Any]) -> str:
+    classes = facts["classes"]
+    each = set(classes.values())
+    counts = f"{min(each)} per class" if len(each) == 1 else ", ".join(f"{n} of {c}" for c, n in classes.items())
+    words = facts["words"]
+    words = facts["words"]
+    text = f"{facts['examples']:>6,} examples ({counts}), words: mean {words['mean']}, max {words['max']}"
+    if "tokens" in facts:
+        tokens = facts["tokens"]
+        text += f", tokens: mean {tokens['mean']}, max {tokens['max']}, {facts['truncated']} truncated"
+    return text
 
 
 def searchers() -> list[dict[str, Any]]:

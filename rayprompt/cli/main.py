@@ -25,7 +25,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-TaskArgument = Annotated[str, typer.Argument(help="A built-in task, or a folder with a task.yaml.")]
+TaskArgument = Annotated[
+    str, typer.Argument(help="A built-in task (see: rayprompt list tasks), or a folder with a task.yaml.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(help="The folder of a public task's examples; RAYPROMPT_DATA/TASK, else the hub's, unless said."),
+]
 ModelOption = Annotated[str, typer.Option(help="A bundled LM, a local folder, or a Hugging Face name.")]
 SplitOption = Annotated[str | None, typer.Option(help="The task's split; its first unless said.")]
 ScorersOption = Annotated[int | None, typer.Option(help="Scoring actors: one per GPU, or one on the CPU, unless said.")]
@@ -64,6 +70,7 @@ def search(
     ] = defaults.BUDGET,
     seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
     split: SplitOption = None,
+    data: DataOption = None,
     objective: Annotated[
         str | None, typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap.")
     ] = None,
@@ -85,6 +92,12 @@ def search(
     ] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="With --tune-native: candidates of a trial; a generation unless said.")
+    ] = None,
+    proxy_model: Annotated[
+        str | None, typer.Option(help="Search on this LM, decode what was found to text, and measure it on --model.")
+    ] = None,
+    warm_start: Annotated[
+        str | None, typer.Option(help="Begin with the finalists of this finished study, or with a store's best.")
     ] = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
@@ -114,6 +127,7 @@ def search(
                 budget=budget,
                 seed=seed,
                 split=split,
+                data=data,
                 objective=objective,
                 settings=parse_settings(set_ or []),
                 out=out,
@@ -122,6 +136,8 @@ def search(
                 allow_leaks=allow_leaks,
                 tune_native=tune_native,
                 batch_size=batch_size,
+                proxy_model=proxy_model,
+                warm_start=warm_start,
                 address=address,
                 scorers=scorers,
                 gpus_per_scorer=gpus_per_scorer,
@@ -140,6 +156,7 @@ def evaluate(
     on: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     model: Annotated[str | None, typer.Option(help="As for search; the prompt file's unless said.")] = None,
     split: SplitOption = None,
+    data: DataOption = None,
     store: StoreOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
@@ -147,6 +164,7 @@ def evaluate(
     json_: JsonOption = False,
 ) -> None:
     """Measure a given prompt on train, dev or test."""
+    from rayprompt.candidate import TextPrompt
     from rayprompt.cli.display import note
     from rayprompt.searcher.problem import Problem
     from rayprompt.study.evaluate import evaluate as run
@@ -158,7 +176,7 @@ def evaluate(
         raise InputError("give one of --prompt TEXT and --prompt-file FILE")
     exported = read_prompt_file(prompt_file) if prompt_file else None
     named = exported.model if exported else None
-    loaded = load_task(task)
+    loaded = load_task(task, data=data, split=split or (exported.split if exported else None))
     if exported and split is None and exported.split in loaded.splits:
         split = exported.split
     problem = Problem(loaded, model or named or defaults.MODEL, split=split, allow_leaks=True)
@@ -170,8 +188,8 @@ def evaluate(
     result = run(candidate, problem, on=on, store=store, cluster=Cluster(address, scorers, gpus_per_scorer))
     if result.truncated:
         note(f"{result.truncated} of {result.estimate.n} texts were truncated to fit {result.model}")
-    text = result.prompt.to_json().get("text", "")
-    print(f"{text!r} on {result.task} {on}, {result.model}: {result.estimate.metric} {result.estimate}")
+    text = repr(result.prompt.text) if isinstance(result.prompt, TextPrompt) else f"the soft prompt of {prompt_file}"
+    print(f"{text} on {result.task} {on}, {result.model}: {result.estimate.metric} {result.estimate}")
     if json_:
         print_json(result.to_json())
 
@@ -184,6 +202,7 @@ def score(
     on: Annotated[str, typer.Option(help="train, dev or test.")] = "train",
     model: ModelOption = defaults.MODEL,
     split: SplitOption = None,
+    data: DataOption = None,
     store: StoreOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
@@ -197,7 +216,7 @@ def score(
 
     check_part(on)
     cluster = Cluster(address, scorers, gpus_per_scorer)
-    report = score_file(task, prompts, out, on=on, model=model, split=split, store=store, cluster=cluster)
+    report = score_file(task, prompts, out, on=on, model=model, split=split, data=data, store=store, cluster=cluster)
     if report["truncated"]:
         note(f"{report['truncated']} texts were truncated with the longest prompt, to fit {model}")
     for row in report["prompts"]:
@@ -208,14 +227,31 @@ def score(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="tasks, searchers or models.")],
+    what: Annotated[str, typer.Argument(help="tasks, searchers or models; or task, for what is in one.")],
+    name: Annotated[str | None, typer.Argument(metavar="[TASK]", help="With task: its name or folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="With task: this split only.")] = None,
+    data: DataOption = None,
+    model: Annotated[str | None, typer.Option(help="With task: its length in tokens of this LM.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """List the tasks, searchers or models that come with the package or are registered."""
-    from rayprompt.cli.listing import LISTINGS
+    """List the tasks, searchers or models that come with the package or are registered, or what is in a task."""
+    from rayprompt.cli.listing import LISTINGS, show_task
+    from rayprompt.cli.listing import task as describe
 
+    if what == "task":
+        if name is None:
+            raise InputError("list task: of which? as in: rayprompt list task reviews (did you mean 'tasks'?)")
+        content = describe(name, split, data, model)
+        show_task(content)
+        if json_:
+            print_json({"schema": "rayprompt.list/1", "task": content})
+        return
     if what not in LISTINGS:
-        raise InputError(f"unknown list {what!r}{did_you_mean(what, LISTINGS)}; known: {', '.join(LISTINGS)}")
+        known = ["task", *LISTINGS]
+        raise InputError(f"unknown list {what!r}{did_you_mean(what, known)}; known: {', '.join(known)}")
+    for given, value in {f"list {what} {name}": name, "--split": split, "--data": data, "--model": model}.items():
+        if value is not None:
+            raise InputError(f"{given}: a name and these options are for: rayprompt list task NAME")
     rows = LISTINGS[what]()
     for row in rows:
         print(f"{row['name']:<14} {row['description']}")

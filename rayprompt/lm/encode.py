@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError
+from rayprompt.lm.family import Family
 from rayprompt.scores import IntArray
 from rayprompt.template import Piece, Template
 
@@ -86,7 +87,19 @@ class EncodedPart:
         return len(self.before)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "flat"}
+        return {name: value for name, value in vars(self).items() if name not in ("flat", "_reserving")}
+
+    def reserving(self, tokens: int) -> EncodedPart:
+        """The same examples for an LM that takes so many tokens less: a soft prompt in front takes their place."""
+        if tokens == 0:
+            return self
+        if tokens not in self._reserving:
+            self._reserving[tokens] = replace(self, max_length=self.max_length - tokens)
+        return self._reserving[tokens]
+
+    @cached_property
+    def _reserving(self) -> dict[int, EncodedPart]:
+        return {}
 
     @cached_property
     def base_lengths(self) -> IntArray:
@@ -124,8 +137,8 @@ class EncodedPart:
         """How many examples lose text to make room for a prompt of this many tokens."""
         return int((self.base_lengths[int(prompt_length == 0)] + prompt_length > self.max_length).sum())
 
-    def row(self, example: int, prompt: Sequence[int]) -> tuple[IntArray, int]:
-        """The input's token ids and the position at which the answer is read."""
+    def row(self, example: int, prompt: Sequence[int]) -> tuple[IntArray, int, int]:
+        """The input's token ids, the position at which the answer is read, and that at which the prompt begins."""
         empty = len(prompt) == 0
         after_all = self.after_empty if empty and self.after_empty is not None else self.after
         before, after = self.before[example], after_all[example]
@@ -135,12 +148,13 @@ class EncodedPart:
         left = [s.ids for s in before]
         right = [s.ids for s in after]
         ids = np.concatenate([*left, np.asarray(prompt, dtype=np.int64), *right])
+        start = sum(len(x) for x in left)
         if self.read is None:
-            return ids, len(ids) - 1
+            return ids, len(ids) - 1, start
         side, index = self.read
         if side == "before":
-            return ids, sum(len(x) for x in left[:index])
-        return ids, sum(len(x) for x in left) + len(prompt) + sum(len(x) for x in right[:index])
+            return ids, sum(len(x) for x in left[:index]), start
+        return ids, start + len(prompt) + sum(len(x) for x in right[:index]), start
 
     @cached_property
     def flat(self) -> FlatPart:
@@ -150,13 +164,14 @@ class EncodedPart:
 
     def render(
         self, prompts: Sequence[tuple[int, ...]], prompt: IntArray, example: IntArray, length: int, count: int
-    ) -> tuple[IntArray, IntArray, IntArray]:
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """What :meth:`row` gives for n pairs, of ``prompts[prompt[i]]`` and ``example[i]`` each, as one batch.
 
         Rows beyond the pairs repeat the last one.
 
         Returns:
-            (count, length) ids, padded at the end; (count,) tokens without the padding; (count,) where to read.
+            (count, length) ids, padded at the end; (count,) tokens without the padding; (count,) where to read;
+            (count,) where the prompt begins.
         """
         n = len(prompt)
         sizes = np.fromiter(map(len, prompts), np.int64, len(prompts))
@@ -185,12 +200,12 @@ class EncodedPart:
             (prompt_ids.take(source[:spliced]), self.flat.ids.take(source[spliced:]))
         )
         for i in slow:
-            row, read[i] = self.row(int(example[i]), prompts[prompt[i]])
+            row, read[i], before[i] = self.row(int(example[i]), prompts[prompt[i]])
             ids[i, : len(row)], tokens[i] = row, len(row)
         if n == count:
-            return ids, tokens, read
+            return ids, tokens, read, before
         rows = np.minimum(np.arange(count), n - 1)
-        return ids[rows], tokens[rows], read[rows]
+        return ids[rows], tokens[rows], read[rows], before[rows]
 
 
 def _runs(widths: IntArray, *starts: IntArray) -> list[IntArray]:
@@ -225,10 +240,12 @@ class Encoder:
     text split at whitespace this gives the ids of the whole string (a test compares them).
     """
 
-    def __init__(self, tokenizer: Any, model: str, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, model: str, max_length: int, family: Family | None = None) -> None:
         self.tokenizer = tokenizer
         self.model = model
         self.max_length = max_length
+        self.mask_id = tokenizer.mask_token_id if family is None else family.mask_id(tokenizer)
+        self.answers_next = family is not None and family.answers_next
         self._anchor = len(self._plain([ANCHOR])[0])
         whole = tokenizer(ANCHOR)["input_ids"]
         inner = self._plain([ANCHOR])[0]
@@ -297,7 +314,8 @@ class Encoder:
 
     def label_ids(self, template: Template, words: Sequence[str], *, reads_mask: bool, where: str) -> list[int]:
         """The token id of each label word: with a leading space where the mask has one, and always as next token."""
-        space = next(p.space for p in template.pieces if p.kind == "mask") if reads_mask else " "
+        mask = [p.space for p in template.pieces if p.kind == "mask"]
+        space = mask[0] if reads_mask and not self.answers_next else " "
         ids = [self.label_id(word, space, where) for word in words]
         if len(set(ids)) < len(ids):
             raise InputError(f"{where}: two label words of {list(words)} are the same token in {self.model}")
@@ -305,9 +323,9 @@ class Encoder:
 
     def _piece(self, piece: Piece, first: bool, examples: Sequence[Any]) -> list[Segment]:
         if piece.kind == "mask":
-            if self.tokenizer.mask_token_id is None:
+            if self.mask_id is None:
                 raise InputError(f"model {self.model} has no mask token")
-            mask = np.array([self.tokenizer.mask_token_id], dtype=np.int64)
+            mask = np.array([self.mask_id], dtype=np.int64)
             return [Segment(mask, field=False)] * len(examples)
         space = "" if first else piece.space
         if piece.kind == "field":

@@ -20,11 +20,22 @@ class Family:
         template: the family's name in a task's ``template``.
         auto_class: the transformers class that loads it.
         reads_mask: True reads the ``{mask}``'s position, False the last token's.
+        answers_next: the answer is written behind what is read, not in its place: a word of its own, with its space.
     """
 
     template: ClassVar[str]
     auto_class: ClassVar[str]
     reads_mask: ClassVar[bool]
+    answers_next: ClassVar[bool] = False
+
+    def mask_id(self, tokenizer: Any) -> int | None:
+        """The token that stands for ``{mask}``; None where the tokenizer has none."""
+        found: int | None = tokenizer.mask_token_id
+        return found
+
+    def decoder_inputs(self, config: Any, ids: Any, read: Any) -> tuple[dict[str, Any], Any]:
+        """For ids (B, T) that are read at ``read`` (B,): what the model gets besides, and where the answer is read."""
+        return {}, read
 
     def matches(self, config: Any) -> bool:
         """Whether a checkpoint with this transformers config belongs to the family."""
@@ -55,10 +66,50 @@ class Causal(Family):
     template = "causal"
     auto_class = "AutoModelForCausalLM"
     reads_mask = False
+    answers_next = True
 
     def matches(self, config: Any) -> bool:
         names = config.architectures or ()
         return any(name.endswith(("ForCausalLM", "LMHeadModel")) and "Bert" not in name for name in names)
+
+
+class SpanFilling(Family):
+    """Encoder-decoder LMs that fill spans (T5 and its kin): the mask is the first sentinel, ``<extra_id_0>``.
+
+    The decoder is given its start and the sentinel; the label words are scored as what comes next.
+    """
+
+    template = "encoder-decoder"
+    auto_class = "AutoModelForSeq2SeqLM"
+    reads_mask = True
+    answers_next = True
+    SENTINEL = "<extra_id_0>"
+
+    def matches(self, config: Any) -> bool:
+        return bool(config.is_encoder_decoder) and "t5" in config.model_type
+
+    def mask_id(self, tokenizer: Any) -> int | None:
+        if self.SENTINEL not in tokenizer.get_vocab():
+            return None
+        return int(tokenizer.convert_tokens_to_ids(self.SENTINEL))
+
+    def decoder_inputs(self, config: Any, ids: Any, read: Any) -> tuple[dict[str, Any], Any]:
+        sentinel = ids.gather(1, read[:, None])
+        start = sentinel.new_full(sentinel.shape, config.decoder_start_token_id)
+        import torch
+
+        return {"decoder_input_ids": torch.cat([start, sentinel], dim=1)}, torch.ones_like(read)
+
+
+class Denoising(Family):
+    """Encoder-decoder LMs that write the whole text again (BART and its kin): read where the mask stands."""
+
+    template = "encoder-decoder"
+    auto_class = "AutoModelForSeq2SeqLM"
+    reads_mask = True
+
+    def matches(self, config: Any) -> bool:
+        return bool(config.is_encoder_decoder) and "bart" in config.model_type
 
 
 def family_of(config: Any, name: str) -> Family:
@@ -69,6 +120,8 @@ def family_of(config: Any, name: str) -> Family:
     """
     families: list[Family] = [
         *(point.load()() for point in entry_points(group="rayprompt.families")),
+        SpanFilling(),
+        Denoising(),
         Masked(),
         Causal(),
     ]
@@ -76,7 +129,10 @@ def family_of(config: Any, name: str) -> Family:
         if family.matches(config):
             return family
     kinds = ", ".join(config.architectures or ["no architecture in its config"])
-    raise InputError(f"model {name}: {kinds} is neither a masked nor a causal LM, and others are not supported yet")
+    raise InputError(
+        f"model {name}: {kinds} is neither a masked nor a causal LM, nor one of T5's or BART's kin; others are not "
+        "supported yet"
+    )
 
 
 def load_family(path: str) -> Family:

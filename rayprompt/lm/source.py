@@ -15,6 +15,11 @@ from rayprompt.errors import InputError, did_you_mean
 from rayprompt.lm.family import Family, family_of
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "models"
+ROWS_AT_ONCE = 8192
+WORD_EMBEDDINGS = (
+    *("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "embed_in.weight", "tok_embeddings.weight"),
+    "shared.weight",
+)
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
@@ -28,6 +33,7 @@ class LMSource:
         family: the import path of its :class:`Family`, ``module:Class``.
         digest: digest of the weights, config and tokenizer files.
         vocab_size, hidden_size, layers, max_length: from its config; ``max_length`` in tokens, specials included.
+        width: of its embedding layer's output, where a soft prompt is put in.
     """
 
     name: str
@@ -38,6 +44,7 @@ class LMSource:
     hidden_size: int
     layers: int
     max_length: int
+    width: int = 0
 
     @property
     def path(self) -> Path:
@@ -72,8 +79,35 @@ def describe_model(name: str) -> tuple[LMSource, Family]:
         hidden_size=int(config.hidden_size),
         layers=int(config.num_hidden_layers),
         max_length=_max_length(config, folder),
+        width=int(getattr(config, "embedding_size", None) or config.hidden_size),
     )
     return source, family
+
+
+def embedding_std(name: str) -> float:
+    """The standard deviation of the entries of an LM's word embeddings, as they enter it; only those are read.
+
+    Raises:
+        InputError: its files have no word embeddings that can be told by their name.
+    """
+    import torch
+    from safetensors import safe_open
+
+    folder = model_folder(name)
+    config = _read_config(name, folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                if key.endswith(WORD_EMBEDDINGS):
+                    # Gemma, and BART where its config says so, multiply them before anything else is done.
+                    scaled = config.model_type.startswith("gemma") or getattr(config, "scale_embedding", False)
+                    pieces = torch.split(file.get_tensor(key), ROWS_AT_ONCE)
+                    moments = [(p.numel(), p.sum(), p.square().sum()) for p in (x.to(torch.float64) for x in pieces)]
+                    count, total, squares = (float(sum(column)) for column in zip(*moments, strict=True))
+                    variance = squares / count - (total / count) ** 2
+                    return float(variance**0.5 * (config.hidden_size**0.5 if scaled else 1.0))
+    names = ", ".join(WORD_EMBEDDINGS)
+    raise InputError(f"model {name}: no tensor of its files is named like word embeddings ({names})")
 
 
 def _missing(folder: Path) -> str | None:

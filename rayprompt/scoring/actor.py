@@ -13,9 +13,13 @@ import numpy as np
 import ray
 
 from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.projection import Bounded
 from rayprompt.lm.scorer import Bucket, LMScorer
+from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
 from rayprompt.scores import FloatArray, IntArray
+
+BLOCK_BYTES = 64 * 1024**2  # of soft prompts that are kept, as they travel
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class ScorerActor:
         self.device = "cuda" if use_gpu and cuda_is_available() else "cpu"
         self.scorer = LMScorer(source, self.device)
         self.parts: dict[str, EncodedPart] = {}
+        self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.z.nbytes)
         self.lanes = lanes
         self.gate = threading.BoundedSemaphore(lanes)
         self.load_seconds = time.perf_counter() - started
@@ -82,13 +87,14 @@ class ScorerActor:
             gpus=tuple(int(i) for i in ray.get_gpu_ids()),
         )
 
-    def score(self, order: bytes, part: list[Any] | None) -> bytes | None:
+    def score(self, order: bytes, part: list[Any] | None, soft: list[Any] | None = None) -> bytes | None:
         """Score an order, the pickled buckets of one part, one after the other; gives a pickled :class:`BatchResult`.
 
         ``part`` holds the reference to the part's examples. It travels only where it is wanted: None is answered by
-        None if the actor does not have them.
+        None if the actor does not have them. ``soft`` holds the key of the soft prompts and the reference to them.
         """
         buckets: list[Bucket] = pickle.loads(order)
+        block = None if soft is None else self._block(soft)
         key = buckets[0].part
         if key not in self.parts:
             if part is None:
@@ -98,10 +104,24 @@ class ScorerActor:
         with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
             for bucket in buckets:
                 started = time.perf_counter()
-                scores, sizes, broken = self.scorer.score(bucket, self.parts[key])
+                scores, sizes, broken = self.scorer.score(bucket, self.parts[key], block)
                 log_probs.append(scores)
                 tokens.append(sizes)
                 seconds.append(np.full(len(sizes), (time.perf_counter() - started) / len(sizes), dtype=np.float32))
                 breaks += broken
         result = BatchResult(np.concatenate(log_probs), np.concatenate(tokens), np.concatenate(seconds), breaks)
         return pickle.dumps(result, protocol=5)
+
+    def nearest(self, block: SoftBlock, allowed: IntArray) -> list[IntArray]:
+        """The (length,) tokens of ``allowed`` that are nearest to a soft prompt; and that without its initial ones."""
+        with self.gate:
+            return [self.scorer.soft.nearest(block, 0, allowed, other=other) for other in (False, True)]
+
+    def vectors(self, block: SoftBlock) -> FloatArray:
+        """(S, length, width) the vectors of some soft prompts."""
+        with self.gate:
+            return np.asarray(self.scorer.soft.vectors(block, np.arange(len(block.z))).cpu().numpy())
+
+    def _block(self, soft: list[Any]) -> SoftBlock:
+        key, reference = soft
+        return self.blocks.get(key, lambda: ray.get(reference))

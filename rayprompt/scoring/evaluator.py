@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt
-from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.pairs import PairTable
-from rayprompt.scores import BoolArray, IntArray, PairError, Scores, right
-from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scores import BoolArray, FloatArray, IntArray, PairError, Scores, right
+from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
 from rayprompt.store.writer import ShardWriter
 
 
@@ -33,6 +32,7 @@ class Evaluator:
         writer: where new pairs are stored; None keeps them in memory alone.
         search: who asks; searches share the pool fairly.
         report: count as report, without a limit.
+        p0: initial vectors of soft prompts, by digest.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class Evaluator:
         writer: ShardWriter | None = None,
         search: str = "search",
         report: bool = False,
+        p0: Mapping[str, FloatArray] = NO_VECTORS,
     ) -> None:
         self.pool = pool
+        self.p0 = p0
         self.part = part
         self.gold = gold
         self.ledger = ledger
@@ -82,8 +84,6 @@ class Evaluator:
             ScoringError: the LM or the pool failed.
             StoreError: pairs could not be written.
         """
-        if any(isinstance(candidate, SoftPrompt) for candidate in candidates):
-            raise InputError("soft prompts cannot be scored by this version; give text prompts")
         self.longest_prompt = max([self.longest_prompt, *(len(ids) for ids in token_ids)])
         rows = self.table.index(candidate.key for candidate in candidates)
         used, first = np.unique(rows, return_index=True)
@@ -95,7 +95,7 @@ class Evaluator:
         run = self.table.asked[used] & ~self.table.known[used]
         self.ledger.cache_hits += int(wanted.sum()) - int(run.sum())
         if run.any():
-            self._run([candidates[i].key for i in first], [token_ids[i] for i in first], used, run)
+            self._run([candidates[i] for i in first], [token_ids[i] for i in first], used, run)
         return self._collect(candidates, rows)
 
     def known(self, candidates: Sequence[Candidate]) -> Scores:
@@ -115,14 +115,20 @@ class Evaluator:
         self.candidates += int((new.any(axis=1) & ~asked.any(axis=1)).sum())
         self.table.asked[rows] |= new
 
-    def _run(self, keys: list[str], token_ids: list[tuple[int, ...]], rows: IntArray, run: BoolArray) -> None:
+    def _run(
+        self, candidates: list[Candidate], token_ids: list[tuple[int, ...]], rows: IntArray, run: BoolArray
+    ) -> None:
         """Have the LM score the marked pairs (C, E) of distinct candidates, keep and store them."""
         candidate, column = np.nonzero(run)
-        result = self.pool.score_pairs(self.part, token_ids, candidate, self.position[column], search=self.search)
+        soft = [c if isinstance(c, SoftPrompt) else None for c in candidates]
+        result = self.pool.score_pairs(
+            self.part, token_ids, candidate, self.position[column], search=self.search, soft=soft, p0=self.p0
+        )
         self.table.fill(rows[candidate], column, result.label_log_probs, result.tokens, result.seconds)
         if self.writer is not None:
             value = right(result.label_log_probs, self.gold[self.position[column]])
             value[np.isnan(result.label_log_probs).any(axis=1)] = np.nan  # an error is not a wrong answer
+            keys = [c.key for c in candidates]
             self.writer.add(keys, candidate, column, value, result.label_log_probs, result.tokens, result.seconds)
         self.ledger.tokens += int(result.tokens.sum())
         self.ledger.seconds += float(result.seconds.sum())

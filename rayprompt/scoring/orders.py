@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,16 @@ class Order:
     rows: IntArray
     passes: int
     with_part: bool = False
+    soft: Any = None  # the key of its soft prompts and the reference to them
+
+
+@dataclass(frozen=True)
+class SoftRows:
+    """Where the soft prompts of a request are: row ``rows[i]`` of a block is prompt i, -1 = none."""
+
+    rows: IntArray
+    front: int
+    reference: Any
 
 
 def cut_orders(
@@ -37,6 +48,7 @@ def cut_orders(
     prompt: IntArray,
     example: IntArray,
     lengths: IntArray,
+    soft: SoftRows | None = None,
 ) -> list[Order]:
     """Cut P pairs into orders, at the bounds of forward passes: how they are cut does not change a result.
 
@@ -49,6 +61,7 @@ def cut_orders(
         pass_seconds: what one takes; None = not known yet.
         part, prompts, prompt, example: as for ``ScoringPool.score_pairs``.
         lengths: (P,) tokens of each input.
+        soft: for soft prompts, where they are.
     """
     buckets = list(shapes.buckets(lengths))
     passes = sum(-(-len(members) // rows) for _, rows, members in buckets)
@@ -66,10 +79,10 @@ def cut_orders(
             room -= -(-len(piece) // rows)
             pieces.append((length, rows, piece))
             if room == 0:
-                orders.append(_order(part, prompts, prompt, example, pieces, size))
+                orders.append(_order(part, prompts, prompt, example, pieces, size, soft))
                 pieces, room = [], size
     if pieces:
-        orders.append(_order(part, prompts, prompt, example, pieces, size - room))
+        orders.append(_order(part, prompts, prompt, example, pieces, size - room, soft))
     return orders
 
 
@@ -80,11 +93,17 @@ def _order(
     example: IntArray,
     pieces: Sequence[tuple[int, int, IntArray]],
     passes: int,
+    soft: SoftRows | None,
 ) -> Order:
     """An order for the pairs of some pieces (padded length, rows of a pass, pairs (n,))."""
     buckets = []
     for length, rows, members in pieces:
         used, index = np.unique(prompt[members], return_inverse=True)
         own = tuple(prompts[int(i)] for i in used)
-        buckets.append(Bucket(part.key, length, rows, own, index.astype(np.int32), example[members].astype(np.int32)))
-    return Order(pickle.dumps(buckets, protocol=5), np.concatenate([members for _, _, members in pieces]), passes)
+        bucket = Bucket(part.key, length, rows, own, index.astype(np.int32), example[members].astype(np.int32))
+        if soft is not None:
+            bucket = replace(bucket, soft=soft.rows[used], front=soft.front)
+        buckets.append(bucket)
+    content = pickle.dumps(buckets, protocol=5)
+    rows_of = np.concatenate([members for _, _, members in pieces])
+    return Order(content, rows_of, passes, soft=None if soft is None else soft.reference)

@@ -8,22 +8,24 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from rayprompt.candidate import digest
+from rayprompt.candidate import ZEROS, SoftPrompt, digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.shapes import DeviceClass, ShapeTable
+from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
-from rayprompt.scoring.orders import Order, cut_orders
+from rayprompt.scoring.orders import Order, SoftRows, cut_orders
 from rayprompt.scoring.router import Answer, Router
 
 START_TIMEOUT_SECONDS = 600.0
@@ -35,6 +37,9 @@ ROUTER_PAUSE_SECONDS = 0.1
 TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
 MOST_LANES = 8
 CPU_SHARE = 0.8  # of the cores; the searches' own work gets the rest
+
+
+NO_VECTORS: Mapping[str, FloatArray] = MappingProxyType({})
 
 
 @dataclass
@@ -138,23 +143,27 @@ class ScoringPool:
         example: IntArray,
         *,
         search: str = "report",
+        soft: Sequence[SoftPrompt | None] | None = None,
+        p0: Mapping[str, FloatArray] = NO_VECTORS,
     ) -> PairResult:
         """Score P pairs: ``prompts[prompt[i]]`` on example ``example[i]`` of ``part``.
 
         Args:
             part: examples known through :meth:`add`.
-            prompts: token ids.
+            prompts: token ids; of a soft prompt those that stand at its place.
             prompt, example: (P,) the pairs.
             search: who asks; searches share the pool fairly.
+            soft: for each prompt the soft prompt that it is, or None.
+            p0: initial vectors of soft prompts, by digest.
 
         Raises:
             InputError: a prompt does not fit the LM.
             ScoringError: the LM raised, or the pool is lost.
         """
-        sizes = np.array([len(ids) for ids in prompts], dtype=np.int64)
-        lengths = part.lengths(sizes[prompt], example)
-        lanes = sum(info.lanes for info in self.infos)
-        orders = cut_orders(self.shapes, lanes, self.pass_seconds, part, prompts, prompt, example, lengths)
+        if soft is None or not any(soft):
+            orders = self._cut(part, prompts, prompt, example)
+        else:
+            orders = self._cut_soft(part, prompts, prompt, example, soft, p0)
         result = PairResult(
             np.empty((len(prompt), len(part.label_ids)), dtype=np.float32),
             np.empty(len(prompt), dtype=np.int32),
@@ -168,7 +177,7 @@ class ScoringPool:
             while waiting and len(running) < self.window:
                 order = waiting.popleft()
                 reference = [self.parts[part.key]] if order.with_part else None
-                running[self.router.run.remote(search, order.content, reference)] = order
+                running[self.router.run.remote(search, order.content, reference, order.soft)] = order
             done = list(running)
             if len(done) > 1:
                 done, _ = ray.wait(done, num_returns=1)
@@ -191,6 +200,70 @@ class ScoringPool:
                 self._learn(order, answer)
         return result
 
+    def nearest(
+        self, prompt: SoftPrompt, allowed: IntArray, p0: Mapping[str, FloatArray] = NO_VECTORS
+    ) -> list[tuple[int, ...]]:
+        """The tokens of ``allowed`` (V,) whose embeddings are nearest to a soft prompt's vectors, in order.
+
+        Then the same with the initial token of each place left out there; once where it makes no difference.
+        """
+        found = self._ask_scorer("nearest", block_of([prompt], p0), allowed)
+        return list(dict.fromkeys(tuple(ids.tolist()) for ids in found))
+
+    def vectors(self, prompt: SoftPrompt, p0: Mapping[str, FloatArray] = NO_VECTORS) -> FloatArray:
+        """(length, width) the vectors A z + p0 of a soft prompt."""
+        vectors: FloatArray = self._ask_scorer("vectors", block_of([prompt], p0))[0]
+        return vectors
+
+    def _ask_scorer(self, method: str, *arguments: Any) -> Any:
+        for attempt in range(MOST_START_DEATHS):
+            try:
+                return ray.get(getattr(self.scorers[attempt % len(self.scorers)], method).remote(*arguments))
+            except RayTaskError as error:
+                raise ScoringError(f"the LM {self.source.name}: {_last_line(error)}") from None
+            except RayActorError:
+                time.sleep(RESTART_PAUSE_SECONDS)
+        raise ScoringError("the scoring actors are lost")
+
+    def _cut(
+        self,
+        part: EncodedPart,
+        prompts: Sequence[tuple[int, ...]],
+        prompt: IntArray,
+        example: IntArray,
+        soft: SoftRows | None = None,
+    ) -> list[Order]:
+        front = 0 if soft is None else soft.front
+        sizes = np.array([len(ids) for ids in prompts], dtype=np.int64)
+        lengths = part.reserving(front).lengths(sizes[prompt], example) + front
+        lanes = sum(info.lanes for info in self.infos)
+        return cut_orders(self.shapes, lanes, self.pass_seconds, part, prompts, prompt, example, lengths, soft)
+
+    def _cut_soft(
+        self,
+        part: EncodedPart,
+        prompts: Sequence[tuple[int, ...]],
+        prompt: IntArray,
+        example: IntArray,
+        soft: Sequence[SoftPrompt | None],
+        p0: Mapping[str, FloatArray],
+    ) -> list[Order]:
+        """Orders of one subspace each, and of the text prompts."""
+        orders: list[Order] = []
+        spaces = [None if s is None else s.subspace for s in soft]
+        for space in dict.fromkeys(spaces):
+            mine = np.array([s == space for s in spaces])
+            rows = None
+            if space is not None:
+                block = block_of([s for s in soft if s is not None and s.subspace == space], p0)
+                rows = SoftRows(np.where(mine, np.cumsum(mine) - 1, -1), space.front, [block.key, ray.put(block)])
+            members = np.flatnonzero(mine[prompt])
+            orders += [
+                replace(order, rows=members[order.rows])
+                for order in self._cut(part, prompts, prompt[members], example[members], rows)
+            ]
+        return orders
+
     def _learn(self, order: Order, answer: BatchResult) -> None:
         """What a forward pass takes, averaged over the last orders."""
         seconds = float(answer.seconds.sum()) / order.passes
@@ -201,6 +274,20 @@ class ScoringPool:
         """Stop the actors."""
         for handle in (self.router, *self.scorers):
             ray.kill(handle)
+
+
+def block_of(prompts: Sequence[SoftPrompt], p0: Mapping[str, FloatArray]) -> SoftBlock:
+    """Soft prompts of one subspace as they travel to a scorer.
+
+    Raises:
+        InputError: their initial vectors are not known here.
+    """
+    space = prompts[0].subspace
+    if space.p0 != ZEROS and space.p0 not in p0:
+        raise InputError(f"a soft prompt begins with vectors {space.p0!r}, which are not at hand: give p0=FILE")
+    z = np.stack([prompt.vector for prompt in prompts])
+    key = digest([space.key, [prompt.key for prompt in prompts]])
+    return SoftBlock(key, space, z, None if space.p0 == ZEROS else p0[space.p0])
 
 
 @dataclass(frozen=True)

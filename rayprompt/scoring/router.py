@@ -25,6 +25,7 @@ MOST_TRIES = 3  # of an order: one that takes its scorer down with it must not g
 class _Job:
     order: bytes
     part: list[Any] | None
+    soft: list[Any] | None
     answer: asyncio.Future[Answer]
     tries: int = 0
 
@@ -48,7 +49,7 @@ class Router:
         self.restarts = 0
         self.background: set[asyncio.Task[None]] = set()
 
-    async def run(self, search: str, order: bytes, part: list[Any] | None) -> Answer:
+    async def run(self, search: str, order: bytes, part: list[Any] | None, soft: list[Any] | None = None) -> Answer:
         """Have an order scored for ``search``; the answer is None if the scorer wants the part's examples.
 
         Raises:
@@ -56,7 +57,7 @@ class Router:
         """
         if self.lost:
             raise ScoringError(self.lost)
-        job = _Job(order, part, asyncio.get_running_loop().create_future())
+        job = _Job(order, part, soft, asyncio.get_running_loop().create_future())
         self.queues.setdefault(search, deque()).append(job)
         self._dispatch()
         return await job.answer
@@ -89,7 +90,7 @@ class Router:
     async def _work(self, scorer: int, search: str, job: _Job) -> None:
         job.tries += 1
         try:
-            result = await self.scorers[scorer].score.remote(job.order, job.part)
+            result = await self.scorers[scorer].score.remote(job.order, job.part, job.soft)
             if not job.answer.done():
                 job.answer.set_result((result, job.tries))
         except RayActorError as error:

@@ -21,7 +21,15 @@ from ray.tune.search import Searcher
 from ray.tune.search.variant_generator import parse_spec_vars
 from ray.tune.utils import flatten_dict
 
-from rayprompt.candidate import Candidate, CandidateForms, SoftPrompt, TextPrompt, candidate_from_json, candidates
+from rayprompt.candidate import (
+    Candidate,
+    CandidateForms,
+    SoftPrompt,
+    Subspace,
+    TextPrompt,
+    candidate_from_json,
+    candidates,
+)
 from rayprompt.errors import InputError, RestoreError
 from rayprompt.objective import get_objective
 from rayprompt.scores import FloatArray, Scores
@@ -54,7 +62,7 @@ class PromptSearcher(Searcher):
         budget: candidates it may expect to have scored in all, for optimizers that plan ahead; None = not known.
             In a ``Tuner`` it suggests no more than these.
         metric, mode: what a trial reports and whether more is better, for use in a ``Tuner``.
-        points_to_evaluate: in a ``Tuner``: prompts to begin with (texts, candidates, or JSON forms).
+        points_to_evaluate: prompts to begin with (texts, candidates, or JSON forms).
         batch_size: in a ``Tuner``: candidates of a trial; None is the generation.
         settings: fields of ``Settings``.
     """
@@ -119,6 +127,12 @@ class PromptSearcher(Searcher):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of :meth:`state_dict`; the searcher was built with the same arguments."""
 
+    @property
+    def subspace(self) -> Subspace | None:
+        """The subspace of its soft prompts; None where it makes none, or none in a subspace."""
+        space = getattr(self, "space", None)
+        return None if space is None else space.subspace
+
     @cached_property
     def _batches(self) -> Batches:
         return Batches(self._batch_size or self.generation)
@@ -129,13 +143,27 @@ class PromptSearcher(Searcher):
         return 16
 
     def ask_generation(self, at_least: int = 0) -> tuple[Candidate, ...]:
-        """Ask for a generation, or for ``at_least`` candidates if that is more; none means that there are no more."""
+        """Ask for a generation, or for ``at_least`` candidates if that is more; none means that there are no more.
+
+        The first are the points to evaluate, where there are any.
+        """
+        if self._points:
+            points, self._points = tuple(self._points), []
+            return points
         n = max(self.generation, at_least)
         return tuple(self.ask(n))[:n]
 
     def stop(self) -> dict[str, Any]:
         """Reasons to end the search; empty while it goes on."""
         return {}
+
+    def metrics(self) -> dict[str, Any]:
+        """Numbers and texts of its own for the trial's reports, always of the same names."""
+        return {}
+
+    def nominations(self) -> list[Candidate]:
+        """What it wants to have scored on dev when the search has ended, besides the best on train."""
+        return []
 
     def objective(self, scores: Scores) -> FloatArray:
         """(C,) the objective of each candidate over what was evaluated of it; NaN = nothing was, or a pair failed."""
@@ -304,8 +332,7 @@ class PromptSearcher(Searcher):
         self.ended = reasons or ("budget" if left is not None and left <= 0 else "")
         if self.ended:
             return False
-        generation, self._points = self._points, []
-        generation = generation or list(self.ask_generation(batches.size))
+        generation = self.ask_generation(batches.size)
         if generation:
             batches.add(generation, left)
         elif not batches.out:

@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayprompt import defaults
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart, Encoder
+from rayprompt.lm.family import load_family
 from rayprompt.lm.source import describe_model, load_tokenizer
-from rayprompt.scores import IntArray
+from rayprompt.scores import FloatArray, IntArray
 from rayprompt.task import Task, load_task
 from rayprompt.template import Template
 
@@ -39,8 +42,10 @@ class Problem:
     Attributes:
         task, split: the task and the name of its split.
         lm: the LM (:class:`rayprompt.lm.source.LMSource`).
-        template: the task's template for the LM's family.
+        family: of the LM: masked, causal or encoder-decoder.
+        template: the task's template for it.
         label_ids: token ids of the label words, in the order of ``task.labels``.
+        vectors: initial vectors (length, width) of soft prompts, by digest.
 
     Raises:
         InputError: the task, split or model is not known, does not fit the other, or the task leaks.
@@ -52,9 +57,10 @@ class Problem:
         model: str | Path = defaults.MODEL,
         *,
         split: str | None = None,
+        data: str | Path | None = None,
         allow_leaks: bool = False,
     ) -> None:
-        self.task = load_task(task)
+        self.task = load_task(task, data=data, split=split)
         self.split = self.task.default_split if split is None else split
         self.task.parts(self.split)
         self.leaks = self.task.leaks().get(self.split, {})
@@ -66,12 +72,18 @@ class Problem:
             )
         self.lm, family = describe_model(str(model))
         self.template: Template = self.task.template(family.template)
+        self.family = family.template
         self._reads_mask = family.reads_mask
         self._for_search = False
         self._parts: dict[str, EncodedPart] = {}
         # What was tokenised on the driver travels with the problem, so that trials need no tokenizer for it.
         self._known_ids: dict[str, tuple[int, ...]] = {}
         self._known_options: tuple[tuple[str, ...], tuple[Option, ...]] = ((), ())
+        # The same for soft prompts: trials need neither the LM's files nor those that the settings name.
+        self.vectors: dict[str, FloatArray] = {}
+        self.starts: dict[tuple[Any, ...], Any] = {}
+        self.projections: dict[tuple[Any, ...], str] = {}
+        self.embedding_std: dict[str, float] = {}
         self.label_ids: list[int] = self.encoder.label_ids(
             self.template, self.task.label_words, reads_mask=self._reads_mask, where=self._where
         )
@@ -83,7 +95,8 @@ class Problem:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokenizer, as templates need it."""
-        return Encoder(load_tokenizer(self.lm.location), self.lm.name, self.lm.max_length)
+        family = load_family(self.lm.family)
+        return Encoder(load_tokenizer(self.lm.location), self.lm.name, self.lm.max_length, family)
 
     @property
     def gold(self) -> IntArray:
@@ -101,6 +114,11 @@ class Problem:
                 where=self._where,
             )
         return self._parts[name]
+
+    @property
+    def own_parts(self) -> tuple[str, ...]:
+        """The names of the parts that it holds: what a searcher is given holds train only."""
+        return tuple(self.task.parts(self.split))
 
     def digests(self, part: str) -> list[str]:
         """(E,) the digest of each example of a part."""
@@ -125,19 +143,44 @@ class Problem:
     def token_ids(self, candidate: Candidate) -> tuple[int, ...]:
         """The token ids that stand for a candidate in the LM's input.
 
+        Those of a soft prompt are the ones that it is added to; none where it is put in front.
+
         Raises:
-            InputError: a soft prompt, or ids outside the vocabulary.
+            InputError: a soft prompt of another LM, or ids outside the vocabulary.
         """
         if isinstance(candidate, SoftPrompt):
-            raise InputError("soft prompts cannot be scored by this version; give text prompts")
+            space = candidate.subspace
+            if (space.width, space.dim) != (self.lm.width, len(candidate.z)) or space.layers != (0,):
+                raise InputError(
+                    f"a soft prompt of width {space.width} (z: {len(candidate.z)}, subspace: {space.dim}, layers: "
+                    f"{list(space.layers)}) cannot be used on {self.lm.name}, whose embeddings are {self.lm.width} wide"
+                )
+            return self._in_vocabulary(space.tokens) if space.mode == "add" else ()
         if candidate.token_ids is None:
             return self._ids(candidate.text)
-        wrong = [i for i in candidate.token_ids if not 0 <= i < self.lm.vocab_size]
+        return self._in_vocabulary(candidate.token_ids)
+
+    def _in_vocabulary(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        wrong = [i for i in ids if not 0 <= i < self.lm.vocab_size]
         if wrong:
             raise InputError(
                 f"token id {wrong[0]} is not in the vocabulary of {self.lm.name} (0 to {self.lm.vocab_size - 1})"
             )
-        return candidate.token_ids
+        return ids
+
+    def decoded(self, ids: Sequence[int]) -> TextPrompt:
+        """The text prompt of some token ids."""
+        text = " ".join(self.encoder.tokenizer.decode(list(ids)).split())
+        return TextPrompt(text, tuple(int(i) for i in ids))
+
+    @property
+    def vocabulary(self) -> IntArray:
+        """(V,) the token ids that may stand in a text: neither special nor reserved ones."""
+        tokenizer = self.encoder.tokenizer
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        names = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.lm.vocab_size))))
+        plain = [i for i, name in enumerate(names) if i not in special and not name.startswith("[unused")]
+        return np.array(plain, dtype=np.int64)
 
     def round_trips(self, prompt: TextPrompt) -> bool:
         """Whether the prompt's text, tokenised again, gives its token ids: then the text alone says it all."""

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rayprompt.budget import Ledger
-from rayprompt.candidate import Candidate, TextPrompt
+from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import ScoringError
 from rayprompt.objective import OBJECTIVES
 from rayprompt.scores import IntArray, Scores
@@ -35,6 +37,7 @@ class Closing:
     report_evaluations: int
     round_trips: bool
     truncated: Mapping[str, int]
+    decoded: Baseline | None = None
 
     def fields(self) -> dict[str, Any]:
         """As keyword arguments for ``Result``."""
@@ -59,7 +62,13 @@ class PartScorer:
         self.metric = problem.task.metric
         if store is None:
             self.evaluator = Evaluator(
-                pool, problem.part(part), self.gold, ledger, examples=problem.digests(part), report=True
+                pool,
+                problem.part(part),
+                self.gold,
+                ledger,
+                examples=problem.digests(part),
+                report=True,
+                p0=problem.vectors,
             )
         else:
             self.evaluator, spent, _ = evaluator_of(
@@ -92,8 +101,10 @@ def close(
     store: ScoreStore | None = None,
     search: str = "report",
     before_test: Callable[[], None] = lambda: None,
+    nominations: Sequence[Candidate] = (),
+    objective: str = "cross_entropy",
 ) -> Closing:
-    """Pick the winner on dev and measure it on test.
+    """Pick the winner on dev and measure it on test. The text that is nearest to a soft winner is measured with it.
 
     Args:
         finalists: best on train first.
@@ -101,7 +112,12 @@ def close(
         on_train: for each its ``metric``, ``objective`` and ``n`` on train, and its JSON form.
         store, search: where the pairs are kept and looked up, and under which name.
         before_test: called when the winner is fixed, before test is opened.
+        nominations: further candidates for dev; what is not known of them on train is scored, and counted as report.
+        objective: the search's.
     """
+    finalists, on_train = _with_nominations(
+        problem, pool, finalists, on_train, nominations, objective, ledger, store, search
+    )
     if not finalists:
         raise ScoringError("the search ended without a candidate that could be scored")
     baselines = {"empty": TextPrompt("", ())}
@@ -116,10 +132,17 @@ def close(
     # Of equal dev metrics the likelier labels decide, then the better on train (the earlier one).
     winner = max(range(len(finalists)), key=lambda i: (dev_estimates[i].value, log_likelihood[i], -i))
 
+    text = None
+    if isinstance(finalists[winner], SoftPrompt):
+        text = _likeliest(problem, pool, decode(problem, pool, finalists[winner]), ledger, store, search)
+        text_on_dev = dev.estimate(dev.scores([text])[0])
+
     before_test()
     test = PartScorer(problem, pool, "test", ledger, store=store, search=search)
-    test_scores = test.scores([finalists[winner], *baselines.values()])
+    others = [*baselines.values(), *([] if text is None else [text])]
+    test_scores = test.scores([finalists[winner], *others])
     best = finalists[winner]
+    front = best.subspace.front if isinstance(best, SoftPrompt) else 0
     names = list(baselines)
     manual = test_scores[1 + names.index("manual")] if "manual" in baselines else None
     return Closing(
@@ -146,9 +169,61 @@ def close(
         report_evaluations=ledger.report_evaluations,
         round_trips=isinstance(best, TextPrompt) and problem.round_trips(best),
         truncated={
-            part: problem.part(part).truncated(len(problem.token_ids(best))) for part in ("train", "dev", "test")
+            part: problem.part(part).reserving(front).truncated(len(problem.token_ids(best)))
+            for part in ("train", "dev", "test")
         },
+        decoded=None if text is None else Baseline(text, text_on_dev, test.estimate(test_scores[-1])),
     )
+
+
+def decode(problem: Problem, pool: ScoringPool, prompt: Candidate) -> list[TextPrompt]:
+    """The texts that are nearest to a prompt: of a soft one its nearest tokens, with and without its initial ones."""
+    if isinstance(prompt, TextPrompt):
+        return [prompt]
+    return [problem.decoded(ids) for ids in pool.nearest(prompt, problem.vocabulary, problem.vectors)]
+
+
+def _likeliest(
+    problem: Problem,
+    pool: ScoringPool,
+    texts: Sequence[TextPrompt],
+    ledger: Ledger,
+    store: ScoreStore | None,
+    search: str,
+) -> TextPrompt:
+    """The text with the least cross-entropy on train."""
+    train = PartScorer(problem, pool, "train", ledger, store=store, search=search)
+    values = [float(OBJECTIVES["cross_entropy"](s, train.gold)[0]) for s in train.scores(texts)]
+    return texts[int(np.argmax(np.nan_to_num(values, nan=-np.inf)))]
+
+
+def _with_nominations(
+    problem: Problem,
+    pool: ScoringPool,
+    finalists: Sequence[Candidate],
+    on_train: Sequence[Mapping[str, Any]],
+    nominations: Sequence[Candidate],
+    objective: str,
+    ledger: Ledger,
+    store: ScoreStore | None,
+    search: str,
+) -> tuple[list[Candidate], list[Mapping[str, Any]]]:
+    """The finalists, and behind them what was nominated and is not among them; each with its figures on train."""
+    known = {c.key for c in finalists}
+    new = [c for c in dict.fromkeys(nominations) if c.key not in known]
+    if not new:
+        return list(finalists), list(on_train)
+    train = PartScorer(problem, pool, "train", ledger, store=store, search=search)
+    rows = [
+        {
+            "candidate": c.to_json(),
+            "metric": train.estimate(s).value,
+            "objective": float(OBJECTIVES[objective](s, train.gold)[0]),
+            "n": train.estimate(s).n,
+        }
+        for c, s in zip(new, train.scores(new), strict=True)
+    ]
+    return [*finalists, *new], [*on_train, *rows]
 
 
 def _on_train(

@@ -60,6 +60,7 @@ def evaluate(
     *,
     on: str = "test",
     split: str | None = None,
+    data: str | Path | None = None,
     store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
@@ -71,7 +72,7 @@ def evaluate(
         InputError: something given cannot be used.
         ScoringError: the LM did not load or could not score.
     """
-    problem = _problem(task, model, split, on)
+    problem = _problem(task, model, split, data, on)
     candidate = problem.prompt(prompt) if isinstance(prompt, str) else prompt
     size = len(problem.token_ids(candidate))
     ledger = Ledger(budget=1)
@@ -102,6 +103,7 @@ def score(
     *,
     on: str = "train",
     split: str | None = None,
+    data: str | Path | None = None,
     store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
@@ -118,7 +120,7 @@ def score(
     """
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"prompts must be a list of one or more prompts, not {prompts!r}")
-    problem = _problem(task, model, split, on)
+    problem = _problem(task, model, split, data, on)
     candidates = [problem.prompt(p) if isinstance(p, str) else p for p in prompts]
     token_ids = [problem.token_ids(c) for c in candidates]
 
@@ -141,8 +143,10 @@ def _store(location: str | Path | None) -> ScoreStore | None:
     return store
 
 
-def _problem(task: str | Path | Task | Problem, model: str | Path | None, split: str | None, on: str) -> Problem:
-    problem = bind(task, model, split, allow_leaks=True)
+def _problem(
+    task: str | Path | Task | Problem, model: str | Path | None, split: str | None, data: str | Path | None, on: str
+) -> Problem:
+    problem = bind(task, model, split, data, allow_leaks=True)
     problem.task.examples(on, problem.split)
     return problem
 

@@ -170,13 +170,16 @@ class SearchLoop:
             "replay_differs": self.replay_differs,
             "end": self.end or "",
             "error": "",
+            "searcher": self.searcher.metrics(),
             "finalists": [f.to_json() for f in best] if over else [],
+            "nominations": [c.to_json() for c in self.searcher.nominations()] if over else [],
             "done": over,
         }
 
     def _generation(self, recorded: Sequence[Candidate] | None = None) -> None:
         number = self.generation + 1
-        near = self.ledger.remaining < self.searcher.generation * self.evaluator.size
+        count = max(self.searcher.generation, len(self.searcher._points))
+        near = self.ledger.remaining < count * self.evaluator.size
         before = freeze(self._state()) if near else b""
         step = ask_score_tell(
             self.searcher,

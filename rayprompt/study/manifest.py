@@ -17,7 +17,7 @@ from rayprompt.store.files import reason
 from rayprompt.study.whole import write_whole
 from rayprompt.task import BUNDLED, Task
 
-SCHEMA = "rayprompt.study/3"
+SCHEMA = "rayprompt.study/4"
 FILE = "study.yaml"
 PACKAGES = ("rayprompt", "ray", "torch", "transformers", "tokenizers", "numpy", "nevergrad", "cma", "pyarrow")
 
@@ -28,6 +28,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
         "task": {
             "name": problem.task.name,
             "location": task_location(problem.task),
+            "data": problem.task.data or None,
             "version": problem.task.version,
             "split": problem.split,
             "digest": problem.task.digest,
@@ -50,6 +51,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "seed": searcher.seed,
             "planned_candidates": searcher.budget,
             "settings": _plain(searcher._settings_dict()),
+            "subspace": None if searcher.subspace is None else _plain(searcher.subspace.form),
         },
         "leaks": {f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
         "pool": {
@@ -64,7 +66,12 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
 
 
 def task_location(task: Task) -> str | None:
-    """What loads a task again: a built-in name, or the absolute path of its folder; None for Python objects."""
+    """What loads a task again: a built-in name, or the absolute path of its folder; None for Python objects.
+
+    A public task is loaded by its name and its ``data``.
+    """
+    if task.data:
+        return task.name
     path = Path(task.source)
     if not task.source or not path.is_file():
         return None
@@ -115,7 +122,7 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
     for part, names in {
         "task": ("digest", "split", "template"),
         "model": ("digest", "label_ids", "max_length", "family"),
-        "searcher": ("class", "objective", "seed", "settings"),
+        "searcher": ("class", "objective", "seed", "settings", "subspace"),
         "pool": ("device_class", "dtype", "shapes"),
     }.items():
         for name in names:

@@ -47,6 +47,7 @@ def evaluator_of(
         writer=writer,
         search=search,
         report=report,
+        p0=problem.vectors,
     )
     spent = store.load(evaluator.table, context.key, part, search)
     return evaluator, spent, writer

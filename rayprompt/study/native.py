@@ -70,6 +70,8 @@ def run_native(
     return {
         **counts,
         **report,
+        "searcher": searcher.metrics(),
+        "nominations": [c.to_json() for c in searcher.nominations()],
         "evaluations_per_second": report["evaluations"] / max(seconds, 1e-9),
         "lm_seconds": counts["seconds"],
         "loop_seconds": seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rayprompt import defaults
+from rayprompt.candidate import Candidate, Subspace
 from rayprompt.errors import InputError
 from rayprompt.objective import get_objective
 from rayprompt.searcher.base import PromptSearcher
@@ -24,33 +25,42 @@ HERE = "."  # a store that is the study's own directory, wherever that is moved 
 
 
 def bind(
-    task: str | Path | Task | Problem, model: str | Path | None, split: str | None, *, allow_leaks: bool
+    task: str | Path | Task | Problem,
+    model: str | Path | None,
+    split: str | None,
+    data: str | Path | None = None,
+    *,
+    allow_leaks: bool,
 ) -> Problem:
-    """The problem that ``task``, ``model`` and ``split`` name; a ``Problem`` has its model and split already.
+    """The problem that ``task``, ``model``, ``split`` and ``data`` name; a ``Problem`` has all of them already.
 
     Raises:
-        InputError: a problem and a model or split beside it, or what :class:`Problem` refuses.
+        InputError: a problem and a model, split or data beside it, or what :class:`Problem` refuses.
     """
     if not isinstance(task, Problem):
-        return Problem(task, defaults.MODEL if model is None else model, split=split, allow_leaks=allow_leaks)
-    if model is not None or split is not None:
-        raise InputError(
-            f"{task} has its model and split; give model={model!r}, split={split!r} to Problem(...) instead"
+        return Problem(
+            task, defaults.MODEL if model is None else model, split=split, data=data, allow_leaks=allow_leaks
         )
+    given = {"model": model, "split": split, "data": data}
+    if any(value is not None for value in given.values()):
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        raise InputError(f"{task} has its model and split, and its data; give {shown} to Problem(...) instead")
     return task
 
 
-def check_room(problem: Problem) -> None:
-    """The manual prompt is scored after the search: that it fits must be known before.
+def check_room(problem: Problem, space: Subspace | None = None) -> None:
+    """The manual prompt, and soft ones of ``space``, are scored on dev and test: that they fit must be known before.
 
     Raises:
-        InputError: it does not fit the LM beside some text.
+        InputError: they do not fit the LM beside some text.
     """
-    manual = problem.prompt(problem.task.manual_prompt or "")
-    size = len(manual.token_ids or ())
+    sizes = [(0, len(problem.prompt(problem.task.manual_prompt or "").token_ids or ()))]
+    if space is not None:
+        sizes.append((space.front, space.length - space.front))
     for name in problem.task.parts(problem.split):
-        part = problem.part(name)
-        part.lengths(np.full(len(part), size), np.arange(len(part)))
+        for front, size in sizes:
+            part = problem.part(name).reserving(front)
+            part.lengths(np.full(len(part), size), np.arange(len(part)))
 
 
 def planned(problem: Problem, budget: int) -> int:
@@ -77,10 +87,11 @@ def make_searcher(
     objective: str | None,
     settings: Mapping[str, Any],
     batch_size: int | None = None,
+    points: Sequence[Candidate] = (),
 ) -> PromptSearcher:
     """The searcher of that name or class, blank, on what it may see of ``problem``: the train examples.
 
-    ``candidates``: how many it may expect to have scored.
+    ``candidates``: how many it may expect to have scored; ``points``: with which it is to begin.
 
     Raises:
         InputError: unknown name, setting or objective.
@@ -88,12 +99,12 @@ def make_searcher(
     if objective is not None:
         get_objective(objective)
     cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
-    if cls.kind != "text":
-        raise InputError(f"searcher {cls.name} makes {cls.kind} prompts, which this version cannot score")
     taken = {"objective", "seed", "budget", "metric", "mode", "batch_size", "points_to_evaluate"} & set(settings)
     if taken:
         raise InputError(f"--set {min(taken)}=...: not a setting of the searcher; use --{min(taken).replace('_', '-')}")
     ours: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    if points:
+        ours["points_to_evaluate"] = list(points)
     return cls(problem.for_search(), objective=objective, seed=seed, budget=candidates, **ours, **settings)
 
 

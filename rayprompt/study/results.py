@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json
+from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
+from rayprompt.lm.vectors import P0, read_vectors, vectors_digest
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.whole import write_whole
@@ -19,6 +20,7 @@ SEARCH_SCHEMA = "rayprompt.search/1"
 EVALUATE_SCHEMA = "rayprompt.evaluate/1"
 SCORE_SCHEMA = "rayprompt.score/1"
 PROMPT_SCHEMA = "rayprompt.prompt/1"
+VECTORS_FILE = "prompt.safetensors"  # of a soft prompt, beside prompt.json
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Baseline:
     def to_json(self) -> dict[str, Any]:
         ids = {} if self.prompt.token_ids is None else {"token_ids": list(self.prompt.token_ids)}
         return {**self.test.to_json(), "text": self.prompt.text, **ids, "dev": self.dev.to_json()}
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Baseline:
+        """Read the JSON form back."""
+        ids = None if form.get("token_ids") is None else tuple(form["token_ids"])
+        return cls(TextPrompt(form["text"], ids), Estimate.from_json(form["dev"]), Estimate.from_json(form))
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,9 @@ class Result:
         end: why the search ended: ``budget``, ``exhausted``, ``stalled``, or the searcher's own reason.
         truncated: part -> how many of its texts lost words to fit the LM with the winner.
         timings: seconds by phase.
+        decoded: for a soft winner, the text whose tokens are nearest to it, and what that reaches by itself.
+        proxy_model: the LM that was searched on, where that was not ``model``.
+        searcher_metrics: what the searcher says of itself, such as why CMA-ES began anew.
     """
 
     best_prompt: Candidate
@@ -90,10 +101,15 @@ class Result:
     truncated: Mapping[str, int] = field(default_factory=dict)
     leaks: Mapping[str, int] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    decoded: Baseline | None = None
+    proxy_model: str | None = None
+    searcher_metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
         prompt = {**self.best_prompt.to_json(), "key": self.best_prompt.key, "round_trips": self.round_trips}
+        if isinstance(self.best_prompt, SoftPrompt):
+            prompt["file"] = str(self.study_dir / VECTORS_FILE)
         counts = (
             *("evaluations", "lm_evaluations", "report_evaluations", "report_lm_evaluations", "cache_hits", "tokens"),
             *("lm_seconds", "shape_breaks", "replay_differs", "test_opened"),
@@ -105,11 +121,14 @@ class Result:
             **{part: getattr(self, part).to_json() for part in ("train", "dev", "test")},
             "baselines": {name: baseline.to_json() for name, baseline in self.baselines.items()},
             "p_value_manual": self.p_value,
+            "decoded": None if self.decoded is None else self.decoded.to_json(),
             "finalists": list(self.finalists),
             **{name: getattr(self, name) for name in counts},
             "seconds": self.seconds,
             "evaluations_per_second": self.evaluations_per_second,
             **{name: getattr(self, name) for name in about},
+            "proxy_model": self.proxy_model,
+            "searcher_metrics": dict(self.searcher_metrics),
             "truncated": dict(self.truncated),
             "leaks": dict(self.leaks),
             "timings": dict(self.timings),
@@ -121,21 +140,14 @@ class Result:
     def from_json(cls, form: Mapping[str, Any]) -> Result:
         """Read the JSON form back."""
         given = {name: form[name] for name in (f.name for f in fields(cls)) if name in form}
-        baselines = {
-            name: Baseline(
-                TextPrompt(b["text"], None if b.get("token_ids") is None else tuple(b["token_ids"])),
-                Estimate.from_json(b["dev"]),
-                Estimate.from_json(b),
-            )
-            for name, b in form["baselines"].items()
-        }
         return cls(
             **{
                 **given,
                 "best_prompt": candidate_from_json(form["best_prompt"]),
                 "round_trips": form["best_prompt"]["round_trips"],
                 "p_value": form["p_value_manual"],
-                "baselines": baselines,
+                "baselines": {name: Baseline.from_json(b) for name, b in form["baselines"].items()},
+                "decoded": None if form.get("decoded") is None else Baseline.from_json(form["decoded"]),
                 "finalists": tuple(form["finalists"]),
                 "study_dir": Path(form["study_dir"]),
                 **{part: Estimate.from_json(form[part]) for part in ("train", "dev", "test")},
@@ -147,7 +159,11 @@ def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Esti
     """The JSON form of an exported prompt, schema ``rayprompt.prompt/1``: all that is needed to use it elsewhere."""
     return {
         "schema": PROMPT_SCHEMA,
-        "prompt": {**prompt.to_json(), "key": prompt.key},
+        "prompt": {
+            **prompt.to_json(),
+            "key": prompt.key,
+            **({"file": VECTORS_FILE} if isinstance(prompt, SoftPrompt) else {}),
+        },
         "round_trips": isinstance(prompt, TextPrompt) and problem.round_trips(prompt),
         "task": {"name": problem.task.name, "split": problem.split, "digest": problem.task.digest},
         "template": problem.template.source,
@@ -173,9 +189,11 @@ class PromptFile:
         """The candidate as it can be used on ``problem``: token ids belong to one vocabulary, text to any.
 
         Raises:
-            InputError: it was found on another LM and its text does not say it all.
+            InputError: it was found on another LM and its text does not say it all, or it has no text.
         """
-        if self.model_digest in (None, problem.lm.digest) or not isinstance(self.prompt, TextPrompt):
+        if isinstance(self.prompt, SoftPrompt):
+            return self._soft_on(problem, self.prompt)
+        if self.model_digest in (None, problem.lm.digest):
             return self.prompt
         if not self.round_trips:
             raise InputError(
@@ -183,6 +201,18 @@ class PromptFile:
                 f"it cannot be used on {problem.lm.name}"
             )
         return problem.prompt(self.prompt.text)
+
+    def _soft_on(self, problem: Problem, prompt: SoftPrompt) -> Candidate:
+        if self.model_digest not in (None, problem.lm.digest):
+            raise InputError(
+                f"{self.source}: a soft prompt of {self.model} cannot be used on {problem.lm.name}, another LM"
+            )
+        if prompt.subspace.p0 != ZEROS:
+            vectors = read_vectors(self.source.parent / VECTORS_FILE, P0)[0]
+            if vectors_digest(vectors) != prompt.subspace.p0:
+                raise InputError(f"{self.source.parent / VECTORS_FILE}: not the initial vectors of {self.source}")
+            problem.vectors[prompt.subspace.p0] = vectors
+        return prompt
 
 
 def read_prompt_file(path: Path) -> PromptFile:

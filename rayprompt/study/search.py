@@ -14,15 +14,17 @@ from typing import Any
 
 from rayprompt import defaults
 from rayprompt.budget import Ledger
-from rayprompt.candidate import candidate_from_json
+from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError, Interrupted, RayPromptError, StoreError
+from rayprompt.lm.vectors import write_vectors
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.soft import recall_start
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
-from rayprompt.study.closing import Closing, close
+from rayprompt.study.closing import Closing, close, decode
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import check_unchanged, describe, read_manifest, write_manifest
@@ -39,10 +41,13 @@ from rayprompt.study.prepare import (
     study_dir,
 )
 from rayprompt.study.progress import Listener, Progress, silent
-from rayprompt.study.results import Result, export_prompt, read_result, write_json
+from rayprompt.study.results import VECTORS_FILE, Result, export_prompt, read_result, write_json
 from rayprompt.study.session import Cluster, session
 from rayprompt.study.tuning import run_trial
+from rayprompt.study.warm import starting_points
 from rayprompt.task import Task
+
+P0_FILE = "p0.safetensors"
 
 
 @dataclass
@@ -61,6 +66,8 @@ class _Job:
     started: float
     allow_leaks: bool = False
     native: dict[str, Any] | None = None  # a Tune trial per batch: {"batch_size": ...}
+    points: list[Candidate] = field(default_factory=list)  # that the search begins with
+    target: Problem | None = None  # where the LM that is searched on is a proxy: the problem on the LM that counts
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -83,6 +90,7 @@ def search(
     budget: int = defaults.BUDGET,
     seed: int = 0,
     split: str | None = None,
+    data: str | Path | None = None,
     objective: str | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -91,6 +99,8 @@ def search(
     allow_leaks: bool = False,
     tune_native: bool = False,
     batch_size: int | None = None,
+    proxy_model: str | Path | None = None,
+    warm_start: str | Path | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -105,6 +115,7 @@ def search(
         budget: the most (candidate, train example) pairs the search may ask for.
         seed: same seed, same device class, same settings: the same run, bit for bit, on any number of scorers.
         split: of the task; None is its first.
+        data: where a public task's examples are: a folder; None is RAYPROMPT_DATA, else the Hugging Face hub.
         objective: what the searcher maximises; None is its default.
         settings: the searcher's own settings.
         out: the study's directory; None makes one under ``rayprompt-studies/``.
@@ -115,6 +126,9 @@ def search(
         tune_native: make each batch of candidates a Tune trial, instead of the whole search one: slower, the same
             candidates, the same result. Candidates are scored whole.
         batch_size: candidates of such a trial; None is the searcher's generation.
+        proxy_model: search on this LM instead; what was found there is decoded to text, and dev and test are scored
+            on ``model``. The budget counts evaluations of the proxy.
+        warm_start: a finished study's directory, whose finalists are scored first, or a store, whose best are.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
         listener: told of the progress.
 
@@ -125,21 +139,30 @@ def search(
         Interrupted: SIGINT. What was scored is kept, and :func:`resume` goes on.
     """
     started = time.perf_counter()
-    problem = bind(task, model, split, allow_leaks=allow_leaks)
+    problem = bind(task, model, split, data, allow_leaks=allow_leaks)
     if batch_size is not None and not tune_native:
         raise InputError(f"--batch-size {batch_size}: is for --tune-native; a search in one trial has no batches")
-    agent = make_searcher(problem, searcher, planned(problem, budget), seed, objective, settings or {}, batch_size)
+    target = None
+    if proxy_model is not None:
+        target, problem = problem, _on_proxy(problem, proxy_model, allow_leaks)
+    parts = (problem, searcher, planned(problem, budget), seed, objective, settings or {}, batch_size)
+    agent = make_searcher(*parts)
+    points = [] if warm_start is None else starting_points(agent, warm_start)
+    if points:
+        agent = make_searcher(*parts, points)
     Ledger(budget)  # refuses what is no budget
     if tune_native:
         check_native(problem, budget)
     if finalists < 1:
         raise InputError(f"finalists {finalists}: must be 1 or more")
     study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
-    check_room(problem)
+    check_room(problem, agent.subspace)
+    if target is not None:
+        check_room(target)
     job = _Job(
         problem, agent, study, budget, finalists, store_location(store), Cluster(address, scorers, gpus_per_scorer),
         listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
-        {"batch_size": batch_size} if tune_native else None,
+        {"batch_size": batch_size} if tune_native else None, points, target,
     )  # fmt: skip
     return _run(job)
 
@@ -190,12 +213,17 @@ def resume(
         record["searcher"]["objective"],
         record["searcher"]["settings"],
         (record["tune_native"] or {}).get("batch_size"),
+        points := [candidate_from_json(form) for form in record["points"]],
     )
-    check_room(problem)
+    target = None
+    if record["target"]:
+        target = _on_proxy(problem, record["target"]["location"], record["allow_leaks"])
+        target.lm = replace(target.lm, name=record["target"]["name"])
+    check_room(problem, agent.subspace)
     job = _Job(
         problem, agent, path, budget or spent, record["finalists"], record["store"],
         Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"],
-        record["tune_native"], record,
+        record["tune_native"], points, target, record,
     )  # fmt: skip
     return _run(job)
 
@@ -220,10 +248,17 @@ def _run(job: _Job) -> Result:
                 timings["trial_start"] = timings["search"] - last["loop_seconds"]
                 for name in ("ask", "score", "tell"):
                     timings[name] = last[f"{name}_seconds"]
-                closing, report = _close(job, pool, store, last, content, timings)
+                if job.target is None:
+                    closing, report = _close(job, job.problem, pool, store, last, content, timings)
+                else:
+                    texts = _decoded(job, pool, last)
+        if job.target is not None:
+            last = {**last, "finalists": [], "nominations": [text.to_json() for text in texts]}
+            with session(job.target.lm, job.cluster, job.listener) as pool, study_lock(job.study):
+                closing, report = _close(job, job.target, pool, store, last, content, timings)
         result = _result(job, last, closing, report, len(content["test_opened"]), timings)
         estimates = {"train": result.train, "dev": result.dev, "test": result.test}
-        write_json(job.study / "prompt.json", export_prompt(job.problem, result.best_prompt, estimates))
+        write_json(job.study / "prompt.json", export_prompt(job.target or job.problem, result.best_prompt, estimates))
         write_json(job.study / "result.json", result.to_json())
     return result
 
@@ -238,6 +273,8 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         "store": job.store,
         "allow_leaks": job.allow_leaks,
         "tune_native": job.native,
+        "points": [point.to_json() for point in job.points],
+        "target": _target(job),
         "test_opened": list(job.record.get("test_opened", [])),
         **now,
     }
@@ -245,7 +282,10 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         for remark in check_unchanged(job.record, now, job.study):
             job.listener(Progress("start", f"note: {remark}"))
         content = {**job.record, "budget": job.budget, "pool": now["pool"]}
+        if job.target is not None and job.target.lm.digest != job.record["target"]["digest"]:
+            raise InputError(f"{job.study}: model {job.target.lm.name} is another one than when the study began")
     write_manifest(job.study, content)
+    _keep_start(job)
     store.prepare()
     store.shards("scores", context=context_of(job.problem, pool).key)
     store.shards("candidates", search=job.plan.search)
@@ -256,6 +296,7 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
 
 def _close(
     job: _Job,
+    problem: Problem,
     pool: ScoringPool,
     store: ScoreStore,
     last: dict[str, Any],
@@ -274,9 +315,16 @@ def _close(
             write_manifest(job.study, content)
 
     closing = close(
-        job.problem, pool, finals, last["finalists"], report,
+        problem, pool, finals, last["finalists"], report,
         store=store, search=safe_name(f"{job.id}_report"), before_test=before_test,
+        nominations=[candidate_from_json(form) for form in last["nominations"]],
+        objective=job.searcher.objective_name,
     )  # fmt: skip
+    best = closing.best_prompt
+    if isinstance(best, SoftPrompt):
+        space = best.subspace
+        vectors = pool.vectors(best, problem.vectors)
+        write_vectors(job.study / VECTORS_FILE, vectors, space.tokens, problem.vectors.get(space.p0))
     timings["report"] = time.perf_counter() - begun
     return closing, report
 
@@ -285,7 +333,7 @@ def _result(
     job: _Job, last: dict[str, Any], closing: Closing, report: Ledger, opened: int, timings: dict[str, float]
 ) -> Result:
     """The study's result, from the trial's last report and the closing report."""
-    problem = job.problem
+    problem = job.target or job.problem
     same = ("evaluations", "lm_evaluations", "cache_hits", "tokens", "lm_seconds", "replay_differs", "end")
     return Result(
         **closing.fields(),
@@ -305,7 +353,37 @@ def _result(
         budget=job.budget,
         leaks={f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
         timings=timings,
+        proxy_model=None if job.target is None else job.problem.lm.name,
+        searcher_metrics=last["searcher"],
     )
+
+
+def _decoded(job: _Job, pool: ScoringPool, last: dict[str, Any]) -> list[TextPrompt]:
+    """The best prompts on the proxy as texts of the LM that counts, each once, best first."""
+    assert job.target is not None
+    job.listener(Progress("report", f"decoding the best prompts on {job.problem.lm.name} to text"))
+    best = [candidate_from_json(f["candidate"]) for f in last["finalists"]]
+    best += [candidate_from_json(form) for form in last["nominations"]]
+    texts = [text for prompt in best for text in decode(job.problem, pool, prompt)]
+    return list(dict.fromkeys(job.target.prompt(text.text) for text in texts))
+
+
+def _target(job: _Job) -> dict[str, str] | None:
+    """The LM that counts, where another one is searched on, as it stands in study.yaml."""
+    lm = None if job.target is None else job.target.lm
+    return None if lm is None else {"name": lm.name, "location": lm.location, "digest": lm.digest}
+
+
+def _on_proxy(problem: Problem, model: str | Path, allow_leaks: bool) -> Problem:
+    """The same task and split on another LM."""
+    return Problem(problem.task, model, split=problem.split, allow_leaks=allow_leaks)
+
+
+def _keep_start(job: _Job) -> None:
+    """A copy of the vectors that soft prompts begin with: a resume must not depend on a file that may be gone."""
+    space = job.searcher.subspace
+    if space is not None and space.p0 in job.problem.vectors:
+        write_vectors(job.study / P0_FILE, job.problem.vectors[space.p0], space.tokens)
 
 
 @contextmanager
@@ -327,10 +405,15 @@ def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None)
     was = record["task"]
     if task is None and not was["location"]:
         raise InputError(f"{study}: its task {was['name']!r} is made of Python objects; give it: resume(..., task=...)")
+    data = was.get("data") if task is None else None
     problem = bind(
-        task or was["location"], record["model"]["location"], was["split"], allow_leaks=record["allow_leaks"]
+        task or was["location"], record["model"]["location"], was["split"], data, allow_leaks=record["allow_leaks"]
     )
     problem.lm = replace(problem.lm, name=record["model"]["name"])
+    form = record["searcher"]["subspace"]
+    if form:
+        settings, space = record["searcher"]["settings"], Subspace.from_json(form)
+        recall_start(problem, settings["p0"], settings["length"], settings["placement"], space, study / P0_FILE)
     return problem
 
 

@@ -134,7 +134,13 @@ class DeskActor:
         self.metric = OBJECTIVES[problem.task.metric]
         if store is None:
             self.evaluator = Evaluator(
-                pool, problem.part("train"), problem.gold, self.ledger, examples=problem.digests("train"), search=search
+                pool,
+                problem.part("train"),
+                problem.gold,
+                self.ledger,
+                examples=problem.digests("train"),
+                search=search,
+                p0=problem.vectors,
             )
         else:
             self.evaluator, spent, _ = evaluator_of(

@@ -1,0 +1,64 @@
+"""Vectors of soft prompts as safetensors files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rayprompt.errors import InputError, StoreError
+from rayprompt.scores import FloatArray
+
+VECTORS, TOKENS, P0 = "prompt", "token_ids", "p0"
+
+
+def read_vectors(path: Path, name: str = VECTORS) -> tuple[FloatArray, tuple[int, ...] | None]:
+    """(length, width) float32 vectors, and the (length,) tokens they are added to where the file has them.
+
+    They are the file's tensor ``prompt`` (or ``name``), or its only one.
+
+    Raises:
+        InputError: the file is missing, is not safetensors, or has no such tensor.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"no such file: {path} (a .safetensors file with vectors of a soft prompt)")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from None
+    tokens = tensors.pop(TOKENS, None)
+    tensor = tensors.get(name, next(iter(tensors.values())) if len(tensors) == 1 else None)
+    if tensor is None or tensor.ndim != 2:
+        found = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise InputError(f"{path}: needs a tensor {name!r} of shape (length, width); it has {found or 'none'}")
+    return tensor.float().numpy(), None if tokens is None else tuple(int(i) for i in tokens)
+
+
+def write_vectors(path: Path, vectors: FloatArray, tokens: Sequence[int], p0: FloatArray | None = None) -> None:
+    """Write what :func:`read_vectors` reads, and the initial vectors where there are any.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    content = {VECTORS: np.ascontiguousarray(vectors, dtype=np.float32)}
+    if tokens:
+        content[TOKENS] = np.array(tokens, dtype=np.int64)
+    if p0 is not None:
+        content[P0] = np.ascontiguousarray(p0, dtype=np.float32)
+    try:
+        save_file(content, path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def vectors_digest(vectors: FloatArray) -> str:
+    """SHA-256 of shape and float32 content, the first 32 hex digits."""
+    content = np.ascontiguousarray(vectors, dtype="<f4")
+    return hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()[:32]

@@ -1,0 +1,205 @@
+"""What searchers of soft prompts share: their settings, and the random subspace that these describe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, Subspace
+from rayprompt.errors import InputError, unknown
+from rayprompt.lm.projection import entry_scale, projection_digest
+from rayprompt.lm.source import embedding_std
+from rayprompt.lm.vectors import read_vectors, vectors_digest
+from rayprompt.scores import FloatArray
+from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.settings import setting
+
+PLACEMENTS, PROJECTIONS = ("add", "concat"), ("normal", "uniform")
+DEFAULT_LENGTH = 50
+FIRST_TOKEN = 1000  # Black-Box Tuning begins with the vocabulary's tokens 1000 to 1049
+TOKENS, TEXT = "tokens", "text:"
+
+
+@dataclass(frozen=True)
+class SoftSettings:
+    """Settings of every searcher of soft prompts: prompt = A z + p0, with z of ``intrinsic_dim`` numbers."""
+
+    intrinsic_dim: int = setting(500, "numbers in z")
+    length: int | None = setting(None, "prompt tokens (default: p0's where it has a length, else 50)")
+    placement: str = setting("add", "'add' to p0's tokens at the prompt's place in the template, or 'concat' in front")
+    projection: str = setting("normal", "the entries of A: 'normal' (as released) or 'uniform' (as published)")
+    alpha: float = setting(1.0, "size of the first steps: std(A z) is so many times that of the word embeddings")
+    sigma: float = setting(1.0, "standard deviation of the first z; without bounds A is divided by it, so use alpha")
+    bound: float | None = setting(None, "z stays within -bound and bound (published: 5; released: null, none)")
+    p0: str = setting("tokens", "'tokens', 'tokens:ID', 'zeros', 'text:...', a .safetensors file, or a study")
+    projection_seed: int | None = setting(None, "seed of A (default: the search's seed)")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a soft prompt begins: ``tokens`` and vectors of that digest (``zeros``: none); ``length`` tokens."""
+
+    tokens: tuple[int, ...]
+    p0: str
+    length: int
+
+
+@dataclass(frozen=True)
+class SoftSpace:
+    """A subspace with what a searcher does in it."""
+
+    subspace: Subspace
+
+    @classmethod
+    def of(cls, problem: Problem, settings: SoftSettings, seed: int) -> SoftSpace:
+        """The subspace that settings describe.
+
+        Raises:
+            InputError: a setting is out of range, p0 cannot be read or has another shape, or the prompt does not fit
+                the LM beside the task's texts.
+        """
+        s = settings
+        for name, value in (("placement", s.placement), ("projection", s.projection)):
+            known = PLACEMENTS if name == "placement" else PROJECTIONS
+            if value not in known:
+                raise unknown(f"setting {name}", value, known)
+        for name in ("intrinsic_dim", "alpha", "sigma", "length", "bound"):
+            value = getattr(s, name)
+            if value is not None and not value > 0:
+                raise InputError(f"setting {name}={value}: must be greater than 0")
+        key = (s.p0, s.length, s.placement)
+        if key not in problem.starts:
+            problem.starts[key] = read_start(problem, s.p0, s.length, s.placement)
+        start: Start = problem.starts[key]
+        front = start.length if s.placement == "concat" else 0
+        for name in problem.own_parts:
+            part = problem.part(name).reserving(front)
+            count = len(part)
+            part.lengths(np.full(count, 0 if front else start.length), np.arange(count))
+        own_seed = seed if s.projection_seed is None else s.projection_seed
+        drawn = (own_seed, s.projection, s.intrinsic_dim, start.length * problem.lm.width)
+        if drawn not in problem.projections:
+            problem.projections[drawn] = projection_digest(*drawn)
+        std = embedding_std_of(problem) if s.projection == "normal" else 1.0
+        scale = entry_scale(s.projection, alpha=s.alpha, sigma=s.sigma, dim=s.intrinsic_dim, embedding_std=std)
+        return cls(
+            Subspace(
+                seed=own_seed,
+                scale=float(np.float32(scale)),
+                length=start.length,
+                p0=start.p0,
+                mode=s.placement,
+                projection=s.projection,
+                tokens=start.tokens,
+                dim=s.intrinsic_dim,
+                width=problem.lm.width,
+                digest=problem.projections[drawn],
+            )
+        )
+
+    def prompt(self, z: FloatArray | Sequence[float]) -> SoftPrompt:
+        """The prompt of a z (dim,)."""
+        return SoftPrompt(tuple(np.asarray(z, dtype=np.float32).tolist()), self.subspace)
+
+    def z(self, candidate: Candidate) -> FloatArray | None:
+        """(dim,) float64 the z of a candidate; None where it is not of this subspace."""
+        if not isinstance(candidate, SoftPrompt) or candidate.subspace != self.subspace:
+            return None
+        return candidate.vector.astype(np.float64)
+
+
+def embedding_std_of(problem: Problem) -> float:
+    """The standard deviation of the LM's word embeddings; read once, and kept with the problem."""
+    known = problem.embedding_std
+    if "std" not in known:
+        known["std"] = embedding_std(problem.lm.location)
+    return known["std"]
+
+
+def recall_start(problem: Problem, p0: str, length: int | None, placement: str, space: Subspace, file: Path) -> None:
+    """Begin as a study did: what its setting ``p0`` named may be gone; ``file`` holds a copy of the vectors."""
+    if space.p0 != ZEROS:
+        problem.vectors[space.p0] = read_vectors(file)[0]
+    problem.starts[p0, length, placement] = Start(space.tokens, space.p0, space.length)
+
+
+def read_start(problem: Problem, p0: str, length: int | None, mode: str) -> Start:
+    """Where the setting ``p0`` says that soft prompts begin; vectors are kept with the problem.
+
+    Raises:
+        InputError: it says nothing that is known, cannot be read, or has another shape than ``length`` says.
+    """
+    vocabulary = problem.lm.vocab_size
+    count = length or DEFAULT_LENGTH
+    if p0 == ZEROS and mode == "concat":
+        return Start((), ZEROS, count)
+    if p0 in (ZEROS, TOKENS):  # what is added needs tokens to be added to
+        return Start(_tokens_from(min(FIRST_TOKEN, max(0, vocabulary - count)), count, vocabulary, p0), ZEROS, count)
+    if p0.startswith(TOKENS + ":") and p0.removeprefix(TOKENS + ":").isdigit():
+        return Start(_tokens_from(int(p0.removeprefix(TOKENS + ":")), count, vocabulary, p0), ZEROS, count)
+    if p0.startswith(TEXT):
+        return _from_ids(problem.prompt(p0.removeprefix(TEXT)).token_ids or (), length, p0)
+    path = Path(p0).expanduser()
+    if path.is_dir():
+        return _from_study(problem, path, length, mode, p0)
+    if path.suffix == ".safetensors":
+        return _from_file(problem, path, length, mode, p0)
+    raise InputError(
+        f"setting p0={p0!r}: must be tokens, tokens:ID, zeros, text:..., a .safetensors file or the directory of a "
+        "finished study, and there is no such file or directory"
+    )
+
+
+def _tokens_from(first: int, count: int, vocabulary: int, p0: str) -> tuple[int, ...]:
+    if first + count > vocabulary:
+        raise InputError(f"setting p0={p0!r}: {count} tokens from {first} on; the vocabulary has {vocabulary}")
+    return tuple(range(first, first + count))
+
+
+def _from_ids(ids: Sequence[int], length: int | None, p0: str) -> Start:
+    """The tokens of a text, again and again until they are ``length``."""
+    if not ids:
+        raise InputError(f"setting p0={p0!r}: the text has no tokens")
+    count = length or len(ids)
+    return Start(tuple(int(ids[i % len(ids)]) for i in range(count)), ZEROS, count)
+
+
+def _from_file(problem: Problem, path: Path, length: int | None, mode: str, p0: str) -> Start:
+    vectors, tokens = read_vectors(path)
+    width = problem.lm.width
+    if vectors.shape[1] != width or len(vectors) != (length or len(vectors)):
+        wanted = f"({length or 'length'}, {width})"
+        raise InputError(f"setting p0={p0!r}: its vectors are {vectors.shape}; for {problem.lm.name} it needs {wanted}")
+    if mode == "add" and tokens is None:
+        first = min(FIRST_TOKEN, max(0, problem.lm.vocab_size - len(vectors)))
+        tokens = _tokens_from(first, len(vectors), problem.lm.vocab_size, p0)
+    key = vectors_digest(vectors)
+    problem.vectors[key] = vectors
+    return Start(tokens or () if mode == "add" else (), key, len(vectors))
+
+
+def _from_study(problem: Problem, study: Path, length: int | None, mode: str, p0: str) -> Start:
+    """The winner of an earlier study: its text, or its vectors."""
+    file = study / "prompt.json"
+    if not file.is_file():
+        raise InputError(f"setting p0={p0!r}: not the directory of a finished study (it holds no prompt.json)")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        prompt, same_lm = content["prompt"], content["model"]["digest"] == problem.lm.digest
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"setting p0={p0!r}: {file} is not an exported prompt ({error!r})") from None
+    if prompt.get("kind") == "text":
+        ids = prompt.get("token_ids") if same_lm else None
+        return _from_ids(ids or problem.prompt(prompt["text"]).token_ids or (), length, p0)
+    if not same_lm:
+        raise InputError(
+            f"setting p0={p0!r}: its soft prompt is of {content['model']['name']}, another LM than {problem.lm.name}"
+        )
+    if prompt["subspace"]["mode"] != mode:
+        raise InputError(f"setting p0={p0!r}: its soft prompt was found with placement={prompt['subspace']['mode']}")
+    return _from_file(problem, study / "prompt.safetensors", length, mode, p0)

@@ -1,0 +1,124 @@
+"""Warm starts: what an earlier study or a store knows, as the first candidates of a new search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json
+from rayprompt.errors import InputError
+from rayprompt.pairs import PairTable
+from rayprompt.scores import Scores, right
+from rayprompt.searcher.base import PromptSearcher
+from rayprompt.store.schema import Context
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.results import read_result
+
+MOST_POINTS = 10  # taken from a store
+
+
+def starting_points(searcher: PromptSearcher, location: str | Path) -> list[Candidate]:
+    """The finalists of the finished study at ``location``, or the best on train of the store there, best first.
+
+    Text prompts of another LM are tokenised anew. Of a soft study, a searcher of text takes the decoded winner.
+
+    Raises:
+        InputError: there is neither, or it holds nothing that this search can begin with.
+    """
+    path = Path(location)
+    if (path / "result.json").is_file():
+        found = _finalists(searcher, path)
+    elif "://" in str(location) or (path / "store.json").is_file():
+        found = _best_of_store(searcher, location)
+    else:
+        raise InputError(f"--warm-start {location}: neither a finished study (result.json) nor a store (store.json)")
+    usable = [c for c in (_usable(searcher, candidate) for candidate in found) if c is not None]
+    if not usable:
+        hint = "; a soft search begins at a text with --set p0=STUDY" if searcher.kind == "soft" else ""
+        raise InputError(
+            f"--warm-start {location}: none of its {len(found)} prompts can be used here: {searcher.name} takes "
+            f"{searcher.kind} prompts of its own search space{hint}"
+        )
+    return list(dict.fromkeys(usable))
+
+
+def _finalists(searcher: PromptSearcher, study: Path) -> list[Candidate]:
+    result = read_result(study / "result.json")
+    same_lm = _model_digest(study) in (None, searcher.problem.lm.digest)
+    rows = sorted(result.finalists, key=lambda row: -float(row["objective"]))
+    prompts: list[Candidate] = [candidate_from_json(row) for row in rows]
+    if result.decoded is not None and searcher.kind == "text":
+        prompts.append(result.decoded.prompt)
+    return prompts if same_lm else [TextPrompt(p.text) for p in prompts if isinstance(p, TextPrompt)]
+
+
+def _model_digest(study: Path) -> str | None:
+    try:
+        content: Mapping[str, Any] = json.loads((study / "prompt.json").read_text(encoding="utf-8"))
+        return str(content["model"]["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _usable(searcher: PromptSearcher, candidate: Candidate) -> Candidate | None:
+    """The candidate as this searcher's problem has it; None where it cannot be."""
+    if candidate.kind != searcher.kind:
+        return None
+    if isinstance(candidate, SoftPrompt):
+        return candidate if candidate.subspace == searcher.subspace else None
+    return candidate if candidate.token_ids is not None else searcher.problem.prompt(candidate.text)
+
+
+def _best_of_store(searcher: PromptSearcher, location: str | Path) -> list[Candidate]:
+    """The best by the searcher's objective, of those that the store has on all of its train examples."""
+    problem, store = searcher.problem, ScoreStore(location)
+    examples = problem.digests("train")
+    forms = store.candidates()
+    wanted = forms.filter(pc.equal(forms.column("kind"), searcher.kind))
+    by_key = dict(zip(wanted.column("candidate").to_pylist(), wanted.column("form").to_pylist(), strict=True))
+    best: dict[str, float] = {}
+    for context, content in _contexts(store).items():
+        if any(content.get(name) != value for name, value in problem.content.items()):
+            continue
+        table = PairTable(list(dict.fromkeys(examples)), len(problem.label_ids))
+        store.load(table, context, "train")
+        columns = np.array([table.columns[d] for d in examples])
+        keys = [k for k, row in table.rows.items() if k in by_key and table.known[row].all()]
+        for key in keys:
+            log_probs = table.log_probs[table.rows[key]][columns]
+            value = float(searcher.objective(_scores(log_probs, problem.gold))[0])
+            if np.isfinite(value):
+                best[key] = max(value, best.get(key, -np.inf))
+    order = sorted(best, key=lambda key: -best[key])[:MOST_POINTS]
+    return [candidate_from_json(json.loads(by_key[key])) for key in order]
+
+
+def _contexts(store: ScoreStore) -> dict[str, dict[str, Any]]:
+    """Digest -> content of the contexts in a store."""
+    found = {}
+    for shard in store.shards("scores", part="train"):
+        content = json.loads(shard.metadata["context"])
+        found[Context(content).key] = content
+    return found
+
+
+def _scores(log_probs: Any, gold: Any) -> Scores:
+    """One candidate's scores on all examples."""
+    count = len(gold)
+    none = np.zeros(count, dtype=np.int32)
+    return Scores(
+        candidates=(TextPrompt(""),),
+        examples=np.arange(count),
+        candidate=none,
+        example=np.arange(count),
+        sample=none,
+        value=right(log_probs, gold),
+        label_log_probs=log_probs,
+        tokens=none,
+        seconds=none.astype(np.float32),
+    )

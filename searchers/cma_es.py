@@ -1,0 +1,242 @@
+"""Black-Box Tuning (Sun et al., 2022, arXiv 2201.03514): CMA-ES over a random subspace of soft prompts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from rayprompt.candidate import Candidate, SoftPrompt
+from rayprompt.errors import InputError, unknown
+from rayprompt.scores import FloatArray, Scores
+from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.settings import setting
+from rayprompt.searcher.soft import SoftSettings, SoftSpace
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that there is no matplotlib
+    import cma
+    from cma.restricted_gaussian_sampler import GaussVkDSampler
+
+COVARIANCES = ("full", "separable", "limited-memory")
+RESTARTS = ("none", "ipop", "bipop")
+DEV = ("none", "mean", "generations", "all")
+POPULATION_FACTOR = 2  # of a restart with a larger population
+
+
+@dataclass(frozen=True)
+class CMAESSettings(SoftSettings):
+    """Settings of ``cma-es``. The defaults are Black-Box Tuning as released; as published: bound 5, uniform."""
+
+    population: int = setting(20, "candidates of a generation; 0 is CMA-ES's own 4 + 3 ln d")
+    covariance: str = setting("full", "'full', 'separable' (a diagonal), or 'limited-memory' (VkD-CMA, for large d)")
+    restarts: str = setting("ipop", "when CMA-ES stops: 'none' ends the search, 'ipop' and 'bipop' begin anew")
+    dev: str = setting("mean", "scored on dev with the best on train: 'mean' of the distribution, 'generations' bests")
+    dev_every: int = setting(5, "with dev=generations: of every so many generations the best")
+
+
+@dataclass(eq=False)
+class Generation:
+    """What CMA-ES asked for at once: points x (C, d) as it drew them, and the losses (C,) that are known."""
+
+    points: list[FloatArray]
+    candidates: list[SoftPrompt]
+    strategy: int  # the how manieth run of CMA-ES drew them
+    handed_out: int = 0
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+class CMAESSearcher(PromptSearcher):
+    """Minimises minus the objective over z with pycma's CMA-ES, where the prompt is A z + p0.
+
+    Its state is the losses that it was told: seeded, CMA-ES draws the same points again.
+    """
+
+    name = "cma-es"
+    kind = "soft"
+    barrier = True
+    Settings = CMAESSettings
+
+    def __init__(self, problem: Problem, **kwargs: Any) -> None:
+        super().__init__(problem, **kwargs)
+        s = self.settings
+        for name, value, known in (
+            ("covariance", s.covariance, COVARIANCES),
+            ("restarts", s.restarts, RESTARTS),
+            ("dev", s.dev, DEV),
+        ):
+            if value not in known:
+                raise unknown(f"setting {name}", value, known)
+        if s.population == 1 or s.population < 0 or s.dev_every < 1:
+            raise InputError(f"setting population={s.population}, dev_every={s.dev_every}: 2 (or 0) and 1 at least")
+        self.first_population = s.population or 4 + int(3 * math.log(s.intrinsic_dim))
+        self.space = SoftSpace.of(self.problem, s, self.seed)
+        self._threads = ThreadpoolController()
+        self._blank()
+
+    @property
+    def generation(self) -> int:
+        return int(self.strategy.popsize)
+
+    def ask(self, n: int) -> list[Candidate]:
+        """What is left of the generation that is out, else a new one; at most ``n``."""
+        if not self.open or self.open[-1].handed_out == len(self.open[-1].candidates):
+            self._draw()
+        generation = self.open[-1]
+        batch: list[Candidate] = list(generation.candidates[generation.handed_out : generation.handed_out + n])
+        generation.handed_out += len(batch)
+        return batch
+
+    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
+        """CMA-ES learns from whole generations; what it did not ask for, it looks at in its next one.
+
+        A candidate that failed counts as worse than the worst of its generation. One that was not evaluated to the
+        end, because the budget ended, teaches nothing.
+        """
+        places = {c.key: (g, i) for g in self.open for i, c in enumerate(g.candidates) if i not in g.losses}
+        for candidate, value, complete in zip(candidates, self.values(scores), scores.complete(), strict=True):
+            if not complete:
+                continue
+            if candidate.key in places:
+                generation, index = places.pop(candidate.key)
+                generation.losses[index] = -float(value) if np.isfinite(value) else math.inf
+            elif np.isfinite(value) and candidate.key not in self.known:
+                z = self.space.z(candidate)
+                if z is not None:
+                    self._inject(z)
+        for generation in [g for g in self.open if len(g.losses) == len(g.candidates)]:
+            self._learn(generation, [generation.losses[i] for i in range(len(generation.candidates))])
+
+    def stop(self) -> dict[str, Any]:
+        """pycma's stop tests, where nothing begins anew."""
+        return dict(self.reasons)
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "sigma": float(self.strategy.sigma),
+            "population": self.generation,
+            "restarts": len(self.stops),
+            "stops": "; ".join(self.stops),
+        }
+
+    def nominations(self) -> list[Candidate]:
+        """The mean of the distribution, and the best of every so many generations, as the setting ``dev`` says."""
+        bests: list[Candidate] = list(self.bests) if self.settings.dev in ("generations", "all") else []
+        mean = self.settings.dev in ("mean", "all") and self.learned > 0
+        return [*bests, *([self.space.prompt(self.strategy.mean)] if mean else [])]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": [tuple(event) for event in self.history],
+            "open": [(g.handed_out, dict(g.losses)) for g in self.open],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._blank()
+        for event, what in state["history"]:
+            if event == "draw":
+                self._draw()
+            elif event == "inject":
+                self._inject(np.frombuffer(what))
+            else:
+                self._learn(self.open[what[0]], list(what[1]))
+        for generation, (handed_out, losses) in zip(self.open, state["open"], strict=True):
+            generation.handed_out, generation.losses = handed_out, dict(losses)
+
+    def _blank(self) -> None:
+        self.rng = np.random.Generator(np.random.PCG64(self.seed))
+        self.open: list[Generation] = []
+        self.history: list[tuple[str, Any]] = []
+        self.known: set[str] = set()  # keys of what was learned from in this run of CMA-ES
+        self.bests: list[SoftPrompt] = []
+        self.learned = 0  # generations
+        self.reasons: dict[str, Any] = {}
+        self.stops: list[str] = []  # why runs of CMA-ES ended
+        self.runs: list[tuple[str, int]] = []  # of those that ended: small or large, and its evaluations
+        self.run = ("small", self.first_population, math.inf)  # kind, population, most generations
+        self._begin(np.zeros(self.settings.intrinsic_dim), self.settings.sigma, self.first_population)
+
+    def _begin(self, start: FloatArray, sigma: float, population: int) -> None:
+        """A new run of CMA-ES. It draws from a generator of ours: pycma would reseed NumPy's global one."""
+        s = self.settings
+        randn = self._normal
+        options: dict[str, Any] = {
+            "popsize": population,
+            "bounds": [None, None] if s.bound is None else [-s.bound, s.bound],
+            "randn": randn,
+            "seed": math.nan,
+            "verbose": -9,
+            "CMA_diagonal": s.covariance == "separable",
+        }
+        if s.covariance == "limited-memory":
+            options = GaussVkDSampler.extend_cma_options({**options, "CMA_sampler_options": {"randn": randn}})
+        with warnings.catch_warnings(), self._threads.limit(limits=1):
+            warnings.simplefilter("ignore")
+            self.strategy = cma.CMAEvolutionStrategy(start, sigma, options)
+        self.strategy_generations = 0
+
+    def _normal(self, *shape: int) -> FloatArray:
+        return self.rng.standard_normal(shape)
+
+    def _draw(self) -> None:
+        """Have CMA-ES draw a generation. One thread: the last bits of an eigendecomposition depend on their number."""
+        with warnings.catch_warnings(), self._threads.limit(limits=1):
+            warnings.simplefilter("ignore")
+            points = [np.asarray(x) for x in self.strategy.ask()]
+        self.open.append(Generation(points, [self.space.prompt(x) for x in points], len(self.stops)))
+        self.history.append(("draw", None))
+
+    def _inject(self, z: FloatArray) -> None:
+        """Have a point that CMA-ES did not draw in its next generation, as it is."""
+        self.history.append(("inject", z.tobytes()))
+        self.strategy.inject([z], force=True)
+
+    def _learn(self, generation: Generation, losses: list[float]) -> None:
+        number = self.open.index(generation)
+        self.history.append(("learn", (number, tuple(losses))))
+        del self.open[number]
+        if generation.strategy != len(self.stops):
+            return  # of a run of CMA-ES that has ended
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        worst = max(finite, default=0.0) + 1.0
+        with warnings.catch_warnings(), self._threads.limit(limits=1):
+            warnings.simplefilter("ignore")
+            told = [loss if math.isfinite(loss) else worst for loss in losses]
+            self.strategy.tell(generation.points, told)
+            stopped = dict(self.strategy.stop())
+        self.learned += 1
+        self.strategy_generations += 1
+        self.known = {c.key for c in generation.candidates}
+        if finite and self.learned % self.settings.dev_every == 0:
+            self.bests.append(generation.candidates[int(np.argmin(told))])
+        if stopped or self.strategy_generations >= self.run[2]:
+            self._end(stopped or {"maxiter": self.strategy_generations})
+
+    def _end(self, reasons: dict[str, Any]) -> None:
+        """A run of CMA-ES has ended: begin the next one as pycma's ``fmin`` would, or end the search."""
+        self.stops.append(", ".join(f"{name}={value}" for name, value in reasons.items()))
+        if self.settings.restarts == "none":
+            self.reasons = reasons
+            return
+        self.runs.append((self.run[0], self.strategy_generations * self.generation))
+        small, large = (sum(n for kind, n in self.runs if kind == k) for k in ("small", "large"))
+        restarts_large = sum(kind == "large" for kind, _ in self.runs)
+        factor = POPULATION_FACTOR ** (restarts_large + 1)
+        sigma = self.settings.sigma
+        if self.settings.restarts == "bipop" and len(self.runs) > 1 and small < large:
+            sigma *= 0.01 ** self.rng.random()
+            last = POPULATION_FACTOR**restarts_large
+            population = int(self.first_population * last ** (self.rng.random() ** 2))
+            self.run = ("small", population, max(1.0, 0.5 * large / population))
+        else:
+            population = self.first_population * factor
+            self.run = ("large", population, math.inf)
+        start = self.settings.sigma * self.rng.standard_normal(self.settings.intrinsic_dim)
+        bound = self.settings.bound
+        self._begin(start if bound is None else start.clip(-bound, bound), sigma, population)

@@ -1,0 +1,265 @@
+"""Soft prompts: projections, and scores against plain forward passes that build the input by hand."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import task_of
+
+from rayprompt.candidate import SoftPrompt, Subspace
+from rayprompt.errors import ScoringError
+from rayprompt.lm.projection import Bounded, projection_digest, projection_matrix
+from rayprompt.lm.scorer import Bucket, LMScorer
+from rayprompt.lm.source import BUNDLED, load_tokenizer
+from rayprompt.scores import FloatArray
+from rayprompt.scoring.pool import block_of
+from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.settings import make_settings
+from rayprompt.searcher.soft import SoftSettings, SoftSpace
+
+SMALL = {"intrinsic_dim": 12, "length": 5}
+
+
+class Holder:
+    """What make_settings reads."""
+
+    name = "soft"
+    Settings = SoftSettings
+
+
+def space_of(problem: Problem, seed: int = 0, **settings: Any) -> SoftSpace:
+    return SoftSpace.of(problem, make_settings(Holder, {**SMALL, **settings}), seed)
+
+
+def score(scorer: LMScorer, problem: Problem, prompts: list[SoftPrompt], count: int) -> FloatArray:
+    """(C, E, L) log-probabilities through LMScorer, all pairs in one batch of one length."""
+    space = prompts[0].subspace
+    part = problem.part("train")
+    front = space.length if space.mode == "concat" else 0
+    prompt, example = np.repeat(np.arange(len(prompts)), count), np.tile(np.arange(count), len(prompts))
+    ids = tuple(problem.token_ids(p) for p in prompts)
+    bucket = Bucket(part.key, 48, 8, ids, prompt, example, np.arange(len(prompts)), front)
+    log_probs, tokens, _ = scorer.score(bucket, part, block_of(prompts, problem.vectors))
+    assert (tokens == np.tile(part.base_lengths[int(front > 0)][:count] + space.length, len(prompts))).all()
+    return np.asarray(log_probs).reshape(len(prompts), count, -1)
+
+
+# The projection.
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 7.0])
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_first_steps_are_alpha_times_as_large_as_the_embeddings_whatever_sigma_is(
+    sigma: float, alpha: float, problem: Problem
+) -> None:
+    space = space_of(problem, intrinsic_dim=500, length=50, sigma=sigma, alpha=alpha).subspace
+    z = np.random.default_rng(0).normal(0, sigma, (200, 500)).astype(np.float32)
+    weights = transformers.AutoModelForMaskedLM.from_pretrained(problem.lm.path).get_input_embeddings().weight
+    expected = alpha * float(weights.detach().double().std(correction=0))
+    assert (z @ projection_matrix(space)).std() == pytest.approx(expected, rel=0.01)
+
+
+def test_the_published_projection_is_uniform_and_bounded(problem: Problem) -> None:
+    space = space_of(problem, intrinsic_dim=100, length=50, projection="uniform").subspace
+    matrix = projection_matrix(space)
+    assert np.abs(matrix).max() <= 1 / 10
+    assert np.abs(matrix).max() > 0.0999
+    assert matrix.std() == pytest.approx(0.1 / 3**0.5, rel=0.01)
+    assert abs(matrix.mean()) < 1e-3
+
+
+def test_a_projection_is_that_of_philox_and_another_one_is_found_out(problem: Problem) -> None:
+    space = space_of(problem, seed=3, intrinsic_dim=20).subspace
+    drawn = np.random.Generator(np.random.Philox(3)).standard_normal((20, space.length * space.width), dtype=np.float32)
+    assert np.array_equal(projection_matrix(space), drawn * np.float32(space.scale))
+    assert space.digest == projection_digest(3, "normal", 20, space.length * space.width)
+    assert space.digest != space_of(problem, seed=4, intrinsic_dim=20).subspace.digest
+    with pytest.raises(ScoringError, match="draws another projection here than where the search began"):
+        projection_matrix(replace(space, digest="0" * 32))
+
+
+def test_a_cache_is_bounded_by_bytes() -> None:
+    cache: Bounded[bytes] = Bounded(100, len)
+    made = []
+
+    def make(size: int) -> Callable[[], bytes]:
+        return lambda: made.append(size) or bytes(size)  # type: ignore[func-returns-value]
+
+    for key in ("a", "b", "a", "c", "a", "b"):
+        cache.get(key, make(40))
+    assert made == [40, 40, 40, 40]  # c takes the place of b, then b that of c
+    assert cache.bytes == 80
+    assert len(cache.get("large", make(400))) == 400
+    assert list(cache.entries) == ["large"]
+
+
+# Scores.
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertForMaskedLM", {}),
+    "roberta": ("RobertaForMaskedLM", {"max_position_embeddings": 130}),
+    "distilbert": ("DistilBertForMaskedLM", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
+    "electra": ("ElectraForMaskedLM", {"embedding_size": 16}),
+    "albert": ("AlbertForMaskedLM", {"embedding_size": 16}),
+    "modernbert": ("ModernBertForMaskedLM", {"global_attn_every_n_layers": 1}),
+    "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+    "gpt_neox": ("GPTNeoXForCausalLM", {}),
+    "llama": ("LlamaForCausalLM", {"num_key_value_heads": 1}),
+    "gemma2": ("Gemma2ForCausalLM", {"num_key_value_heads": 1, "head_dim": 16}),
+    "t5": ("T5ForConditionalGeneration", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}),
+    "bart": (
+        "BartForConditionalGeneration",
+        {
+            "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+        },
+    ),
+}  # fmt: skip
+
+
+def make_model(family: str, folder: Path) -> str:
+    """A checkpoint of a family with small random weights and tiny-masked's tokenizer, which gets T5's sentinel."""
+    cls, extra = FAMILIES[family]
+    tokenizer = load_tokenizer("tiny-masked")
+    if family == "t5":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
+    settings = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
+        "decoder_start_token_id": tokenizer.sep_token_id, **extra,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model_class = getattr(transformers, cls)
+    model = model_class(model_class.config_class(**settings))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:  # with random norms nothing would depend on the input
+                weight.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    if family == "t5":
+        tokenizer.save_pretrained(folder)
+    else:
+        shutil.copy(BUNDLED / "tiny-masked" / "tokenizer.json", folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family_problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    folder = make_model(request.param, tmp_path_factory.mktemp(request.param))
+    with pytest.MonkeyPatch.context() as monkey:
+        # By the model's type some families would get a tokenizer class of their own.
+        location = folder if request.param == "t5" else "tiny-masked"
+        monkey.setattr("rayprompt.searcher.problem.load_tokenizer", lambda _: load_tokenizer(location))
+        problem = Problem(task_of(train=6), folder)
+        problem.encoder  # noqa: B018 (cached)
+    return problem
+
+
+def whole_model(problem: Problem) -> Any:
+    names = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
+    auto = getattr(transformers, names.get(problem.family, "AutoModelForSeq2SeqLM"))
+    return auto.from_pretrained(problem.lm.path, dtype=torch.float32).eval()
+
+
+def plain(problem: Problem, model: Any, ids: list[int], read: int, **inputs: Any) -> FloatArray:
+    """(L,) log-probabilities of one input alone, by the model's own forward pass."""
+    kind = model.config.model_type
+    if kind == "t5":
+        inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id, ids[read]]])
+        read = 1
+    given = inputs or {"input_ids": torch.tensor([ids])}
+    if kind == "t5" and "inputs_embeds" not in given:
+        given["input_ids"] = torch.tensor([ids])
+    with torch.inference_mode():
+        logits = model(**given).logits[0, read]
+    return np.asarray(torch.log_softmax(logits[problem.label_ids].double(), -1).numpy())
+
+
+def test_added_to_z_zero_it_is_the_plain_text_of_its_tokens(family_problem: Problem) -> None:
+    problem, model = family_problem, whole_model(family_problem)
+    space = space_of(problem, p0="text:it was rather so", length=None)
+    assert space.subspace.tokens == problem.prompt("it was rather so").token_ids
+    ours = score(LMScorer(problem.lm), problem, [space.prompt(np.zeros(12))], 6)[0]
+    for i in range(6):
+        row, read, _ = problem.part("train").row(i, space.subspace.tokens)
+        assert np.abs(ours[i] - plain(problem, model, row.tolist(), read)).max() < 1e-4
+
+
+def embedding_site(model: Any) -> Any:
+    """Where each family's embeddings are whole, by its own names: a module whose output or first input it is."""
+    body = {
+        "bert": lambda m: m.bert.embeddings, "roberta": lambda m: m.roberta.embeddings,
+        "distilbert": lambda m: m.distilbert.embeddings, "electra": lambda m: m.electra.embeddings,
+        "albert": lambda m: m.albert.embeddings, "modernbert": lambda m: m.model.embeddings.norm,
+        "gpt2": lambda m: m.transformer.drop, "gpt_neox": lambda m: m.gpt_neox.emb_dropout,
+        "llama": lambda m: m.model.embed_tokens, "gemma2": lambda m: m.model.embed_tokens,
+        "t5": lambda m: m.encoder.dropout, "bart": lambda m: m.model.encoder.layernorm_embedding,
+    }  # fmt: skip
+    return body[model.config.model_type](model)
+
+
+@pytest.mark.parametrize("mode", ["add", "concat"])
+def test_every_family_scores_as_its_own_forward_pass_with_the_prompt_put_in_by_hand(
+    mode: str, family_problem: Problem
+) -> None:
+    problem, model = family_problem, whole_model(family_problem)
+    space = space_of(problem, placement=mode, p0="zeros", alpha=3.0)
+    assert space.subspace.width == embedding_width(problem, model)
+    rng = np.random.default_rng(1)
+    prompts = [space.prompt(rng.standard_normal(12)) for _ in range(3)]
+    ours = score(LMScorer(problem.lm), problem, prompts, 6)
+    matrix = projection_matrix(space.subspace).astype(np.float64)
+    for c, prompt in enumerate(prompts):
+        vectors = torch.from_numpy((prompt.vector.astype(np.float64) @ matrix).reshape(5, -1)).float()
+        for i in range(6):
+            expected = by_hand(problem, model, i, space.subspace, vectors)
+            assert np.abs(ours[c, i] - expected).max() < 1e-4
+    assert np.abs(ours[0] - ours[1]).max() > 5e-3  # the prompt matters
+
+
+def embedding_width(problem: Problem, model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[1])
+
+
+def by_hand(problem: Problem, model: Any, example: int, space: Subspace, vectors: torch.Tensor) -> FloatArray:
+    """One pair: the vectors are added or put in front where the model's own code has made its embeddings."""
+    ids, read, start = problem.part("train").row(example, space.tokens if space.mode == "add" else ())
+    seen = []
+
+    def put(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if seen:  # a T5 encoder uses its dropout once more behind its last layer; Bart's decoder has one of its own
+            return output
+        seen.append(output.shape)
+        output = output.clone()
+        if space.mode == "add":
+            output[:, start : start + 5] += vectors
+        else:
+            output[:, :5] = vectors
+        return output
+
+    hook = embedding_site(model).register_forward_hook(put)
+    try:
+        if space.mode == "add":
+            return plain(problem, model, ids.tolist(), read)
+        front = [problem.part("train").pad_id] * 5
+        whole, kind = [*front, *ids.tolist()], model.config.model_type
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([whole]),
+            "attention_mask": torch.ones(1, len(whole), dtype=torch.int64),
+        }
+        if kind in ("bert", "distilbert", "electra", "albert", "gpt2"):  # the text has its own positions
+            inputs["position_ids"] = torch.tensor([[0] * 5 + list(range(len(ids)))])
+        if kind == "roberta":  # the padding index is 0 here, so positions begin with 1
+            inputs["position_ids"] = torch.tensor([[0] * 5 + list(range(1, len(ids) + 1))])
+        return plain(problem, model, whole, read + 5, **inputs)
+    finally:
+        hook.remove()
