@@ -6,9 +6,9 @@
     python benchmarks/derivative_free.py --summary    # only prints what is in the file
 
 Needs the shared data (RAYPROMPT_SHARED, or ../shared): few-shot/ and the LM minilm-reviews. Every run is a
-`rayprompt.search`; runs that stand in benchmarks/derivative_free.json are not repeated, so a benchmark that was stopped
-goes on. Best train loss is minus the objective (mean cross-entropy over the label words, nats). The settings of the soft
-searchers were chosen on the train loss of split 16-13, which is not among those reported.
+`rayprompt.search`; runs that stand in benchmarks/derivative_free.json are not repeated: what was stopped goes on. Best train
+loss is minus the objective (mean cross-entropy over the label words, nats). The settings of the soft searchers were chosen on the
+train loss of split 16-13, which is not among those reported.
 """
 
 from __future__ import annotations
