@@ -34,6 +34,7 @@ _WHERE = {
     "few_shot": "rayprompt.shots",
     "load_task": "rayprompt.task",
     "prompt_trainable": "rayprompt.study.trainable",
+    "read_config": "rayprompt.study.config",
     "read_result": "rayprompt.study.results",
     "resume": "rayprompt.study.search",
     "score": "rayprompt.study.evaluate",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from rayprompt.searcher.settings import setting as setting
     from rayprompt.shots import few_shot as few_shot
     from rayprompt.store.store import ScoreStore as ScoreStore
+    from rayprompt.study.config import read_config as read_config
     from rayprompt.study.evaluate import Evaluation as Evaluation
     from rayprompt.study.evaluate import evaluate as evaluate
     from rayprompt.study.evaluate import score as score

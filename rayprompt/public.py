@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ def public_spec(name: str) -> dict[str, Any]:
     return {**spec, **variants.get(variant, {})}
 
 
-def read_public(name: str, data: str | Path | None = None, split: str | None = None) -> Task:
-    """A public task with its examples; see :func:`rayprompt.load_task`.
+def read_public(
+    name: str, data: str | Path | None = None, split: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Task:
+    """A public task with its examples; see :func:`rayprompt.load_task`. ``changes``: keys that are others here.
 
     Raises:
         InputError: no such variant, or its examples are not to be had or cannot be used.
     """
-    spec = public_spec(name)
+    spec = {**public_spec(name), **(changes or {})}
     where = f"task {name}"
     labels, _ = read_label_words(spec["label_words"], where)
     reading = Reading(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -55,6 +55,7 @@ class Task:
         splits: split name -> part (``train``, ``dev``, ``test``) -> examples.
         source: where it came from, for messages.
         data: where a public task's examples came from: a folder, or ``hf://datasets/NAME``; empty for other tasks.
+        inline: the mapping that it was made of, with absolute paths; None for other tasks.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Task:
     description: str = ""
     source: str = field(default="", compare=False)
     data: str = field(default="", compare=False)
+    inline: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -282,11 +284,14 @@ def _examples(
     return tuple(examples)
 
 
-def load_task(name: str | Path | Task, *, data: str | Path | None = None, split: str | None = None) -> Task:
+def load_task(
+    name: str | Path | Mapping[str, Any] | Task, *, data: str | Path | None = None, split: str | None = None
+) -> Task:
     """A task by built-in name (``reviews``, ``sst-2``, ``sst-2@bbt``) or folder; a ``Task`` is given back as it is.
 
     Args:
-        name: the task.
+        name: the task. A mapping is a built-in task with some keys changed, as ``{"name": "sst-2@bbt",
+            "manual_prompt": "It was"}``, or all that a task.yaml says.
         data: a public task's examples: a folder, or ``hf://datasets/NAME``. None is the folder of that name in the
             environment variable RAYPROMPT_DATA, else the task's own data set of the Hugging Face hub.
         split: a split that may have to be drawn from full data (``8-3`` is 8 examples per class, seed 3).
@@ -296,13 +301,12 @@ def load_task(name: str | Path | Task, *, data: str | Path | None = None, split:
     """
     from rayprompt.public import public_names, read_public
 
+    if isinstance(name, Mapping):
+        return _from_mapping(name, data, split)
     if isinstance(name, str) and name.partition("@")[0] in public_names():
         return read_public(name, data, split)
     if data is not None:
-        task = load_task(name)  # a name with a typo is the greater trouble
-        raise InputError(
-            f"--data {data}: is for the public tasks ({', '.join(public_names())}); {task.name} has examples of its own"
-        )
+        raise _no_data_for(load_task(name), data)  # a name with a typo is the greater trouble
     if isinstance(name, Task):
         return name
     if isinstance(name, str) and name in bundled_names():
@@ -320,6 +324,42 @@ def load_task(name: str | Path | Task, *, data: str | Path | None = None, split:
     if at and base in bundled_names():
         raise InputError(f"unknown variant {variant!r} of task {base}; it has none")
     raise unknown("task", str(name), task_names())
+
+
+def _from_mapping(spec: Mapping[str, Any], data: str | Path | None, split: str | None) -> Task:
+    """A built-in task with some keys changed, or a task that a mapping says all about."""
+    from rayprompt.public import public_names, read_public
+    from rayprompt.task_yaml import check_changes, read_inline, read_task, with_tables_from
+
+    name = spec.get("name")
+    if not isinstance(name, str):
+        raise InputError(f"a task given as a mapping needs a name, as {{name: sst-2@bbt, ...}}; not {name!r}")
+    if not is_built_in(name):
+        spec = with_tables_from(Path.cwd(), spec)
+        task = read_inline(spec, split)
+    else:
+        changes = check_changes(spec)
+        if name.partition("@")[0] in public_names():
+            return replace(read_public(name, data, split, changes), inline=spec)
+        task = read_task(BUNDLED / name, split, changes)
+    if data is not None:
+        raise _no_data_for(task, data)
+    return replace(task, inline=spec)
+
+
+def _no_data_for(task: Task, data: str | Path) -> InputError:
+    from rayprompt.public import public_names
+
+    return InputError(
+        f"--data {data}: is for the public tasks ({', '.join(public_names())}); {task.name} has examples of its own"
+    )
+
+
+def is_built_in(name: str) -> bool:
+    """Whether it is the name of a built-in task, or of a public one's variant (which there may not be)."""
+    from rayprompt.public import public_names
+
+    return name in bundled_names() or name.partition("@")[0] in public_names()
 
 
 def bundled_names() -> list[str]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rayprompt.errors import InputError, unknown
+from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.shots import parse_shots
 from rayprompt.tables import Row, read_rows, read_text
-from rayprompt.task import PARTS, Task, make_task, read_label_words
+from rayprompt.task import PARTS, Task, make_task, read_label_words, task_names
 from rayprompt.task_data import Reading, Splits, drawn_splits
 
 KEYS = (
@@ -25,6 +25,7 @@ KEYS = (
     "splits",
     "shots",
 )
+CHANGES = ("version", "description", "template", "label_words", "manual_prompt", "metric", "columns")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -48,15 +49,52 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_task(folder: Path, split: str | None = None) -> Task:
-    """The task in ``folder/task.yaml``; see :meth:`rayprompt.Task.from_folder`."""
+def read_task(folder: Path, split: str | None = None, changes: Mapping[str, Any] | None = None) -> Task:
+    """The task in ``folder/task.yaml``; see :meth:`rayprompt.Task.from_folder`. ``changes``: keys that are others."""
     path = folder / "task.yaml"
     if not path.is_file():
         raise InputError(f"{folder} holds no task.yaml")
-    spec = read_yaml(path)
+    return _read(folder, {**read_yaml(path), **(changes or {})}, str(path), split)
+
+
+def read_inline(spec: Mapping[str, Any], split: str | None = None) -> Task:
+    """The task that a mapping says all about that a task.yaml does; see :func:`rayprompt.load_task`."""
+    if "template" not in spec and "splits" not in spec:  # it was meant to change a built-in one
+        raise unknown("task", spec["name"], task_names())
+    return _read(Path(), spec, f"task {spec['name']}", split)
+
+
+def check_changes(spec: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The keys beside ``name`` in a mapping that changes a built-in task.
+
+    Raises:
+        InputError: one that cannot be changed.
+    """
+    changes = {key: value for key, value in spec.items() if key != "name"}
+    for key in changes:
+        if key not in CHANGES:
+            raise InputError(
+                f"{where}task {spec['name']} is built in; of it {', '.join(CHANGES)} can be changed, not "
+                f"{key!r}{did_you_mean(key, CHANGES)}; a task with tables of its own needs another name"
+            )
+    return changes
+
+
+def with_tables_from(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task.yaml in ``folder`` says, as it can be said anywhere: its tables with absolute paths."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: absolute(part) for key, part in value.items()}
+        return str((folder / Path(value).expanduser()).absolute()) if isinstance(value, str) else value
+
+    return {**spec, "splits": absolute(spec["splits"])} if "splits" in spec else dict(spec)
+
+
+def _read(folder: Path, spec: Mapping[str, Any], path: str, split: str | None) -> Task:
     for key in spec:
         if key not in KEYS:
-            raise unknown("key", key, KEYS, str(path))
+            raise unknown("key", key, KEYS, path)
     kind = spec.get("kind", "classification")
     if kind != "classification":
         raise InputError(f"{path}: kind {kind!r} is not known; this version has 'classification'")
@@ -70,21 +108,21 @@ def read_task(folder: Path, split: str | None = None) -> Task:
         if not names or not all(isinstance(n, str) for n in names):
             raise InputError(f"{path}: columns.{field} must be a column name or a list of names, not {wanted!r}")
     if "shots" in spec:
-        labels, _ = read_label_words(spec.get("label_words"), str(path))
+        labels, _ = read_label_words(spec.get("label_words"), path)
         splits = _drawn(folder, spec, Reading(columns, labels), path, split)
-        return make_task(_name(spec, folder), spec, {name: name for name in columns}, splits, str(path))
+        return make_task(_name(spec, folder), spec, {name: name for name in columns}, splits, path)
     tables = {
-        split: {part: _read(folder, file, f"{path}, splits.{part}") for part, file in files.items()}
+        split: {part: _table(folder, file, f"{path}, splits.{part}") for part, file in files.items()}
         for split, files in _splits(spec.get("splits"), path).items()
     }
-    return make_task(_name(spec, folder), spec, columns, tables, str(path))
+    return make_task(_name(spec, folder), spec, columns, tables, path)
 
 
 def _name(spec: Mapping[str, Any], folder: Path) -> str:
     return str(spec.get("name", folder.resolve().name))
 
 
-def _drawn(folder: Path, spec: Mapping[str, Any], reading: Reading, path: Path, split: str | None) -> Splits:
+def _drawn(folder: Path, spec: Mapping[str, Any], reading: Reading, path: str, split: str | None) -> Splits:
     """The splits that ``shots: {per_class: 16, seeds: [13, 21]}`` draws from the tables train and test."""
     shots, files = spec["shots"], spec.get("splits")
     example = "{per_class: 16, seeds: [13, 21]}"
@@ -96,11 +134,11 @@ def _drawn(folder: Path, spec: Mapping[str, Any], reading: Reading, path: Path, 
         raise InputError(f"{path}: shots must be whole numbers, per_class 1 or more, as {example}; not {dict(shots)}")
     if not isinstance(files, Mapping) or set(files) != {"train", "test"}:
         raise InputError(f"{path}: with shots, splits is {{train: full.tsv, test: test.tsv}}: dev is drawn from train")
-    rows = {p: reading.rows(_read(folder, f, f"{path}, splits.{p}"), str(folder / str(f))) for p, f in files.items()}
-    return drawn_splits(rows["train"], rows["test"], reading, str(path), split=split, listed=names)
+    rows = {p: reading.rows(_table(folder, f, f"{path}, splits.{p}"), str(folder / str(f))) for p, f in files.items()}
+    return drawn_splits(rows["train"], rows["test"], reading, path, split=split, listed=names)
 
 
-def _splits(given: Any, path: Path) -> dict[str, Mapping[str, Any]]:
+def _splits(given: Any, path: str) -> dict[str, Mapping[str, Any]]:
     """``{train: f, dev: f, test: f}`` is one split named 'default'; else split name -> such a triple."""
     if not isinstance(given, Mapping) or not given:
         raise InputError(
@@ -118,7 +156,7 @@ def _splits(given: Any, path: Path) -> dict[str, Mapping[str, Any]]:
     return {str(name): files for name, files in triples.items()}
 
 
-def _read(folder: Path, file: Any, where: str) -> list[Row]:
+def _table(folder: Path, file: Any, where: str) -> list[Row]:
     if not isinstance(file, str):
         raise InputError(f"{where}: a file name is wanted, not {file!r}")
     return read_rows(folder / file)

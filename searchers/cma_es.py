@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError, unknown
@@ -18,6 +17,7 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
+from rayprompt.searcher.undisturbed import undisturbed
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that there is no matplotlib
@@ -77,7 +77,6 @@ class CMAESSearcher(PromptSearcher):
             raise InputError(f"setting population={s.population}, dev_every={s.dev_every}: 2 (or 0) and 1 at least")
         self.first_population = s.population or 4 + int(3 * math.log(s.intrinsic_dim))
         self.space = SoftSpace.of(self.problem, s, self.seed)
-        self._threads = ThreadpoolController()
         self._blank()
 
     @property
@@ -176,8 +175,7 @@ class CMAESSearcher(PromptSearcher):
         }
         if s.covariance == "limited-memory":
             options = GaussVkDSampler.extend_cma_options({**options, "CMA_sampler_options": {"randn": randn}})
-        with warnings.catch_warnings(), self._threads.limit(limits=1):
-            warnings.simplefilter("ignore")
+        with undisturbed():
             self.strategy = cma.CMAEvolutionStrategy(start, sigma, options)
         self.strategy_generations = 0
 
@@ -185,9 +183,8 @@ class CMAESSearcher(PromptSearcher):
         return self.rng.standard_normal(shape)
 
     def _draw(self) -> None:
-        """Have CMA-ES draw a generation. One thread: the last bits of an eigendecomposition depend on their number."""
-        with warnings.catch_warnings(), self._threads.limit(limits=1):
-            warnings.simplefilter("ignore")
+        """Have CMA-ES draw a generation."""
+        with undisturbed():
             points = [np.asarray(x) for x in self.strategy.ask()]
         self.open.append(Generation(points, [self.space.prompt(x) for x in points], len(self.stops)))
         self.history.append(("draw", None))
@@ -205,8 +202,7 @@ class CMAESSearcher(PromptSearcher):
             return  # of a run of CMA-ES that has ended
         finite = [loss for loss in losses if math.isfinite(loss)]
         worst = max(finite, default=0.0) + 1.0
-        with warnings.catch_warnings(), self._threads.limit(limits=1):
-            warnings.simplefilter("ignore")
+        with undisturbed():
             told = [loss if math.isfinite(loss) else worst for loss in losses]
             self.strategy.tell(generation.points, told)
             stopped = dict(self.strategy.stop())

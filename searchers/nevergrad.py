@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any
 
 import nevergrad as ng
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import InputError
@@ -23,6 +21,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
 from rayprompt.searcher.slots import Slots, read_phrases
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
+from rayprompt.searcher.undisturbed import undisturbed
 
 STALE_ASKS = 200  # asks in a row without a new prompt, after which one is drawn at random
 
@@ -43,7 +42,7 @@ class NevergradSettings:
 class NevergradSoftSettings(SoftSettings):
     """Settings of ``nevergrad-soft``."""
 
-    optimizer: str = setting("DiagonalCMA", "a name in Nevergrad's registry of optimizers")
+    optimizer: str = setting("TwoPointsDE", "a name in Nevergrad's registry of optimizers")
     population: int = setting(20, "candidates asked for at a time")
 
 
@@ -66,7 +65,6 @@ class AnyNevergradSearcher(PromptSearcher):
             )
         if s.population < 1:
             raise InputError(f"setting population={s.population}: must be 1 or more")
-        self._threads = ThreadpoolController()
         self._prepare()
         with self._refused():
             self._blank()
@@ -103,10 +101,11 @@ class AnyNevergradSearcher(PromptSearcher):
             self.losses[candidate.key] = loss
             number = self.waiting.pop(candidate.key, None)
             point = self._point(candidate)
-            if number is not None:
-                self._tell_asked(number, loss)
-            elif point is not None:
-                self._tell_other(point, loss)
+            with self._refused():
+                if number is not None:
+                    self._tell_asked(number, loss)
+                elif point is not None:
+                    self._tell_other(point, loss)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -157,7 +156,7 @@ class AnyNevergradSearcher(PromptSearcher):
 
     def _blank(self) -> None:
         self.variable = self._array()
-        with self._undisturbed():
+        with undisturbed():
             self.optimizer = ng.optimizers.registry[self.settings.optimizer](
                 parametrization=self.variable, budget=self.budget, num_workers=self.generation
             )
@@ -183,7 +182,7 @@ class AnyNevergradSearcher(PromptSearcher):
         return prompt
 
     def _raw_ask(self) -> tuple[int, Candidate]:
-        with self._undisturbed():
+        with undisturbed():
             asked = self.optimizer.ask()
         self.history.append(("ask",))
         self.asks += 1
@@ -193,25 +192,15 @@ class AnyNevergradSearcher(PromptSearcher):
     def _tell_asked(self, number: int, loss: float) -> None:
         self.history.append(("tell", number, loss))
         # Some optimizers do not learn from a suggested start, which counts as not asked for.
-        with self._undisturbed(), contextlib.suppress(ng.errors.TellNotAskedNotSupportedError):
+        with undisturbed(), contextlib.suppress(ng.errors.TellNotAskedNotSupportedError):
             self.optimizer.tell(self.asked.pop(number), loss)
 
     def _tell_other(self, point: Any, loss: float) -> None:
         """Tell a prompt that Nevergrad did not propose, if this optimizer takes such."""
         self.history.append(("other", point, loss))
         child = self.variable.spawn_child(new_value=self._value(point))
-        with self._undisturbed(), contextlib.suppress(ng.errors.TellNotAskedNotSupportedError):
+        with undisturbed(), contextlib.suppress(ng.errors.TellNotAskedNotSupportedError):
             self.optimizer.tell(child, loss)
-
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Without advice on settings, which is meant for Nevergrad's own users, and on one thread.
-
-        The last bits of what linear algebra gives depend on the number of threads.
-        """
-        with warnings.catch_warnings(), self._threads.limit(limits=1):
-            warnings.simplefilter("ignore")
-            yield
 
     @contextmanager
     def _refused(self) -> Iterator[None]:

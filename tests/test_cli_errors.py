@@ -59,6 +59,8 @@ CASES: list[tuple[list[str], str]] = [
     (["search", "reviews", "--data", "."], "--data .: is for the public tasks (agnews, cr, "),
     (["search", "revews", "--data", "."], "unknown task 'revews' (did you mean 'reviews'?)"),
     (["search", "--resume", ".", "--data", "x"], "--data beside --resume"),
+    (["search", "--config", "none.yaml"], "no such file: none.yaml"),
+    (["search", "--resume", ".", "--config", "x.yaml"], "--config beside --resume: a study goes on as it began"),
     (["list", "taks"], "unknown list 'taks' (did you mean 'tasks'?)"),
     (["list", "task"], "list task: of which? as in: rayprompt list task reviews (did you mean 'tasks'?)"),
     (["list", "task", "reviews", "--split", "16-14"], "unknown split '16-14' in task reviews"),
@@ -117,6 +119,48 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in cases:
         assert run(app, arguments) == 2
         check_one_line(capsys.readouterr().err, message)
+
+
+STUDY_FILES: list[tuple[str, str, str]] = [
+    ("a.yaml", "task: [", "a.yaml, line 1: not YAML ("),
+    ("b.yaml", "", "b.yaml: must hold 'key: value' lines, not NoneType"),
+    ("c.json", '{"task": "reviews",}', "c.json, line 1: not JSON ("),
+    ("d.json", "[]", "d.json: must hold a JSON object, not list"),
+    ("e.yaml", "bugdet: 3", "unknown key 'bugdet' in e.yaml (did you mean 'budget'?); known: address, "),
+    ("f.yaml", "proxy-model: x", "unknown key 'proxy-model' in f.yaml (did you mean 'proxy_model'?)"),
+    ("g.yaml", "budget: 1e4", "g.yaml: budget must be a whole number, not '1e4'"),
+    ("h.yaml", "seed: true", "h.yaml: seed must be a whole number, not True"),
+    ("i.yaml", "split: 16", 'i.yaml: split must be text, not 16 (in quotes: "16")'),
+    ("j.yaml", "allow_leaks: 1", "j.yaml: allow_leaks must be true or false, not 1"),
+    ("k.yaml", "gpus_per_scorer: half", "k.yaml: gpus_per_scorer must be a number, not 'half'"),
+    ("l.yaml", "settings: [length=3]", "l.yaml: settings must be a mapping, not ['length=3']"),
+    ("m.yaml", "task: 3", "m.yaml: task must be text or a mapping, not 3"),
+    ("n.yaml", "task: revews", "unknown task 'revews' in n.yaml (did you mean 'reviews'?)"),
+    ("o.yaml", "task: ./mine", "no such task folder: "),
+    ("p.yaml", "task: {name: mr, tempate: x}", "p.yaml: task mr is built in; of it version, "),
+    ("y.yaml", "task: {tempate: x, name: mr}", "not 'tempate' (did you mean 'template'?)"),
+    ("q.yaml", "task: {name: mine, tempate: x}", "unknown key 'tempate' in q.yaml, task (did you mean 'template'?)"),
+    ("r.yaml", "task: {manual_prompt: x}", "a task given as a mapping needs a name"),
+    ("s.yaml", "settings: {lenght: 3}", "unknown setting 'lenght' in searcher nevergrad (did you mean 'length'?)"),
+    ("t.yaml", "settings: {length: 2.5}", "setting length=2.5 must be int or null, not float"),
+    ("u.yaml", "settings: {phrases: p.txt}", "u/p.txt (a text file of phrases, one a line)"),
+    ("v.yaml", "schema: rayprompt.study/4", "v.yaml: the record of a study, not a study file; rayprompt search --res"),
+    ("w.yaml", "model: ./lm", "w/lm"),
+    ("x.yaml", "description: 3", "x.yaml: description must be text, not 3"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), STUDY_FILES, ids=[text for _, text, _ in STUDY_FILES])
+def test_bad_study_files(
+    name: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / name[0]
+    folder.mkdir()
+    (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+    assert run(app, ["search", "--config", name]) == 2
+    check_one_line(capsys.readouterr().err, message)
 
 
 def test_settings() -> None:

@@ -61,7 +61,31 @@ def _quiet() -> Iterator[None]:
 @pytest.mark.parametrize("name", NAMES)
 def test_registered_searchers_conform(name: str, check: str, view: Problem) -> None:
     cls = load_searcher(name)
-    check_searcher(lambda **keywords: cls(view, **keywords), only=check)
+    small = {"intrinsic_dim": 10, "length": 5} if cls.kind == "soft" else {}
+    check_searcher(lambda **keywords: cls(view, **small, **keywords), only=check)
+
+
+SOFT_OPTIMIZERS = [
+    "OnePlusOne", "TwoPointsDE", "LhsDE", "PSO", "RealSpacePSO", "CMA", "TBPSA", "MetaModel", "EDA", "SPSA",
+    "NelderMead", "Powell", "ParaPortfolio", "RandomSearch", "ScrHammersleySearch",
+]  # fmt: skip
+TEXT_OPTIMIZERS = [
+    "DiscreteOnePlusOne", "DoubleFastGADiscreteOnePlusOne", "DiscreteLenglerOnePlusOne", "PortfolioDiscreteOnePlusOne",
+    "FastGADiscreteOnePlusOne", "TwoPointsDE", "RotatedTwoPointsDE", "PSO", "CMA", "EDA", "TBPSA", "RandomSearch",
+    "OptimisticNoisyOnePlusOne", "RecombiningPortfolioOptimisticNoisyDiscreteOnePlusOne",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [*(("nevergrad-soft", o) for o in SOFT_OPTIMIZERS), *(("nevergrad", o) for o in TEXT_OPTIMIZERS)],
+)
+def test_nevergrads_optimizers_conform(name: str, optimizer: str, view: Problem) -> None:
+    cls = load_searcher(name)
+    small = {"intrinsic_dim": 10, "length": 5} if cls.kind == "soft" else {}
+    check_searcher(lambda **keywords: cls(view, optimizer=optimizer, **small, **keywords))
 
 
 # The kit bites: a correct searcher passes, and one with one fault fails what is meant for it and nothing else.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ import pytest
 import torch
 import transformers
 from conftest import task_of
+from safetensors.numpy import save_file
 
-from rayprompt.candidate import SoftPrompt, Subspace
-from rayprompt.errors import ScoringError
+from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
+from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.projection import Bounded, projection_digest, projection_matrix
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.source import BUNDLED, load_tokenizer
-from rayprompt.scores import FloatArray
-from rayprompt.scoring.pool import block_of
+from rayprompt.lm.vectors import vectors_digest, write_vectors
+from rayprompt.scores import FloatArray, Scores
+from rayprompt.scoring.pool import ScoringPool, block_of
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import make_settings
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
+from searchers.cma_es import CMAESSearcher
 
 SMALL = {"intrinsic_dim": 12, "length": 5}
 
@@ -154,10 +157,17 @@ def make_model(family: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family_problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Problem:
-    folder = make_model(request.param, tmp_path_factory.mktemp(request.param))
+    return problem_of(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def problem_of(family: str, folder_of: Path) -> Problem:
+    """A small task on a small random LM of a family, or on a bundled LM."""
+    if family not in FAMILIES:
+        return Problem(task_of(train=6), family)
+    folder = make_model(family, folder_of)
     with pytest.MonkeyPatch.context() as monkey:
         # By the model's type some families would get a tokenizer class of their own.
-        location = folder if request.param == "t5" else "tiny-masked"
+        location = folder if family == "t5" else "tiny-masked"
         monkey.setattr("rayprompt.searcher.problem.load_tokenizer", lambda _: load_tokenizer(location))
         problem = Problem(task_of(train=6), folder)
         problem.encoder  # noqa: B018 (cached)
@@ -263,3 +273,151 @@ def by_hand(problem: Problem, model: Any, example: int, space: Subspace, vectors
         return plain(problem, model, whole, read + 5, **inputs)
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "llama", "t5", "bart", "tiny-masked", "tiny-causal"])
+def test_loss_falls(family: str, tmp_path: Path) -> None:
+    problem = problem_of(family, tmp_path)
+    searcher = CMAESSearcher(problem, intrinsic_dim=12, length=5, alpha=3.0, population=10)
+    scorer = LMScorer(problem.lm)
+    means, best = [], []
+    for _ in range(30):
+        prompts = searcher.ask(10)
+        log_probs = score(scorer, problem, prompts, 6)  # type: ignore[arg-type]
+        values = log_probs[:, np.arange(6), problem.gold].mean(axis=1)
+        searcher.tell(prompts, Scores.of_values(prompts, values))
+        means.append(-float(values.mean()))
+        best.append(-float(values.max()))
+    assert np.mean(means[-3:]) < np.mean(means[:3])
+    assert min(best) < best[0]
+
+
+# p0.
+
+
+def test_initial_vectors_from_a_file(problem: Problem, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    width = problem.lm.width
+    vectors = rng.normal(0, 0.1, (5, width)).astype(np.float32)
+    write_vectors(tmp_path / "p0.safetensors", vectors, ())
+    scorer = LMScorer(problem.lm)
+    for placement in ("add", "concat"):
+        space = space_of(problem, p0=str(tmp_path / "p0.safetensors"), length=None, placement=placement)
+        assert (space.subspace.length, space.subspace.p0) == (5, vectors_digest(vectors))
+        assert np.array_equal(problem.vectors[space.subspace.p0], vectors)
+        # A z that is zero gives p0; the vectors of another z, written as p0, give that z's score.
+        prompt = space.prompt(rng.standard_normal(12))
+        block = block_of([space.prompt(np.zeros(12)), prompt], problem.vectors)
+        zero, moved = scorer.soft.vectors(block, np.arange(2)).numpy()
+        assert np.array_equal(zero, vectors)
+        write_vectors(tmp_path / f"{placement}.safetensors", moved, space.subspace.tokens)
+        again = space_of(problem, p0=str(tmp_path / f"{placement}.safetensors"), length=None, placement=placement)
+        ours = score(scorer, problem, [prompt], 6)
+        assert np.abs(ours - score(scorer, problem, [again.prompt(np.zeros(12))], 6)).max() < 1e-6
+
+
+def test_tokens_in_front_are_the_embeddings_of_those_tokens(problem: Problem) -> None:
+    """With BERT's own code: what its embedding layer gives for the tokens stands in front of the text's."""
+    space = space_of(problem, p0="text:it was rather so", length=None, placement="concat")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(problem.lm.path, dtype=torch.float32).eval()
+    ours = score(LMScorer(problem.lm), problem, [space.prompt(np.zeros(12))], 6)[0]
+    for i in range(6):
+        ids, read, _ = problem.part("train").row(i, ())
+        with torch.inference_mode():
+            front = model.bert.embeddings(torch.tensor([space.subspace.tokens]))
+            whole = torch.cat([front, model.bert.embeddings(torch.tensor(ids)[None])], dim=1)
+            logits = model.cls(model.bert.encoder(whole)[0])[0, read + space.subspace.length]
+        assert np.abs(ours[i] - torch.log_softmax(logits[problem.label_ids], -1).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"p0": "tokns"},
+            "p0='tokns': must be tokens, tokens:ID, zeros, text:..., a .safetensors file or the directory",
+        ),
+        ({"p0": "tokens:999999"}, "5 tokens from 999999 on; the vocabulary has"),
+        ({"p0": "text:"}, "the text has no tokens"),
+        ({"p0": "none.safetensors"}, "no such file: none.safetensors"),
+        ({"p0": "SHAPE", "length": 7}, r"its vectors are \(5, WIDTH\); for tiny-masked it needs \(7, WIDTH\)"),
+        ({"p0": "WIDE"}, r"its vectors are \(5, 3\); for tiny-masked it needs \(5, WIDTH\)"),
+        ({"p0": "FLAT"}, r"needs a tensor 'prompt' of shape \(length, width\); it has prompt \(5,\)"),
+        ({"p0": "BROKEN"}, "broken.safetensors: not a safetensors file"),
+        ({"p0": "FOLDER"}, "not the directory of a finished study .it holds no prompt.json"),
+        ({"length": 200}, "a prompt of 200 tokens does not fit: the LM takes 128 tokens in all"),
+        ({"length": 200, "placement": "concat"}, "does not fit"),
+        ({"placement": "infix"}, "unknown setting placement 'infix'"),
+        ({"projection": "norml"}, "did you mean 'normal'"),
+        ({"intrinsic_dim": 0}, "intrinsic_dim=0: must be greater than 0"),
+        ({"alpha": -1.0}, "alpha=-1.0: must be greater than 0"),
+        ({"bound": 0.0}, "bound=0.0: must be greater than 0"),
+    ],
+)
+def test_bad_settings_get_one_clear_line(
+    settings: dict[str, Any], message: str, problem: Problem, tmp_path: Path
+) -> None:
+    files = {"SHAPE": (5, problem.lm.width), "WIDE": (5, 3), "FLAT": (5,)}
+    for name, shape in files.items():
+        save_file({"prompt": np.zeros(shape, dtype=np.float32)}, tmp_path / f"{name.lower()}.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    given = settings.get("p0", "")
+    if given.isupper():
+        path = tmp_path if given == "FOLDER" else tmp_path / f"{given.lower()}.safetensors"
+        settings = {**settings, "p0": str(path)}
+    with pytest.raises(InputError, match=message.replace("WIDTH", str(problem.lm.width))) as caught:
+        space_of(Problem("reviews", "tiny-masked"), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_soft_prompt_of_another_lm_is_refused(problem: Problem) -> None:
+    other = replace(space_of(problem).subspace, width=7)
+    with pytest.raises(InputError, match="a soft prompt of width 7 .* cannot be used on tiny-masked"):
+        problem.token_ids(SoftPrompt((0.0,) * 12, other))
+    with pytest.raises(InputError, match="begins with vectors 'nope', which are not at hand"):
+        block_of([SoftPrompt((0.0,) * 12, replace(other, p0="nope"))], {})
+
+
+# The pool.
+
+
+@pytest.mark.parametrize("placement", ["add", "concat"])
+def test_bits_do_not_depend_on_neighbours_cuts_or_order(placement: str, problem: Problem, pool: ScoringPool) -> None:
+    space = space_of(problem, placement=placement, alpha=5.0)
+    rng = np.random.default_rng(0)
+    prompts = [space.prompt(rng.standard_normal(12)) for _ in range(45)]
+    text = problem.prompt("it was")
+    part = problem.part("train")
+    pool.add(part)
+
+    def ask(chosen: Sequence[SoftPrompt | TextPrompt]) -> FloatArray:
+        prompt, example = np.repeat(np.arange(len(chosen)), 16), np.tile(np.arange(16), len(chosen))
+        soft = [c if isinstance(c, SoftPrompt) else None for c in chosen]
+        result = pool.score_pairs(part, [problem.token_ids(c) for c in chosen], prompt, example, soft=soft)
+        return result.label_log_probs.reshape(len(chosen), 16, -1)
+
+    together = ask([*prompts, text])
+    assert ask([prompts[40]])[0].tobytes() == together[40].tobytes()
+    assert ask([text, *prompts[::-1]])[5].tobytes() == together[40].tobytes()
+    assert ask([text])[0].tobytes() == together[45].tobytes()
+    scorer = LMScorer(problem.lm)
+    alone = score(scorer, problem, prompts[:3], 16)
+    assert np.abs(alone - together[:3]).max() < 1e-5
+
+
+def test_what_is_nearest_to_a_tokens_own_embedding_is_that_token(problem: Problem, pool: ScoringPool) -> None:
+    """With concat and p0 = the embeddings of words, z = 0 decodes to those words; and p0 as vectors as well."""
+    words = problem.prompt("film great terrible the it").token_ids or ()
+    allowed = problem.vocabulary
+    space = space_of(problem, p0="tokens:1000").subspace
+    nearest, other = pool.nearest(SoftPrompt((0.0,) * 12, space), allowed)
+    assert nearest == space.tokens
+    assert all(a != b for a, b in zip(other, space.tokens, strict=True))
+    # The embedding layer's output for each word alone, as a vector to be found again.
+    model = transformers.AutoModelForMaskedLM.from_pretrained(problem.lm.path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        vectors = model.bert.embeddings(torch.tensor(words)[:, None])[:, 0].numpy()
+    p0 = {vectors_digest(vectors): vectors}
+    moved = replace(space, mode="concat", tokens=(), p0=vectors_digest(vectors))
+    assert pool.nearest(SoftPrompt((0.0,) * 12, moved), allowed, p0) == [tuple(words)]
+    assert np.array_equal(pool.vectors(SoftPrompt((0.0,) * 12, moved), p0), vectors)

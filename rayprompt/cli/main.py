@@ -61,6 +61,9 @@ def root(
 def search(
     context: typer.Context,
     task: TaskArgument = defaults.TASK,
+    config: Annotated[
+        Path | None, typer.Option(help="A study file: these options, in YAML or JSON; those given here win.")
+    ] = None,
     model: ModelOption = defaults.MODEL,
     searcher: Annotated[
         str, typer.Option(help="The prompt optimizer (see: rayprompt list searchers).")
@@ -88,7 +91,7 @@ def search(
     ] = defaults.FINALISTS,
     allow_leaks: Annotated[bool, typer.Option(help="Accept texts that stand in train and test.")] = False,
     tune_native: Annotated[
-        bool, typer.Option("--tune-native", help="A Tune trial per batch of candidates, not one per search. Slower.")
+        bool, typer.Option(help="A Tune trial per batch of candidates, not one per search. Slower.")
     ] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="With --tune-native: candidates of a trial; a generation unless said.")
@@ -105,12 +108,17 @@ def search(
     json_: JsonOption = False,
 ) -> None:
     """Search for a prompt: dev picks among the best on train, and test is opened once."""
-    from rayprompt.cli.display import Display, show_result
+    from rayprompt.cli.display import Display, note, show_result
     from rayprompt.study import search as studies
+    from rayprompt.study.config import StudyFile, read_study_file
 
+    if resume is not None:
+        check_resume(context)
+    file = read_study_file(config) if config is not None else StudyFile({})
+    if file.description:
+        note(file.description)
     with Display() as display:
         if resume is not None:
-            check_resume(context)
             result = studies.resume(
                 resume,
                 budget=budget if _is_given(context, "budget") else None,
@@ -120,30 +128,33 @@ def search(
                 listener=display,
             )
         else:
-            result = studies.search(
-                task,
-                model=model,
-                searcher=searcher,
-                budget=budget,
-                seed=seed,
-                split=split,
-                data=data,
-                objective=objective,
-                settings=parse_settings(set_ or []),
-                out=out,
-                store=store,
-                finalists=finalists,
-                allow_leaks=allow_leaks,
-                tune_native=tune_native,
-                batch_size=batch_size,
-                proxy_model=proxy_model,
-                warm_start=warm_start,
-                address=address,
-                scorers=scorers,
-                gpus_per_scorer=gpus_per_scorer,
-                listener=display,
-            )
+            options: dict[str, Any] = {
+                "task": task,
+                "model": model,
+                "searcher": searcher,
+                "budget": budget,
+                "seed": seed,
+                "split": split,
+                "data": data,
+                "objective": objective,
+                "out": out,
+                "store": store,
+                "finalists": finalists,
+                "allow_leaks": allow_leaks,
+                "tune_native": tune_native,
+                "batch_size": batch_size,
+                "proxy_model": proxy_model,
+                "warm_start": warm_start,
+                "address": address,
+                "scorers": scorers,
+                "gpus_per_scorer": gpus_per_scorer,
+            }
+            options |= {name: value for name, value in file.arguments.items() if not _is_given(context, name)}
+            options["settings"] = {**file.arguments.get("settings", {}), **parse_settings(set_ or [])}
+            result = studies.search(**options, listener=display)
     show_result(result, to_stderr=json_)
+    if file.expected:
+        note(f"expected, says {config}: " + ", ".join(f"{name} {value}" for name, value in file.expected.items()))
     if json_:
         print_json(result.to_json())
 

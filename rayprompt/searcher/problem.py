@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,7 @@ class Problem:
 
     def __init__(
         self,
-        task: str | Path | Task = defaults.TASK,
+        task: str | Path | Mapping[str, Any] | Task = defaults.TASK,
         model: str | Path = defaults.MODEL,
         *,
         split: str | None = None,

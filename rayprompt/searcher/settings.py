@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ def _from_text(text: str, hint: Any) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):  # YAML takes 1e-3 for text
+        value = float(text)
     return value if _fits(value, hint) else text
 
 

@@ -23,6 +23,7 @@ PLACEMENTS, PROJECTIONS = ("add", "concat"), ("normal", "uniform")
 DEFAULT_LENGTH = 50
 FIRST_TOKEN = 1000  # Black-Box Tuning begins with the vocabulary's tokens 1000 to 1049
 TOKENS, TEXT = "tokens", "text:"
+MOST = 1e6  # of a number of z
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ class SoftSpace:
         )
 
     def prompt(self, z: FloatArray | Sequence[float]) -> SoftPrompt:
-        """The prompt of a z (dim,)."""
-        return SoftPrompt(tuple(np.asarray(z, dtype=np.float32).tolist()), self.subspace)
+        """The prompt of a z (dim,). What an optimizer that diverges proposes is kept finite."""
+        finite = np.nan_to_num(np.asarray(z, dtype=np.float64)).clip(-MOST, MOST)
+        return SoftPrompt(tuple(finite.astype(np.float32).tolist()), self.subspace)
 
     def z(self, candidate: Candidate) -> FloatArray | None:
         """(dim,) float64 the z of a candidate; None where it is not of this subspace."""

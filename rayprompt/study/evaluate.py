@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +55,7 @@ class Evaluation:
 
 def evaluate(
     prompt: str | Candidate,
-    task: str | Path | Task | Problem,
+    task: str | Path | Mapping[str, Any] | Task | Problem,
     model: str | Path | None = None,
     *,
     on: str = "test",
@@ -98,7 +98,7 @@ def evaluate(
 
 def score(
     prompts: Sequence[str | Candidate],
-    task: str | Path | Task | Problem,
+    task: str | Path | Mapping[str, Any] | Task | Problem,
     model: str | Path | None = None,
     *,
     on: str = "train",
@@ -144,7 +144,11 @@ def _store(location: str | Path | None) -> ScoreStore | None:
 
 
 def _problem(
-    task: str | Path | Task | Problem, model: str | Path | None, split: str | None, data: str | Path | None, on: str
+    task: str | Path | Mapping[str, Any] | Task | Problem,
+    model: str | Path | None,
+    split: str | None,
+    data: str | Path | None,
+    on: str,
 ) -> Problem:
     problem = bind(task, model, split, data, allow_leaks=True)
     problem.task.examples(on, problem.split)

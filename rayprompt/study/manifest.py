@@ -65,11 +65,13 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
     }
 
 
-def task_location(task: Task) -> str | None:
-    """What loads a task again: a built-in name, or the absolute path of its folder; None for Python objects.
+def task_location(task: Task) -> str | dict[str, Any] | None:
+    """What loads a task again: a built-in name, the absolute path of its folder, or the mapping that it was given as.
 
-    A public task is loaded by its name and its ``data``.
+    A public task is loaded by its name and its ``data``. None for Python objects.
     """
+    if task.inline is not None:
+        return dict(task.inline)
     if task.data:
         return task.name
     path = Path(task.source)

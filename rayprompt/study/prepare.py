@@ -25,7 +25,7 @@ HERE = "."  # a store that is the study's own directory, wherever that is moved 
 
 
 def bind(
-    task: str | Path | Task | Problem,
+    task: str | Path | Mapping[str, Any] | Task | Problem,
     model: str | Path | None,
     split: str | None,
     data: str | Path | None = None,

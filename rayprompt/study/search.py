@@ -83,7 +83,7 @@ class _Job:
 
 
 def search(
-    task: str | Path | Task | Problem = defaults.TASK,
+    task: str | Path | Mapping[str, Any] | Task | Problem = defaults.TASK,
     *,
     model: str | Path | None = None,
     searcher: str | type[PromptSearcher] = defaults.SEARCHER,
@@ -109,7 +109,8 @@ def search(
     """Search for the prompt with which a frozen LM solves a task best.
 
     Args:
-        task: a built-in name, a folder with a task.yaml, a :class:`Task`, or a :class:`Problem` (task and model).
+        task: a built-in name, a folder with a task.yaml, a :class:`Task`, or a :class:`Problem` (task and model). A
+            mapping changes a built-in task or is a whole one, see :func:`rayprompt.load_task`.
         model: a bundled name, a local folder, or a name on the Hugging Face hub; None is ``tiny-masked``.
         searcher: a registered searcher's name (``rayprompt list searchers``), or a class of your own.
         budget: the most (candidate, train example) pairs the search may ask for.

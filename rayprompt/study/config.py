@@ -1,0 +1,155 @@
+"""Study files: what ``rayprompt search`` is to do, in YAML or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayprompt.errors import InputError, unknown
+from rayprompt.tables import read_text
+from rayprompt.task import is_built_in, task_names
+from rayprompt.task_yaml import KEYS as TASK_KEYS
+from rayprompt.task_yaml import check_changes, read_yaml, with_tables_from
+
+# Every option of `search` but those that are of one run: --resume, --json.
+KEYS: dict[str, tuple[type, ...]] = {
+    "task": (str, dict),
+    "data": (str,),
+    "split": (str,),
+    "model": (str,),
+    "proxy_model": (str,),
+    "searcher": (str,),
+    "settings": (dict,),
+    "objective": (str,),
+    "budget": (int,),
+    "seed": (int,),
+    "finalists": (int,),
+    "warm_start": (str,),
+    "allow_leaks": (bool,),
+    "tune_native": (bool,),
+    "batch_size": (int,),
+    "out": (str,),
+    "store": (str,),
+    "scorers": (int,),
+    "gpus_per_scorer": (int, float),
+    "address": (str,),
+}
+REMARKS: dict[str, tuple[type, ...]] = {"description": (str,), "expected": (dict,)}
+TYPE_NAMES = {str: "text", dict: "a mapping", int: "a whole number", float: "a number", bool: "true or false"}
+LOCATIONS = ("data", "out", "store", "warm_start")
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """What a study file says: arguments of :func:`rayprompt.search`, and remarks for people."""
+
+    arguments: dict[str, Any]
+    description: str = ""
+    expected: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The keyword arguments for :func:`rayprompt.search` that a study file holds.
+
+    ``rayprompt.search(**rayprompt.read_config("search.yaml"))`` is ``rayprompt search --config search.yaml``.
+
+    Raises:
+        InputError: the file is missing or broken, a key is unknown, or a value is of the wrong type.
+    """
+    return read_study_file(path).arguments
+
+
+def read_study_file(path: str | Path) -> StudyFile:
+    """A study file, YAML or (``.json``) JSON. Paths in it are relative to its folder; here they come back absolute.
+
+    Raises:
+        InputError: as :func:`read_config`.
+    """
+    path = Path(path)
+    content = _read_json(path) if path.suffix == ".json" else read_yaml(path)
+    if str(content.get("schema", "")).startswith("rayprompt.study/"):
+        raise InputError(f"{path}: the record of a study, not a study file; rayprompt search --resume goes on with it")
+    types = KEYS | REMARKS
+    for key, value in content.items():
+        if key not in types:
+            raise unknown("key", key, types, str(path))
+        if value is not None and type(value) not in types[key]:
+            wanted = " or ".join(TYPE_NAMES[t] for t in types[key] if t is not int or float not in types[key])
+            raise InputError(f"{path}: {key} must be {wanted}, not {value!r}{_advice(key, value)}")
+    given = {key: value for key, value in content.items() if value is not None}
+    folder = path.absolute().parent
+    arguments = {key: _resolved(key, given[key], folder, path) for key in KEYS if key in given}
+    return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def _advice(key: str, value: Any) -> str:
+    return f' (in quotes: "{value}")' if KEYS.get(key) == (str,) and isinstance(value, int | float) else ""
+
+
+def _resolved(key: str, value: Any, folder: Path, path: Path) -> Any:
+    """A value as it means the same in any working directory."""
+    if key == "task":
+        return _task(value, folder, path)
+    if key == "settings":
+        return {str(name): _setting(str(name), setting, folder) for name, setting in value.items()}
+    if key in LOCATIONS and "://" not in value:
+        return _from(folder, value)
+    if key in ("model", "proxy_model"):
+        return _model(value, folder)
+    return value
+
+
+def _task(value: str | dict[str, Any], folder: Path, path: Path) -> str | dict[str, Any]:
+    """A built-in task's name, a folder beside the file, or a mapping of which :func:`rayprompt.load_task` makes one."""
+    if isinstance(value, dict):
+        name = value.get("name")
+        if isinstance(name, str) and is_built_in(name):
+            check_changes(value, f"{path}: ")
+            return value
+        for key in value:
+            if key not in TASK_KEYS:
+                raise unknown("key", key, TASK_KEYS, f"{path}, task")
+        return with_tables_from(folder, value)
+    if is_built_in(value):
+        return value
+    local = _from(folder, value)
+    if "/" not in value and not os.path.exists(local):
+        raise unknown("task", value, task_names(), str(path))
+    return local
+
+
+def _setting(name: str, value: Any, folder: Path) -> Any:
+    """The settings ``phrases`` and ``p0`` may name a file, ``p0`` also a study."""
+    if isinstance(value, str):
+        local = _from(folder, value)
+        if name == "phrases" or (name == "p0" and (value.endswith(".safetensors") or os.path.exists(local))):
+            return local
+    return value
+
+
+def _model(value: str, folder: Path) -> str:
+    """A local folder is one that stands beside the file, or that is given as a path."""
+    from rayprompt.lm.source import model_names
+
+    local = _from(folder, value)
+    return local if value.startswith((".", "~")) or (os.path.isdir(local) and value not in model_names()) else value
+
+
+def _from(folder: Path, value: str) -> str:
+    return os.path.abspath(folder / os.path.expanduser(value))
