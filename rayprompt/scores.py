@@ -44,6 +44,7 @@ class Scores:
         completion: (P,) raw text of generation tasks, or None.
         errors: pairs whose scoring raised; they have no row.
         objective: (C,) the objective's values where the caller has only those, else None.
+        evaluated: with ``objective``, (C,) which candidates were evaluated at all; None is all of them.
     """
 
     candidates: tuple[Candidate, ...]
@@ -58,9 +59,12 @@ class Scores:
     completion: tuple[str, ...] | None = None
     errors: tuple[PairError, ...] = ()
     objective: FloatArray | None = None
+    evaluated: BoolArray | None = None
 
     @classmethod
-    def of_values(cls, candidates: Sequence[Candidate], objective: FloatArray) -> Scores:
+    def of_values(
+        cls, candidates: Sequence[Candidate], objective: FloatArray, evaluated: BoolArray | None = None
+    ) -> Scores:
         """Scores without pairs, from a caller that has one number (C,) per candidate: a user's own trainable."""
         none = np.empty(0, dtype=np.int32)
         return cls(
@@ -74,6 +78,7 @@ class Scores:
             tokens=none,
             seconds=np.empty(0),
             objective=np.asarray(objective, dtype=np.float64),
+            evaluated=evaluated,
         )
 
     def __len__(self) -> int:
@@ -102,6 +107,8 @@ class Scores:
 
     def complete(self) -> BoolArray:
         """(C,) whether every example of the candidate was evaluated; a pair that raised counts as evaluated."""
+        if self.evaluated is not None:
+            return self.evaluated
         done = np.zeros((len(self.candidates), len(self.examples)), dtype=bool)
         done[self.candidate, self.example] = True
         for error in self.errors:

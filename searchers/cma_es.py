@@ -98,16 +98,21 @@ class CMAESSearcher(PromptSearcher):
         A candidate that failed counts as worse than the worst of its generation. One that was not evaluated to the
         end, because the budget ended, teaches nothing.
         """
-        places = {c.key: (g, i) for g in self.open for i, c in enumerate(g.candidates) if i not in g.losses}
+        places: dict[str, list[tuple[Generation, int]]] = {}
+        for generation in self.open:
+            for i, c in enumerate(generation.candidates):
+                if i not in generation.losses:
+                    places.setdefault(c.key, []).append((generation, i))
         for candidate, value, complete in zip(candidates, self.values(scores), scores.complete(), strict=True):
             if not complete:
                 continue
             if candidate.key in places:
-                generation, index = places.pop(candidate.key)
-                generation.losses[index] = -float(value) if np.isfinite(value) else math.inf
+                for generation, index in places.pop(candidate.key):  # a point that was injected may stand there twice
+                    generation.losses[index] = -float(value) if np.isfinite(value) else math.inf
             elif np.isfinite(value) and candidate.key not in self.known:
                 z = self.space.z(candidate)
                 if z is not None:
+                    self.known.add(candidate.key)
                     self._inject(z)
         for generation in [g for g in self.open if len(g.losses) == len(g.candidates)]:
             self._learn(generation, [generation.losses[i] for i in range(len(generation.candidates))])
@@ -127,8 +132,8 @@ class CMAESSearcher(PromptSearcher):
     def nominations(self) -> list[Candidate]:
         """The mean of the distribution, and the best of every so many generations, as the setting ``dev`` says."""
         bests: list[Candidate] = list(self.bests) if self.settings.dev in ("generations", "all") else []
-        mean = self.settings.dev in ("mean", "all") and self.learned > 0
-        return [*bests, *([self.space.prompt(self.strategy.mean)] if mean else [])]
+        mean = self.settings.dev in ("mean", "all") and self.mean is not None
+        return [*bests, *([self.mean] if mean and self.mean is not None else [])]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -154,6 +159,7 @@ class CMAESSearcher(PromptSearcher):
         self.history: list[tuple[str, Any]] = []
         self.known: set[str] = set()  # keys of what was learned from in this run of CMA-ES
         self.bests: list[SoftPrompt] = []
+        self.mean: SoftPrompt | None = None  # of the last distribution that was learned
         self.learned = 0  # generations
         self.reasons: dict[str, Any] = {}
         self.stops: list[str] = []  # why runs of CMA-ES ended
@@ -171,6 +177,7 @@ class CMAESSearcher(PromptSearcher):
             "randn": randn,
             "seed": math.nan,
             "verbose": -9,
+            "signals_filename": None,  # a file of that name in the working directory would change the run
             "CMA_diagonal": s.covariance == "separable",
         }
         if s.covariance == "limited-memory":
@@ -192,7 +199,11 @@ class CMAESSearcher(PromptSearcher):
     def _inject(self, z: FloatArray) -> None:
         """Have a point that CMA-ES did not draw in its next generation, as it is."""
         self.history.append(("inject", z.tobytes()))
-        self.strategy.inject([z], force=True)
+        bound, strategy = self.settings.bound, self.strategy
+        if bound is not None:  # pycma wants it as it is before the bounds bend it
+            inside = z.clip(-bound, bound)
+            z = strategy.gp.geno(inside, from_bounds=strategy.boundary_handler.inverse)
+        strategy.inject([z], force=True)
 
     def _learn(self, generation: Generation, losses: list[float]) -> None:
         number = self.open.index(generation)
@@ -207,6 +218,7 @@ class CMAESSearcher(PromptSearcher):
             self.strategy.tell(generation.points, told)
             stopped = dict(self.strategy.stop())
         self.learned += 1
+        self.mean = self.space.prompt(self.strategy.result.xfavorite)
         self.strategy_generations += 1
         self.known = {c.key for c in generation.candidates}
         if finite and self.learned % self.settings.dev_every == 0:

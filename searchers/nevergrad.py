@@ -301,7 +301,8 @@ class NevergradSoftSearcher(AnyNevergradSearcher):
         return None if z is None else z.tobytes()
 
     def _value(self, point: Any) -> FloatArray:
-        return np.frombuffer(point)
+        z, bound = np.frombuffer(point), self.settings.bound
+        return z if bound is None else z.clip(-bound, bound)  # as float32 it may be a little outside
 
     def _draw(self) -> SoftPrompt:
         s = self.settings

@@ -14,11 +14,12 @@ import pytest
 from cma.restricted_gaussian_sampler import GaussVkDSampler
 from threadpoolctl import threadpool_limits
 
-from rayprompt.candidate import SoftPrompt
+from rayprompt.candidate import SoftPrompt, candidates
 from rayprompt.errors import InputError
 from rayprompt.scores import Scores
 from rayprompt.searcher.problem import Problem
 from searchers.cma_es import CMAESSearcher
+from searchers.nevergrad import NevergradSoftSearcher
 
 SMALL = {"intrinsic_dim": 10, "length": 5}
 
@@ -215,6 +216,58 @@ def test_what_others_found_is_looked_at_and_moves_the_search(view: Problem) -> N
     plain.tell(first, sphere(list(first)))
     near = [float(np.sum((s.strategy.mean - 1) ** 2)) for s in (told, plain)]
     assert near[0] < near[1]
+
+
+@pytest.mark.parametrize("bound", [None, 1.5])
+def test_a_point_that_stands_twice_in_a_generation_is_learned_once(bound: float | None, view: Problem) -> None:
+    """As after a warm start from a search with the same seed: what was injected is drawn as well."""
+    first = make(view, bound=bound)
+    points = first.ask(20)[:4]
+    searcher = CMAESSearcher(view, points_to_evaluate=[points[0], *points], **SMALL, bound=bound)
+    begin = searcher.ask_generation()
+    searcher.tell(begin, sphere(list(begin)))
+    searcher.add_evaluated_point({"candidates": [points[1].to_json()]}, -1.0)
+    for number in range(3):
+        generation = searcher.ask_generation()
+        if number == 0:
+            assert {p.key for p in points} <= {c.key for c in generation}
+        searcher.tell(generation, sphere(list(generation)))
+        assert searcher.learned == number + 1
+        assert searcher.open == []
+
+
+def test_after_a_restart_the_mean_is_that_of_the_run_before(view: Problem) -> None:
+    searcher = make(view, restarts="ipop", population=4)
+    while not searcher.stops:
+        mean = searcher.strategy.mean.copy()
+        prompts = searcher.ask(4)
+        searcher.tell(prompts, Scores.of_values(prompts, np.zeros(4)))
+    (found,) = searcher.nominations()
+    assert isinstance(found, SoftPrompt)
+    assert np.linalg.norm(found.vector - mean) < np.linalg.norm(found.vector - searcher.strategy.mean)
+
+
+def test_what_the_budget_cut_teaches_nothing_in_a_tuner_either(view: Problem) -> None:
+    searcher = make(view, population=20)
+    searcher.most_candidates = 25
+    for number, size in enumerate([20, 5]):
+        config = searcher.suggest(f"t{number}")
+        assert len(candidates(config)) == size
+        result = {"score": 1.0, "candidate_scores": list(range(size))}
+        searcher.on_trial_complete(f"t{number}", result)
+    assert searcher.suggest("t2") == "FINISHED"
+    assert searcher.learned == 1
+
+
+def test_nevergrad_takes_points_at_its_bounds(view: Problem) -> None:
+    """As float32 they lie a little outside."""
+    for bound in (0.1, 0.3):
+        made = NevergradSoftSearcher(view, bound=bound, sigma=1.0, seed=1, **SMALL)
+        points = [made.space.prompt(np.full(10, bound)), made.space.prompt(np.full(10, 5.0))]
+        searcher = NevergradSoftSearcher(view, bound=bound, sigma=1.0, seed=1, points_to_evaluate=points, **SMALL)
+        for _ in range(4):
+            asked = searcher.ask_generation()
+            searcher.tell(asked, sphere(list(asked)))
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,17 @@ BUDGET = 64 * 150 + 17  # the last candidate is cut
 Pairs = dict[tuple[str, str], bytes]
 
 
+SEARCHERS: list[tuple[str, dict[str, float]]] = [
+    ("nevergrad", {}),
+    ("random", {}),
+    ("cma-es", {"length": 5, "intrinsic_dim": 20, "alpha": 10.0}),
+]
+
+
 def options(seed: int) -> list[str]:
-    return ["--budget", str(BUDGET), "--seed", str(seed), "--searcher", "random" if seed % 2 else "nevergrad"]
+    name, settings = SEARCHERS[seed % 3]
+    given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["--budget", str(BUDGET), "--seed", str(seed), "--searcher", name, *given]
 
 
 def stored(study: Path) -> Pairs:
@@ -66,17 +75,17 @@ def quiet(ray_session: None, tmp_path: Path) -> Callable[[int], Path]:
     def run(seed: int) -> Path:
         study = tmp_path / f"quiet{seed}"
         if not study.exists():
-            searcher = "random" if seed % 2 else "nevergrad"
-            rayprompt.search(budget=BUDGET, seed=seed, searcher=searcher, scorers=1, out=study)
+            name, settings = SEARCHERS[seed % 3]
+            rayprompt.search(budget=BUDGET, seed=seed, searcher=name, settings=settings, scorers=1, out=study)
         return study
 
     return run
 
 
 def test_one_kill_of_each(quiet: Callable[[int], Path], tmp_path: Path) -> None:
-    content, run = run_with_kills(tmp_path / "s", options(0), ["trial", "scorer", "router", "driver"], seed=0)
+    content, run = run_with_kills(tmp_path / "s", options(2), ["trial", "scorer", "router", "driver"], seed=0)
     assert run.killed == dict.fromkeys(KINDS, 1)
-    compare(quiet(0), tmp_path / "s", content, run.starts)
+    compare(quiet(2), tmp_path / "s", content, run.starts)
 
 
 @pytest.mark.slow
@@ -85,7 +94,7 @@ def test_a_hundred_random_kills(quiet: Callable[[int], Path], tmp_path: Path) ->
     total = dict.fromkeys(KINDS, 0)
     runs = 0
     while sum(total.values()) < 100:
-        seed = runs % 4
+        seed = runs % 6
         kinds = [rng.choice(KINDS) for _ in range(12)]
         study = tmp_path / f"run{runs}"
         content, run = run_with_kills(study, options(seed), kinds, seed=runs)

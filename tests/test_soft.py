@@ -268,6 +268,10 @@ def by_hand(problem: Problem, model: Any, example: int, space: Subspace, vectors
         }
         if kind in ("bert", "distilbert", "electra", "albert", "gpt2"):  # the text has its own positions
             inputs["position_ids"] = torch.tensor([[0] * 5 + list(range(len(ids)))])
+        if kind == "bart":  # the decoder writes the text alone
+            start = torch.tensor([[model.config.decoder_start_token_id]])
+            inputs["decoder_input_ids"] = torch.cat([start, torch.tensor(ids)[None, :-1]], dim=1)
+            return plain(problem, model, whole, read, **inputs)
         if kind == "roberta":  # the padding index is 0 here, so positions begin with 1
             inputs["position_ids"] = torch.tensor([[0] * 5 + list(range(1, len(ids) + 1))])
         return plain(problem, model, whole, read + 5, **inputs)
@@ -343,6 +347,9 @@ def test_tokens_in_front_are_the_embeddings_of_those_tokens(problem: Problem) ->
         ({"p0": "SHAPE", "length": 7}, r"its vectors are \(5, WIDTH\); for tiny-masked it needs \(7, WIDTH\)"),
         ({"p0": "WIDE"}, r"its vectors are \(5, 3\); for tiny-masked it needs \(5, WIDTH\)"),
         ({"p0": "FLAT"}, r"needs a tensor 'prompt' of shape \(length, width\); it has prompt \(5,\)"),
+        ({"p0": "FEW"}, "2 token_ids for 5 vectors; there must be one each"),
+        ({"p0": "REAL"}, r"'token_ids' must be \(length,\) whole numbers, not \(5,\) torch.float32"),
+        ({"p0": "FAR"}, "token id 999999 is not in the vocabulary of tiny-masked"),
         ({"p0": "BROKEN"}, "broken.safetensors: not a safetensors file"),
         ({"p0": "FOLDER"}, "not the directory of a finished study .it holds no prompt.json"),
         ({"length": 200}, "a prompt of 200 tokens does not fit: the LM takes 128 tokens in all"),
@@ -351,6 +358,8 @@ def test_tokens_in_front_are_the_embeddings_of_those_tokens(problem: Problem) ->
         ({"projection": "norml"}, "did you mean 'normal'"),
         ({"intrinsic_dim": 0}, "intrinsic_dim=0: must be greater than 0"),
         ({"alpha": -1.0}, "alpha=-1.0: must be greater than 0"),
+        ({"alpha": float("inf")}, "alpha=inf: must be greater than 0"),
+        ({"projection_seed": -1}, "projection_seed=-1: must be 0 or more"),
         ({"bound": 0.0}, "bound=0.0: must be greater than 0"),
     ],
 )
@@ -360,6 +369,10 @@ def test_bad_settings_get_one_clear_line(
     files = {"SHAPE": (5, problem.lm.width), "WIDE": (5, 3), "FLAT": (5,)}
     for name, shape in files.items():
         save_file({"prompt": np.zeros(shape, dtype=np.float32)}, tmp_path / f"{name.lower()}.safetensors")
+    ids = {"FEW": np.arange(2), "REAL": np.zeros(5, dtype=np.float32), "FAR": np.full(5, 999999)}
+    for name, tokens in ids.items():
+        vectors = np.zeros((5, problem.lm.width), dtype=np.float32)
+        save_file({"prompt": vectors, "token_ids": tokens}, tmp_path / f"{name.lower()}.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     given = settings.get("p0", "")
     if given.isupper():

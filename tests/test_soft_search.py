@@ -18,11 +18,15 @@ import rayprompt
 from rayprompt.candidate import SoftPrompt, TextPrompt
 from rayprompt.cli.main import app, run
 from rayprompt.errors import InputError
+from rayprompt.lm.vectors import vectors_digest, write_vectors
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.soft import recall_start
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import SearchLoop
+from rayprompt.study.prepare import fits
 from rayprompt.study.results import read_prompt_file
+from rayprompt.study.search import _fitting
 from searchers.cma_es import CMAESSearcher
 
 pytestmark = pytest.mark.usefixtures("kept_pool")
@@ -53,6 +57,7 @@ def test_result_and_files(found: rayprompt.Result, small: Problem, pool: Scoring
     best = found.best_prompt
     assert isinstance(best, SoftPrompt)
     assert found.evaluations == 1600
+    assert found.report_lm_evaluations == found.report_evaluations
     assert found.end == "budget"
     assert found.searcher_metrics["population"] == 20
     # Finalists, the best of the fifth generation and the mean: the mean is new, and so was scored on train.
@@ -147,6 +152,23 @@ def test_text_found_on_a_proxy_is_measured_on_the_model(small: Problem, tmp_path
     assert (record["model"]["name"], record["target"]["name"]) == ("tiny-masked", "tiny-causal")
     alone = rayprompt.evaluate(found.best_prompt.text, target, on="test")
     assert alone.estimate == found.test
+
+
+def test_a_text_that_is_too_long_for_another_lm_is_cut(small: Problem) -> None:
+    long = " ".join(["wonderful"] * 300)
+    prompt = _fitting(small, long)
+    assert fits(small, prompt)
+    assert 10 < len(prompt.text.split()) < 130
+    assert long.startswith(prompt.text)
+    assert _fitting(small, "it was") == small.prompt("it was")
+
+
+def test_the_vectors_a_study_began_with_are_checked(problem: Problem, tmp_path: Path) -> None:
+    vectors = np.zeros((5, problem.lm.width), dtype=np.float32)
+    space = dataclasses.replace(CMAESSearcher(problem, **SMALL).space.subspace, p0=vectors_digest(vectors + 1))
+    write_vectors(tmp_path / "p0.safetensors", vectors, ())
+    with pytest.raises(InputError, match="not the vectors that the study began with"):
+        recall_start(problem, "x", 5, "add", space, tmp_path / "p0.safetensors")
 
 
 def test_warm_starts(found: rayprompt.Result, small: Problem, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def in_order(results: Any) -> list[dict[str, Any]]:
     return sorted((r.metrics for r in results), key=lambda m: m["config"]["batch"])
 
 
-@pytest.mark.parametrize("name", ["nevergrad", "cma-es"])
+@pytest.mark.parametrize("name", [pytest.param("nevergrad", marks=pytest.mark.slow), "cma-es"])
 def test_three_ways_of_running_ask_for_the_same_and_end_the_same(
     name: str, pool: ScoringPool, tiny: Problem, trainable: type[tune.Trainable], tmp_path: Path
 ) -> None:
@@ -304,7 +304,8 @@ def test_a_searcher_that_was_pickled_may_start_a_run(
     assert len(results) == 1
 
 
-@pytest.mark.parametrize(("count", "kills"), [(400, 1), pytest.param(2000, 5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "kills"), [(400, 1), (2000, 5)])
 def test_killed_and_restored_none_is_told_twice_and_none_lost(tmp_path: Path, count: int, kills: int) -> None:
     rng = random.Random(7)
     environment = {**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1", "PYTHONPATH": str(HERE)}

@@ -33,8 +33,11 @@ class Family:
         found: int | None = tokenizer.mask_token_id
         return found
 
-    def decoder_inputs(self, config: Any, ids: Any, read: Any) -> tuple[dict[str, Any], Any]:
-        """For ids (B, T) that are read at ``read`` (B,): what the model gets besides, and where the answer is read."""
+    def decoder_inputs(self, config: Any, ids: Any, read: Any, front: int = 0) -> tuple[dict[str, Any], Any]:
+        """For ids (B, T) that are read at ``read`` (B,): what the model gets besides, and where the answer is read.
+
+        The first ``front`` ids stand for a soft prompt.
+        """
         return {}, read
 
     def matches(self, config: Any) -> bool:
@@ -93,11 +96,11 @@ class SpanFilling(Family):
             return None
         return int(tokenizer.convert_tokens_to_ids(self.SENTINEL))
 
-    def decoder_inputs(self, config: Any, ids: Any, read: Any) -> tuple[dict[str, Any], Any]:
-        sentinel = ids.gather(1, read[:, None])
-        start = sentinel.new_full(sentinel.shape, config.decoder_start_token_id)
+    def decoder_inputs(self, config: Any, ids: Any, read: Any, front: int = 0) -> tuple[dict[str, Any], Any]:
         import torch
 
+        sentinel = ids.gather(1, read[:, None])
+        start = sentinel.new_full(sentinel.shape, config.decoder_start_token_id)
         return {"decoder_input_ids": torch.cat([start, sentinel], dim=1)}, torch.ones_like(read)
 
 
@@ -110,6 +113,14 @@ class Denoising(Family):
 
     def matches(self, config: Any) -> bool:
         return bool(config.is_encoder_decoder) and "bart" in config.model_type
+
+    def decoder_inputs(self, config: Any, ids: Any, read: Any, front: int = 0) -> tuple[dict[str, Any], Any]:
+        """The text shifted by one, as these LMs make it themselves; a soft prompt in front of it is not written."""
+        import torch
+
+        text = ids[:, front:]
+        start = text.new_full((len(text), 1), config.decoder_start_token_id)
+        return {"decoder_input_ids": torch.cat([start, text[:, :-1]], dim=1)}, read - front
 
 
 def family_of(config: Any, name: str) -> Family:

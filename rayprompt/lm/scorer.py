@@ -200,7 +200,7 @@ class LabelForward:
         """
         import torch
 
-        further, read = self.family.decoder_inputs(self.model.config, ids, read)
+        further, read = self.family.decoder_inputs(self.model.config, ids, read, front)
         if front and site is not None and site.takes_positions and not self.model.config.is_encoder_decoder:
             further["position_ids"] = (torch.arange(ids.shape[1], device=ids.device) - front).clamp(min=0)[None]
         self.local.read, self.local.label_ids = read, label_ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,15 @@ class SoftBlock:
     subspace: Subspace
     z: FloatArray
     p0: FloatArray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return self.z.nbytes + (0 if self.p0 is None else self.p0.nbytes)
+
+    def copy(self) -> SoftBlock:
+        """The same in memory of its own."""
+        return replace(self, z=self.z.copy(), p0=None if self.p0 is None else self.p0.copy())
 
 
 @dataclass(frozen=True)

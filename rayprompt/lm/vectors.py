@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,19 +33,26 @@ def read_vectors(path: Path, name: str = VECTORS) -> tuple[FloatArray, tuple[int
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
     tokens = tensors.pop(TOKENS, None)
+    if tokens is not None and (tokens.ndim != 1 or tokens.is_floating_point()):
+        raise InputError(
+            f"{path}: {TOKENS!r} must be (length,) whole numbers, not {tuple(tokens.shape)} {tokens.dtype}"
+        )
     tensor = tensors.get(name, next(iter(tensors.values())) if len(tensors) == 1 else None)
     if tensor is None or tensor.ndim != 2:
         found = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise InputError(f"{path}: needs a tensor {name!r} of shape (length, width); it has {found or 'none'}")
+    if tokens is not None and len(tokens) != len(tensor):
+        raise InputError(f"{path}: {len(tokens)} {TOKENS} for {len(tensor)} vectors; there must be one each")
     return tensor.float().numpy(), None if tokens is None else tuple(int(i) for i in tokens)
 
 
 def write_vectors(path: Path, vectors: FloatArray, tokens: Sequence[int], p0: FloatArray | None = None) -> None:
-    """Write what :func:`read_vectors` reads, and the initial vectors where there are any.
+    """Write, whole or not at all, what :func:`read_vectors` reads, and the initial vectors where there are any.
 
     Raises:
         StoreError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     content = {VECTORS: np.ascontiguousarray(vectors, dtype=np.float32)}
@@ -52,10 +60,13 @@ def write_vectors(path: Path, vectors: FloatArray, tokens: Sequence[int], p0: Fl
         content[TOKENS] = np.array(tokens, dtype=np.int64)
     if p0 is not None:
         content[P0] = np.ascontiguousarray(p0, dtype=np.float32)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(content, path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from None
+        save_file(content, part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({error})") from None
 
 
 def vectors_digest(vectors: FloatArray) -> str:

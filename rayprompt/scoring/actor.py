@@ -19,7 +19,7 @@ from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
 from rayprompt.scores import FloatArray, IntArray
 
-BLOCK_BYTES = 64 * 1024**2  # of soft prompts that are kept, as they travel
+BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ScorerActor:
         self.device = "cuda" if use_gpu and cuda_is_available() else "cpu"
         self.scorer = LMScorer(source, self.device)
         self.parts: dict[str, EncodedPart] = {}
-        self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.z.nbytes)
+        self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.nbytes)
         self.lanes = lanes
         self.gate = threading.BoundedSemaphore(lanes)
         self.load_seconds = time.perf_counter() - started
@@ -124,4 +124,4 @@ class ScorerActor:
 
     def _block(self, soft: list[Any]) -> SoftBlock:
         key, reference = soft
-        return self.blocks.get(key, lambda: ray.get(reference))
+        return self.blocks.get(key, lambda: ray.get(reference).copy())  # what is not copied stays in the object store

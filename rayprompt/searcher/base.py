@@ -38,7 +38,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import NoSettings, make_settings
 from rayprompt.searcher.tune_state import known_trials, tuner_is_restoring
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 IDLE_ASKS, IDLE_SECONDS = 3, 0.9
 
 
@@ -359,7 +359,8 @@ class PromptSearcher(Searcher):
         kept = 0 if self.ended or self._window in (1, float("inf")) else self._window - to_ask
         while generations and generations[0].whole and len(generations) > kept:
             generation = generations.popleft()
-            self.tell(generation.candidates, Scores.of_values(generation.candidates, generation.values))
+            evaluated = np.arange(len(generation.candidates)) < generation.handed_out
+            self.tell(generation.candidates, Scores.of_values(generation.candidates, generation.values, evaluated))
 
     def _wait(self) -> None:
         """Nothing to suggest now. After a restore, a trial that Tune did not start again would be waited for in vain.

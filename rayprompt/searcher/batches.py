@@ -17,11 +17,15 @@ MOST_FAILED = 1000  # failed batches that are remembered, in case somebody runs 
 
 @dataclass
 class Generation:
-    """What was asked for at once: C candidates, their values (C,) so far, and which batches are still out."""
+    """What was asked for at once: C candidates, their values (C,) so far, and which batches are still out.
+
+    The budget may end within it: then only the first ``handed_out`` candidates are ever evaluated.
+    """
 
     candidates: tuple[Candidate, ...]
     values: FloatArray
     rows: dict[int, slice]  # number of an unfinished batch -> its rows
+    handed_out: int
 
     @property
     def whole(self) -> bool:
@@ -38,22 +42,37 @@ class Batches:
     def __init__(self, size: int) -> None:
         self.size = size
         self.next = 0  # number of the next batch
-        self.candidates = 0  # handed out or waiting, in all
+        self.seen: set[str] = set()  # keys of the candidates handed out or waiting, in all
         self.generations: deque[Generation] = deque()  # asked for and not told, in their order
         self.waiting: deque[int] = deque()  # batches that no trial has
         self.live: dict[str, int] = {}  # trial -> its batch
         self.failed: dict[int, tuple[Candidate, ...]] = {}
 
     def add(self, candidates: Sequence[Candidate], at_most: int | None = None) -> None:
-        """Cut a generation into batches; what is beyond ``at_most`` candidates is not handed out: its value is NaN."""
-        count = len(candidates) if at_most is None else min(len(candidates), at_most)
+        """Cut a generation into batches. What is beyond ``at_most`` new candidates is not handed out."""
+        count = self._within(candidates, at_most)
+        self.seen.update(c.key for c in candidates[:count])
         rows = {}
         for start in range(0, count, self.size):
             rows[self.next] = slice(start, min(start + self.size, count))
             self.waiting.append(self.next)
             self.next += 1
-        self.candidates += count
-        self.generations.append(Generation(tuple(candidates), np.full(len(candidates), np.nan), rows))
+        self.generations.append(Generation(tuple(candidates), np.full(len(candidates), np.nan), rows, count))
+
+    @property
+    def candidates(self) -> int:
+        """Distinct candidates handed out or waiting, in all."""
+        return len(self.seen)
+
+    def _within(self, candidates: Sequence[Candidate], at_most: int | None) -> int:
+        """How many of the first candidates hold no more than ``at_most`` that were not handed out before."""
+        new: set[str] = set()
+        for count, candidate in enumerate(candidates):
+            if candidate.key not in self.seen:
+                new.add(candidate.key)
+            if at_most is not None and len(new) > at_most:
+                return count
+        return len(candidates)
 
     def hand_out(self, trial_id: str) -> tuple[int, tuple[Candidate, ...]]:
         """The next batch that no trial has, for this trial: its number and its candidates."""
@@ -95,12 +114,13 @@ class Batches:
         return {
             "size": self.size,
             "next": self.next,
-            "candidates": self.candidates,
+            "seen": sorted(self.seen),
             "generations": [
                 {
                     "candidates": [c.to_json() for c in g.candidates],
                     "values": g.values.tolist(),
                     "rows": {n: (r.start, r.stop) for n, r in g.rows.items()},
+                    "handed_out": g.handed_out,
                 }
                 for g in self.generations
             ],
@@ -110,12 +130,13 @@ class Batches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.size, self.next, self.candidates = state["size"], state["next"], state["candidates"]
+        self.size, self.next, self.seen = state["size"], state["next"], set(state["seen"])
         self.generations = deque(
             Generation(
                 tuple(map(candidate_from_json, g["candidates"])),
                 np.array(g["values"], dtype=np.float64),
                 {n: slice(*ends) for n, ends in g["rows"].items()},
+                g["handed_out"],
             )
             for g in state["generations"]
         )

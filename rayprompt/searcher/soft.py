@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,10 @@ class SoftSpace:
                 raise unknown(f"setting {name}", value, known)
         for name in ("intrinsic_dim", "alpha", "sigma", "length", "bound"):
             value = getattr(s, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise InputError(f"setting {name}={value}: must be greater than 0")
+        if s.projection_seed is not None and s.projection_seed < 0:
+            raise InputError(f"setting projection_seed={s.projection_seed}: must be 0 or more")
         key = (s.p0, s.length, s.placement)
         if key not in problem.starts:
             problem.starts[key] = read_start(problem, s.p0, s.length, s.placement)
@@ -126,7 +129,10 @@ def embedding_std_of(problem: Problem) -> float:
 def recall_start(problem: Problem, p0: str, length: int | None, placement: str, space: Subspace, file: Path) -> None:
     """Begin as a study did: what its setting ``p0`` named may be gone; ``file`` holds a copy of the vectors."""
     if space.p0 != ZEROS:
-        problem.vectors[space.p0] = read_vectors(file)[0]
+        vectors = read_vectors(file)[0]
+        if vectors_digest(vectors) != space.p0:
+            raise InputError(f"{file}: not the vectors that the study began with")
+        problem.vectors[space.p0] = vectors
     problem.starts[p0, length, placement] = Start(space.tokens, space.p0, space.length)
 
 
@@ -180,6 +186,9 @@ def _from_file(problem: Problem, path: Path, length: int | None, mode: str, p0: 
     if mode == "add" and tokens is None:
         first = min(FIRST_TOKEN, max(0, problem.lm.vocab_size - len(vectors)))
         tokens = _tokens_from(first, len(vectors), problem.lm.vocab_size, p0)
+    wrong = [i for i in tokens or () if not 0 <= i < problem.lm.vocab_size]
+    if wrong:
+        raise InputError(f"setting p0={p0!r}: token id {wrong[0]} is not in the vocabulary of {problem.lm.name}")
     key = vectors_digest(vectors)
     problem.vectors[key] = vectors
     return Start(tokens or () if mode == "add" else (), key, len(vectors))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -115,16 +116,20 @@ def close(
         nominations: further candidates for dev; what is not known of them on train is scored, and counted as report.
         objective: the search's.
     """
-    finalists, on_train = _with_nominations(
-        problem, pool, finalists, on_train, nominations, objective, ledger, store, search
-    )
+
+    @cache
+    def scorer(part: str) -> PartScorer:
+        """One for each part: what it has asked for is counted once."""
+        return PartScorer(problem, pool, part, ledger, store=store, search=search)
+
+    finalists, on_train = _with_nominations(scorer, finalists, on_train, nominations, objective)
     if not finalists:
         raise ScoringError("the search ended without a candidate that could be scored")
     baselines = {"empty": TextPrompt("", ())}
     if problem.task.manual_prompt is not None:
         baselines["manual"] = problem.prompt(problem.task.manual_prompt)
 
-    dev = PartScorer(problem, pool, "dev", ledger, store=store, search=search)
+    dev = scorer("dev")
     dev_scores = dev.scores([*finalists, *baselines.values()])
     dev_estimates = [dev.estimate(s) for s in dev_scores]
     known = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in dev_scores]
@@ -134,11 +139,11 @@ def close(
 
     text = None
     if isinstance(finalists[winner], SoftPrompt):
-        text = _likeliest(problem, pool, decode(problem, pool, finalists[winner]), ledger, store, search)
+        text = _likeliest(scorer, decode(problem, pool, finalists[winner]))
         text_on_dev = dev.estimate(dev.scores([text])[0])
 
     before_test()
-    test = PartScorer(problem, pool, "test", ledger, store=store, search=search)
+    test = scorer("test")
     others = [*baselines.values(), *([] if text is None else [text])]
     test_scores = test.scores([finalists[winner], *others])
     best = finalists[winner]
@@ -147,7 +152,7 @@ def close(
     manual = test_scores[1 + names.index("manual")] if "manual" in baselines else None
     return Closing(
         best_prompt=best,
-        train=_on_train(problem, pool, best, on_train[winner], ledger, store, search),
+        train=_on_train(scorer, problem.task.metric, best, on_train[winner]),
         dev=dev_estimates[winner],
         test=test.estimate(test_scores[0]),
         baselines={
@@ -183,37 +188,26 @@ def decode(problem: Problem, pool: ScoringPool, prompt: Candidate) -> list[TextP
     return [problem.decoded(ids) for ids in pool.nearest(prompt, problem.vocabulary, problem.vectors)]
 
 
-def _likeliest(
-    problem: Problem,
-    pool: ScoringPool,
-    texts: Sequence[TextPrompt],
-    ledger: Ledger,
-    store: ScoreStore | None,
-    search: str,
-) -> TextPrompt:
+def _likeliest(scorer: Callable[[str], PartScorer], texts: Sequence[TextPrompt]) -> TextPrompt:
     """The text with the least cross-entropy on train."""
-    train = PartScorer(problem, pool, "train", ledger, store=store, search=search)
+    train = scorer("train")
     values = [float(OBJECTIVES["cross_entropy"](s, train.gold)[0]) for s in train.scores(texts)]
     return texts[int(np.argmax(np.nan_to_num(values, nan=-np.inf)))]
 
 
 def _with_nominations(
-    problem: Problem,
-    pool: ScoringPool,
+    scorer: Callable[[str], PartScorer],
     finalists: Sequence[Candidate],
     on_train: Sequence[Mapping[str, Any]],
     nominations: Sequence[Candidate],
     objective: str,
-    ledger: Ledger,
-    store: ScoreStore | None,
-    search: str,
 ) -> tuple[list[Candidate], list[Mapping[str, Any]]]:
     """The finalists, and behind them what was nominated and is not among them; each with its figures on train."""
     known = {c.key for c in finalists}
     new = [c for c in dict.fromkeys(nominations) if c.key not in known]
     if not new:
         return list(finalists), list(on_train)
-    train = PartScorer(problem, pool, "train", ledger, store=store, search=search)
+    train = scorer("train")
     rows = [
         {
             "candidate": c.to_json(),
@@ -227,20 +221,14 @@ def _with_nominations(
 
 
 def _on_train(
-    problem: Problem,
-    pool: ScoringPool,
-    winner: Candidate,
-    found: Mapping[str, Any],
-    ledger: Ledger,
-    store: ScoreStore | None,
-    search: str,
+    scorer: Callable[[str], PartScorer], metric: str, winner: Candidate, found: Mapping[str, Any]
 ) -> Estimate:
     """The winner on train. It was searched on: the value is optimistic, and the interval is only that of n examples.
 
     Accuracy needs its value alone; the interval of another metric needs the pairs, which count as report once more.
     """
-    if problem.task.metric == "accuracy":
+    if metric == "accuracy":
         value, n = float(found["metric"]), int(found["n"])
         return Estimate("accuracy", value, n, wilson(round(value * n), n))
-    train = PartScorer(problem, pool, "train", ledger, store=store, search=search)
+    train = scorer("train")
     return train.estimate(train.scores([winner])[0])

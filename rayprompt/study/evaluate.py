@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayprompt.budget import Ledger
-from rayprompt.candidate import Candidate
+from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError
 from rayprompt.scores import Scores
 from rayprompt.scoring.pool import ScoringPool
@@ -75,6 +75,7 @@ def evaluate(
     problem = _problem(task, model, split, data, on)
     candidate = problem.prompt(prompt) if isinstance(prompt, str) else prompt
     size = len(problem.token_ids(candidate))
+    front = candidate.subspace.front if isinstance(candidate, SoftPrompt) else 0
     ledger = Ledger(budget=1)
 
     known = _store(store)
@@ -89,7 +90,7 @@ def evaluate(
         on=on,
         estimate=_with_pool(problem, pool, cluster, listener, run),
         evaluations=ledger.report_evaluations,
-        truncated=part.truncated(size),
+        truncated=part.reserving(front).truncated(size),
         task=problem.task.name,
         split=problem.split,
         model=problem.lm.name,

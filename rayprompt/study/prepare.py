@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rayprompt import defaults
-from rayprompt.candidate import Candidate, Subspace
+from rayprompt.candidate import Candidate, Subspace, TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.objective import get_objective
 from rayprompt.searcher.base import PromptSearcher
@@ -21,6 +21,7 @@ from rayprompt.searcher.registry import load_searcher
 from rayprompt.study.lock import LOCK
 from rayprompt.task import Task
 
+P0_FILE = "p0.safetensors"  # in a study: the vectors that its soft prompts begin with
 HERE = "."  # a store that is the study's own directory, wherever that is moved to
 
 
@@ -61,6 +62,13 @@ def check_room(problem: Problem, space: Subspace | None = None) -> None:
         for front, size in sizes:
             part = problem.part(name).reserving(front)
             part.lengths(np.full(len(part), size), np.arange(len(part)))
+
+
+def fits(problem: Problem, prompt: TextPrompt) -> bool:
+    """Whether a prompt leaves room for a text in every part of the task."""
+    count = len(prompt.token_ids or ())
+    parts = [problem.part(name) for name in problem.task.parts(problem.split)]
+    return all(int(part.fixed_lengths.max()) + count <= part.max_length for part in parts)
 
 
 def planned(problem: Problem, budget: int) -> int:
@@ -117,10 +125,9 @@ def study_dir(out: str | Path | None, name: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
     path = Path(out) if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"
-    # One that died before it began has left its lock, and half a study.yaml, at most.
-    if path.exists() and (
-        not path.is_dir() or any(not p.name.startswith((LOCK, ".study.yaml")) for p in path.iterdir())
-    ):
+    # One that died before it began has left its lock, half a study.yaml, and the vectors it was to begin with, at most.
+    leftovers = (LOCK, ".study.yaml", P0_FILE, f".{P0_FILE}")
+    if path.exists() and (not path.is_dir() or any(not p.name.startswith(leftovers) for p in path.iterdir())):
         raise InputError(f"--out {path}: exists already and is not empty; give a new directory")
     parent = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -6,7 +6,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -32,9 +32,11 @@ from rayprompt.study.measure import context_of
 from rayprompt.study.native import run_native
 from rayprompt.study.prepare import (
     HERE,
+    P0_FILE,
     bind,
     check_native,
     check_room,
+    fits,
     make_searcher,
     planned,
     store_location,
@@ -46,8 +48,6 @@ from rayprompt.study.session import Cluster, session
 from rayprompt.study.tuning import run_trial
 from rayprompt.study.warm import starting_points
 from rayprompt.task import Task
-
-P0_FILE = "p0.safetensors"
 
 
 @dataclass
@@ -237,25 +237,25 @@ def _run(job: _Job) -> Result:
     if not new or job.store != HERE:
         store.prepare()
     job.listener(Progress("start", _summary(job)))
-    with _how_to_go_on(job):
+    with _how_to_go_on(job), ExitStack() as until_written:
         with session(job.problem.lm, job.cluster, job.listener, timings) as pool:
             _make(job.study)
-            with study_lock(job.study):
-                content = _begin(job, pool, store)
-                begun = time.perf_counter()
-                run = run_trial if job.native is None else run_native
-                last = run(job.searcher, pool, job.plan, job.trial, job.listener)
-                timings["search"] = time.perf_counter() - begun
-                timings["trial_start"] = timings["search"] - last["loop_seconds"]
-                for name in ("ask", "score", "tell"):
-                    timings[name] = last[f"{name}_seconds"]
-                if job.target is None:
-                    closing, report = _close(job, job.problem, pool, store, last, content, timings)
-                else:
-                    texts = _decoded(job, pool, last)
+            until_written.enter_context(study_lock(job.study))
+            content = _begin(job, pool, store)
+            begun = time.perf_counter()
+            run = run_trial if job.native is None else run_native
+            last = run(job.searcher, pool, job.plan, job.trial, job.listener)
+            timings["search"] = time.perf_counter() - begun
+            timings["trial_start"] = timings["search"] - last["loop_seconds"]
+            for name in ("ask", "score", "tell"):
+                timings[name] = last[f"{name}_seconds"]
+            if job.target is None:
+                closing, report = _close(job, job.problem, pool, store, last, content, timings)
+            else:
+                texts = _decoded(job, pool, last)
         if job.target is not None:
             last = {**last, "finalists": [], "nominations": [text.to_json() for text in texts]}
-            with session(job.target.lm, job.cluster, job.listener) as pool, study_lock(job.study):
+            with session(job.target.lm, job.cluster, job.listener) as pool:
                 closing, report = _close(job, job.target, pool, store, last, content, timings)
         result = _result(job, last, closing, report, len(content["test_opened"]), timings)
         estimates = {"train": result.train, "dev": result.dev, "test": result.test}
@@ -285,8 +285,8 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         content = {**job.record, "budget": job.budget, "pool": now["pool"]}
         if job.target is not None and job.target.lm.digest != job.record["target"]["digest"]:
             raise InputError(f"{job.study}: model {job.target.lm.name} is another one than when the study began")
-    write_manifest(job.study, content)
     _keep_start(job)
+    write_manifest(job.study, content)
     store.prepare()
     store.shards("scores", context=context_of(job.problem, pool).key)
     store.shards("candidates", search=job.plan.search)
@@ -366,7 +366,17 @@ def _decoded(job: _Job, pool: ScoringPool, last: dict[str, Any]) -> list[TextPro
     best = [candidate_from_json(f["candidate"]) for f in last["finalists"]]
     best += [candidate_from_json(form) for form in last["nominations"]]
     texts = [text for prompt in best for text in decode(job.problem, pool, prompt)]
-    return list(dict.fromkeys(job.target.prompt(text.text) for text in texts))
+    return list(dict.fromkeys(_fitting(job.target, text.text) for text in texts))
+
+
+def _fitting(problem: Problem, text: str) -> TextPrompt:
+    """A text as a prompt of another LM, without its last words where it is too long there to leave room for a text."""
+    words = text.split()
+    while True:
+        prompt = problem.prompt(" ".join(words))
+        if fits(problem, prompt) or not words:
+            return prompt
+        words = words[: len(words) * 3 // 4]
 
 
 def _target(job: _Job) -> dict[str, str] | None:
@@ -383,7 +393,7 @@ def _on_proxy(problem: Problem, model: str | Path, allow_leaks: bool) -> Problem
 def _keep_start(job: _Job) -> None:
     """A copy of the vectors that soft prompts begin with: a resume must not depend on a file that may be gone."""
     space = job.searcher.subspace
-    if space is not None and space.p0 in job.problem.vectors:
+    if space is not None and space.p0 in job.problem.vectors and not (job.study / P0_FILE).is_file():
         write_vectors(job.study / P0_FILE, job.problem.vectors[space.p0], space.tokens)
 
 
