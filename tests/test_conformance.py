@@ -470,7 +470,7 @@ PROMPT_FAULTS: dict[type[RandomSearcher], set[str]] = {
     WordClimber: set(),
     AsksForMore: {"ask", "same-as-ask-tell", "one-tell", "budget"},
     RaisesOnStrangers: {"tell"},
-    WantsWholeRows: {"partial-rows"},
+    WantsWholeRows: {"partial-rows", "budget"},
     SharesState: {"state-dict"},
     KeepsTensor: {"plain-state"},
     TellsAtOnce: {"one-tell", "order-of-completion", "window", "budget", "restarted-batch"}

@@ -158,7 +158,7 @@ def test_a_bad_batch_does_not_spoil_those_scored_with_it(
     ).fit()
     bad = {r.config["batch"] for r in results if any(p.text == "long" for p in rayprompt.candidates(r.config))}
     assert len(results.errors) == len(bad) == 3
-    assert sum(r.error is None for r in results) == 1
+    assert sum(r.error is None for r in results) == 2  # 'long' counts once, so there is room for a fifth batch
 
 
 def test_a_native_search_needs_a_candidates_budget(tiny: Problem, tmp_path: Path) -> None:
