@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "random": {},
     "nevergrad": {},
     "random-soft": SOFT,
-    "cma-es": {**SOFT, "population": 10},
+    "cma-es": SOFT,
     "nevergrad-soft": {**SOFT, "optimizer": "DiagonalCMA"},
 }
 SPLITS = ("16-21", "16-42", "16-87")

@@ -53,7 +53,7 @@ class Generation:
 
 
 class CMAESSearcher(PromptSearcher):
-    """Minimises minus the objective over z with pycma's CMA-ES, where the prompt is A z + p0.
+    """Black-Box Tuning: pycma's CMA-ES over z, where the soft prompt is A z + p0.
 
     Its state is the losses that it was told: seeded, CMA-ES draws the same points again.
     """
