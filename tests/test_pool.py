@@ -17,7 +17,7 @@ import ray
 from killing import descendants
 
 from rayprompt.budget import Ledger
-from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
+from rayprompt.candidate import TextPrompt
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.shapes import ShapeTable
@@ -150,7 +150,7 @@ class FakeScorer:
         self.fail = fail
         self.go = asyncio.Event()
 
-    async def remote(self, order: bytes, part: None) -> bytes:
+    async def remote(self, order: bytes, part: None, soft: None) -> bytes:
         self.asked.append(order.decode())
         await self.go.wait()
         if self.fail is not None:
@@ -260,8 +260,6 @@ def test_evaluator_charges_every_pair_once(pool: ScoringPool, problem: Problem) 
     assert (~np.isnan(cut.dense()[0])).tolist() == [i < 5 for i in range(size)]
     nothing = evaluator.score([problem.prompt("well")], [(5,)])
     assert (len(nothing), nothing.complete().tolist(), ledger.evaluations) == (0, [False], 2 * size + 5)
-    with pytest.raises(InputError, match="soft prompts cannot be scored"):
-        evaluator.score([SoftPrompt((0.0,), Subspace(0, 1.0, 1))], [()])
     assert isinstance(first, TextPrompt)
 
 

@@ -374,7 +374,7 @@ def test_what_a_study_began_with_must_not_change(study: Path, tmp_path: Path) ->
         with pytest.raises(InputError, match=re.escape(message)):
             rayprompt.resume(tmp_path / part, scorers=1)
     (tmp_path / "study.yaml").write_text("schema: rayprompt.study/99\n")
-    with pytest.raises(InputError, match="schema 'rayprompt.study/99'; this version resumes 'rayprompt.study/3'"):
+    with pytest.raises(InputError, match="schema 'rayprompt.study/99'; this version resumes 'rayprompt.study/4'"):
         rayprompt.resume(tmp_path)
 
 
