@@ -109,7 +109,7 @@ class Result:
         """The JSON form, schema ``rayprompt.search/1``."""
         prompt = {**self.best_prompt.to_json(), "key": self.best_prompt.key, "round_trips": self.round_trips}
         if isinstance(self.best_prompt, SoftPrompt):
-            prompt["file"] = str(self.study_dir / VECTORS_FILE)
+            prompt["file"] = VECTORS_FILE  # in study_dir
         counts = (
             *("evaluations", "lm_evaluations", "report_evaluations", "report_lm_evaluations", "cache_hits", "tokens"),
             *("lm_seconds", "shape_breaks", "replay_differs", "test_opened"),
