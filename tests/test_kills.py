@@ -36,7 +36,9 @@ def options(seed: int) -> list[str]:
 def stored(study: Path) -> Pairs:
     """All train pairs and the bytes of their scores, from every row of every file: one that is doubled is found."""
     store = ScoreStore(study)
-    tables = [pq.read_table(study / "scores" / str(s.name)) for s in store.shards("scores", part="train")]
+    # The closing report of a soft search scores the mean and the decoded winner on train; those are counted apart.
+    shards = [s for s in store.shards("scores", part="train") if not s.name.search.endswith("report")]
+    tables = [pq.read_table(study / "scores" / str(s.name)) for s in shards]
     rows = pa.concat_tables(tables)
     log_probs = rows.column("label_log_probs").combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
     keys = zip(rows.column("candidate").to_pylist(), rows.column("example").to_pylist(), strict=True)
