@@ -21,7 +21,7 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
 from rayprompt.searcher.step import ask_score_tell
-from rayprompt.study.closing import close
+from rayprompt.study.closing import Closer
 from rayprompt.study.loop import Finalist, Finalists
 from rayprompt.study.session import Cluster, session
 
@@ -53,7 +53,8 @@ def search(
         for candidate, value, metric, whole in zip(step.candidates, values, metrics, complete, strict=True):
             finalists.add(Finalist(candidate, float(value), float(metric), len(part), bool(whole)))
     best = finalists.best
-    closing = close(problem, pool, [f.candidate for f in best], [f.to_json() for f in best], Ledger(1))
+    closer = Closer(problem, pool, Ledger(1))
+    closing = closer.measure(closer.choose([f.candidate for f in best], [f.to_json() for f in best]))
     return best[0].objective, best[0].metric, closing.test.value
 
 

@@ -89,21 +89,24 @@ class Evaluator:
         used, first = np.unique(rows, return_index=True)
         order = np.argsort(first)
         used, first = used[order], first[order]
-        self._charge(used)
+        new = self._charge(used)
         wanted = self.table.asked[rows]
         # Not only what is new: the file with the score of a pair that was asked for before may have been lost.
         run = self.table.asked[used] & ~self.table.known[used]
         self.ledger.cache_hits += int(wanted.sum()) - int(run.sum())
         if run.any():
             self._run([candidates[i] for i in first], [token_ids[i] for i in first], used, run)
+        if not self.report:
+            self.ledger.asked_tokens += int(self.table.tokens[used][new].sum())
+            self.ledger.asked_seconds += float(self.table.seconds[used][new].sum(dtype=np.float64))
         return self._collect(candidates, rows)
 
     def known(self, candidates: Sequence[Candidate]) -> Scores:
         """What was asked for so far of ``candidates`` (C); nothing is scored or charged."""
         return self._collect(candidates, self.table.index(candidate.key for candidate in candidates))
 
-    def _charge(self, rows: IntArray) -> None:
-        """Charge what is new of distinct rows (C,), as far as the budget goes, and mark it as asked for."""
+    def _charge(self, rows: IntArray) -> BoolArray:
+        """Charge what is new of distinct rows (C,), as far as the budget goes, and mark it as asked for: (C, E)."""
         asked = self.table.asked[rows]
         new = ~asked
         if self.report:
@@ -114,6 +117,7 @@ class Evaluator:
             self.ledger.charge(int(new.sum()))
         self.candidates += int((new.any(axis=1) & ~asked.any(axis=1)).sum())
         self.table.asked[rows] |= new
+        return new
 
     def _run(
         self, candidates: list[Candidate], token_ids: list[tuple[int, ...]], rows: IntArray, run: BoolArray

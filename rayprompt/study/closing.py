@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,10 +38,11 @@ class Closing:
     round_trips: bool
     truncated: Mapping[str, int]
     decoded: Baseline | None = None
+    top: tuple[Estimate, ...] = ()  # test of the best on dev, the winner first
 
     def fields(self) -> dict[str, Any]:
         """As keyword arguments for ``Result``."""
-        return dict(self.__dict__)
+        return {name: value for name, value in self.__dict__.items() if name != "top"}
 
 
 class PartScorer:
@@ -92,93 +92,165 @@ class PartScorer:
         return estimate(self.metric, scores, self.gold, OBJECTIVES[self.metric])
 
 
-def close(
-    problem: Problem,
-    pool: ScoringPool,
-    finalists: Sequence[Candidate],
-    on_train: Sequence[Mapping[str, Any]],
-    ledger: Ledger,
-    *,
-    store: ScoreStore | None = None,
-    search: str = "report",
-    before_test: Callable[[], None] = lambda: None,
-    nominations: Sequence[Candidate] = (),
-    objective: str = "cross_entropy",
-) -> Closing:
-    """Pick the winner on dev and measure it on test. The text that is nearest to a soft winner is measured with it.
+@dataclass(frozen=True)
+class Choice:
+    """What dev has fixed, before test is opened.
 
-    Args:
-        finalists: best on train first.
-        ledger: counts what the report costs.
-        on_train: for each its ``metric``, ``objective`` and ``n`` on train, and its JSON form.
-        store, search: where the pairs are kept and looked up, and under which name.
-        before_test: called when the winner is fixed, before test is opened.
-        nominations: further candidates for dev; what is not known of them on train is scored, and counted as report.
-        objective: the search's.
+    Attributes:
+        finalists: best on train first, nominations behind; ``on_train`` and ``dev`` are theirs, in the same order.
+        winner: the position of the best on dev.
+        top: positions of the best on dev, the winner first.
+        baselines: name -> prompt and its dev.
+        decoded: the text nearest to a soft winner, and its dev.
     """
 
-    @cache
-    def scorer(part: str) -> PartScorer:
-        """One for each part: what it has asked for is counted once."""
-        return PartScorer(problem, pool, part, ledger, store=store, search=search)
+    finalists: tuple[Candidate, ...]
+    on_train: tuple[Mapping[str, Any], ...]
+    dev: tuple[Estimate, ...]
+    winner: int
+    top: tuple[int, ...]
+    baselines: Mapping[str, tuple[TextPrompt, Estimate]]
+    decoded: tuple[TextPrompt, Estimate] | None = None
 
-    finalists, on_train = _with_nominations(scorer, finalists, on_train, nominations, objective)
-    if not finalists:
-        raise ScoringError("the search ended without a candidate that could be scored")
+    @property
+    def best(self) -> Candidate:
+        """The winner."""
+        return self.finalists[self.winner]
+
+    @property
+    def prompts(self) -> list[Candidate]:
+        """All that is to be scored on test, the winner first."""
+        text = [] if self.decoded is None else [self.decoded[0]]
+        tops = [self.finalists[i] for i in self.top if i != self.winner]
+        return [self.best, *(prompt for prompt, _ in self.baselines.values()), *text, *tops]
+
+
+class Closer:
+    """Closes searches on one problem: :meth:`choose` on dev, and when all is fixed :meth:`measure` on test.
+
+    Args:
+        problem, pool: what is scored, on what.
+        ledger: counts what the report costs.
+        store, search: where the pairs are kept and looked up, and under which name.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        pool: ScoringPool,
+        ledger: Ledger,
+        *,
+        store: ScoreStore | None = None,
+        search: str = "report",
+    ) -> None:
+        self.problem = problem
+        self.pool = pool
+        self.ledger = ledger
+        self.store = store
+        self.search = search
+        self._scorers: dict[str, PartScorer] = {}
+
+    def scorer(self, part: str) -> PartScorer:
+        """One for each part: what it has asked for is counted once."""
+        if part not in self._scorers:
+            self._scorers[part] = PartScorer(
+                self.problem, self.pool, part, self.ledger, store=self.store, search=self.search
+            )
+        return self._scorers[part]
+
+    def choose(
+        self,
+        finalists: Sequence[Candidate],
+        on_train: Sequence[Mapping[str, Any]],
+        *,
+        nominations: Sequence[Candidate] = (),
+        objective: str = "cross_entropy",
+        tops: int = 1,
+    ) -> Choice:
+        """Pick the winner on dev, and the ``tops`` best; find the text that is nearest to a soft winner.
+
+        Args:
+            finalists: best on train first.
+            on_train: for each its ``metric``, ``objective`` and ``n`` on train, and its JSON form.
+            nominations: further candidates for dev; what is not known of them on train is scored, as report.
+            objective: the search's.
+            tops: how many of the best on dev are to be measured on test.
+        """
+        finalists, on_train = _with_nominations(self.scorer, finalists, on_train, nominations, objective)
+        if not finalists:
+            raise ScoringError("the search ended without a candidate that could be scored")
+        baselines = baseline_prompts(self.problem)
+        dev = self.scorer("dev")
+        scores = dev.scores([*finalists, *baselines.values()])
+        estimates = [dev.estimate(s) for s in scores]
+        known = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in scores]
+        log_likelihood = [float("-inf") if math.isnan(x) else x for x in known]
+        # Of equal dev metrics the likelier labels decide, then the better on train (the earlier one).
+        order = sorted(range(len(finalists)), key=lambda i: (-estimates[i].value, -log_likelihood[i], i))
+        decoded = None
+        if isinstance(finalists[order[0]], SoftPrompt):
+            text = _likeliest(self.scorer, decode(self.problem, self.pool, finalists[order[0]]))
+            decoded = (text, dev.estimate(dev.scores([text])[0]))
+        return Choice(
+            finalists=tuple(finalists),
+            on_train=tuple(on_train),
+            dev=tuple(estimates[: len(finalists)]),
+            winner=order[0],
+            top=tuple(order[:tops]),
+            baselines=dict(
+                zip(baselines, zip(baselines.values(), estimates[len(finalists) :], strict=True), strict=True)
+            ),
+            decoded=decoded,
+        )
+
+    def measure(self, choice: Choice) -> Closing:
+        """Score on test what was chosen."""
+        problem, best = self.problem, choice.best
+        test = self.scorer("test")
+        prompts = choice.prompts
+        scores = dict(zip(prompts, test.scores(prompts), strict=True))
+        estimates = {prompt: test.estimate(s) for prompt, s in scores.items()}
+        front = best.subspace.front if isinstance(best, SoftPrompt) else 0
+        manual = choice.baselines.get("manual")
+        rows = zip(choice.on_train, choice.finalists, choice.dev, strict=True)
+        text = choice.decoded
+        return Closing(
+            best_prompt=best,
+            train=_on_train(self.scorer, problem.task.metric, best, choice.on_train[choice.winner]),
+            dev=choice.dev[choice.winner],
+            test=estimates[best],
+            baselines={
+                name: Baseline(prompt, dev, estimates[prompt]) for name, (prompt, dev) in choice.baselines.items()
+            },
+            p_value=None if manual is None else mcnemar(answers(scores[best]), answers(scores[manual[0]])),
+            finalists=tuple(
+                {
+                    **f["candidate"],
+                    "key": c.key,
+                    "train": f["metric"],
+                    "n": f["n"],
+                    "objective": f["objective"],
+                    "dev": d.value,
+                }
+                for f, c, d in rows
+            ),
+            report_evaluations=self.ledger.report_evaluations,
+            round_trips=isinstance(best, TextPrompt) and problem.round_trips(best),
+            truncated={
+                part: problem.part(part).reserving(front).truncated(len(problem.token_ids(best)))
+                for part in ("train", "dev", "test")
+            },
+            decoded=None if text is None else Baseline(text[0], text[1], estimates[text[0]]),
+            top=tuple(estimates[choice.finalists[i]] for i in choice.top),
+        )
+
+
+def baseline_prompts(problem: Problem) -> dict[str, TextPrompt]:
+    """The prompts that nobody searched for: the empty one and, where the task has one, the manual one."""
     baselines = {"empty": TextPrompt("", ())}
     if problem.task.manual_prompt is not None:
         baselines["manual"] = problem.prompt(problem.task.manual_prompt)
-
-    dev = scorer("dev")
-    dev_scores = dev.scores([*finalists, *baselines.values()])
-    dev_estimates = [dev.estimate(s) for s in dev_scores]
-    known = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in dev_scores]
-    log_likelihood = [float("-inf") if math.isnan(x) else x for x in known]
-    # Of equal dev metrics the likelier labels decide, then the better on train (the earlier one).
-    winner = max(range(len(finalists)), key=lambda i: (dev_estimates[i].value, log_likelihood[i], -i))
-
-    text = None
-    if isinstance(finalists[winner], SoftPrompt):
-        text = _likeliest(scorer, decode(problem, pool, finalists[winner]))
-        text_on_dev = dev.estimate(dev.scores([text])[0])
-
-    before_test()
-    test = scorer("test")
-    others = [*baselines.values(), *([] if text is None else [text])]
-    test_scores = test.scores([finalists[winner], *others])
-    best = finalists[winner]
-    front = best.subspace.front if isinstance(best, SoftPrompt) else 0
-    names = list(baselines)
-    manual = test_scores[1 + names.index("manual")] if "manual" in baselines else None
-    return Closing(
-        best_prompt=best,
-        train=_on_train(scorer, problem.task.metric, best, on_train[winner]),
-        dev=dev_estimates[winner],
-        test=test.estimate(test_scores[0]),
-        baselines={
-            name: Baseline(prompt, dev_estimates[len(finalists) + i], test.estimate(test_scores[1 + i]))
-            for i, (name, prompt) in enumerate(baselines.items())
-        },
-        p_value=None if manual is None else mcnemar(answers(test_scores[0]), answers(manual)),
-        finalists=tuple(
-            {
-                **f["candidate"],
-                "key": c.key,
-                "train": f["metric"],
-                "n": f["n"],
-                "objective": f["objective"],
-                "dev": d.value,
-            }
-            for f, c, d in zip(on_train, finalists, dev_estimates, strict=False)
-        ),
-        report_evaluations=ledger.report_evaluations,
-        round_trips=isinstance(best, TextPrompt) and problem.round_trips(best),
-        truncated={
-            part: problem.part(part).reserving(front).truncated(len(problem.token_ids(best)))
-            for part in ("train", "dev", "test")
-        },
-        decoded=None if text is None else Baseline(text, text_on_dev, test.estimate(test_scores[-1])),
-    )
+    return baselines
 
 
 def decode(problem: Problem, pool: ScoringPool, prompt: Candidate) -> list[TextPrompt]:

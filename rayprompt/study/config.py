@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, unknown
-from rayprompt.tables import read_text
+from rayprompt.tables import read_json
 from rayprompt.task import is_built_in, task_names
 from rayprompt.task_yaml import KEYS as TASK_KEYS
 from rayprompt.task_yaml import check_changes, read_yaml, with_tables_from
@@ -70,7 +69,7 @@ def read_study_file(path: str | Path) -> StudyFile:
         InputError: as :func:`read_config`.
     """
     path = Path(path)
-    content = _read_json(path) if path.suffix == ".json" else read_yaml(path)
+    content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     if str(content.get("schema", "")).startswith("rayprompt.study/"):
         raise InputError(f"{path}: the record of a study, not a study file; rayprompt search --resume goes on with it")
     types = KEYS | REMARKS
@@ -84,18 +83,6 @@ def read_study_file(path: str | Path) -> StudyFile:
     folder = path.absolute().parent
     arguments = {key: _resolved(key, given[key], folder, path) for key in KEYS if key in given}
     return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def _advice(key: str, value: Any) -> str:

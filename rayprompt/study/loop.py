@@ -26,6 +26,7 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.measure import evaluator_of
 from rayprompt.study.snapshots import Snapshots, freeze
+from rayprompt.study.trace import Trace, write_run
 
 STALLED_AFTER = 20  # asks in a row without a new pair
 SNAPSHOT_SECONDS = 60.0
@@ -106,6 +107,7 @@ class SearchLoop:
         self.stale = 0
         self.end: str | None = None
         self.replay_differs = 0
+        self.trace = Trace()
         self.seconds = {"ask": 0.0, "score": 0.0, "tell": 0.0}
         self.snapshot_at = time.perf_counter()
         self.before_cut: tuple[int, bytes] | None = None
@@ -140,6 +142,7 @@ class SearchLoop:
         """
         self._snapshot()
         self.writer.close()
+        write_run(Folder.at(self.plan.study), self.plan.search, {**self.report(), **self._best_of_all()}, self.trace)
 
     def abandon(self) -> None:
         """Write the scores that are there; for a search that failed between ask and tell, whose state is lost.
@@ -164,6 +167,7 @@ class SearchLoop:
             "candidates": self.evaluator.candidates,
             **{k: v for k, v in dataclasses.asdict(self.ledger).items() if k != "seconds"},
             "lm_seconds": self.ledger.seconds,
+            "own_seconds": self.own_seconds,
             "evaluations_per_second": (self.ledger.evaluations - self.resumed_evaluations) / max(elapsed, 1e-9),
             "loop_seconds": elapsed,
             **{f"{name}_seconds": value for name, value in self.seconds.items()},
@@ -171,9 +175,20 @@ class SearchLoop:
             "end": self.end or "",
             "error": "",
             "searcher": self.searcher.metrics(),
-            "finalists": [f.to_json() for f in best] if over else [],
-            "nominations": [c.to_json() for c in self.searcher.nominations()] if over else [],
+            **(self._best_of_all() if over else {"finalists": [], "nominations": []}),
             "done": over,
+        }
+
+    @property
+    def own_seconds(self) -> float:
+        """The search's own time, whoever ran beside it: asking, telling, and the scorers' work on its pairs."""
+        return self.ledger.asked_seconds + self.seconds["ask"] + self.seconds["tell"]
+
+    def _best_of_all(self) -> dict[str, Any]:
+        """What the closing report begins with."""
+        return {
+            "finalists": [f.to_json() for f in self.finalists.best],
+            "nominations": [c.to_json() for c in self.searcher.nominations()],
         }
 
     def _generation(self, recorded: Sequence[Candidate] | None = None) -> None:
@@ -190,6 +205,9 @@ class SearchLoop:
         self.generation = number
         self.replay_differs += step.differs
         self._keep(step)
+        if self.finalists.best:
+            best = self.finalists.best[0].candidate.to_json()
+            self.trace.add(self.ledger.evaluations, self.own_seconds, self.best_objective, self.best_score, best)
         self.stale = 0 if step.new_pairs else self.stale + 1
         if not step.scores.complete().all():
             # A search that gets a larger budget goes on from here, as if it had had it from the start.
@@ -258,6 +276,7 @@ class SearchLoop:
             "stale": self.stale,
             "seconds": dict(self.seconds),
             "replay_differs": self.replay_differs,
+            "trace": self.trace.state(),
         }
 
     def _restore(self, state: dict[str, Any] | None) -> None:
@@ -273,6 +292,7 @@ class SearchLoop:
         self.stale = state["stale"]
         self.seconds = dict(state["seconds"])
         self.replay_differs = state["replay_differs"]
+        self.trace = Trace.from_state(state["trace"])
 
     def _replay(self, store: ScoreStore) -> None:
         """Go through the recorded generations since the snapshot; scores come from the store."""

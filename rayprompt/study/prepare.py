@@ -71,6 +71,16 @@ def fits(problem: Problem, prompt: TextPrompt) -> bool:
     return all(int(part.fixed_lengths.max()) + count <= part.max_length for part in parts)
 
 
+def fitting(problem: Problem, text: str) -> TextPrompt:
+    """A text as a prompt of another LM, without its last words where it is too long there to leave room for a text."""
+    words = text.split()
+    while True:
+        prompt = problem.prompt(" ".join(words))
+        if fits(problem, prompt) or not words:
+            return prompt
+        words = words[: len(words) * 3 // 4]
+
+
 def planned(problem: Problem, budget: int) -> int:
     """Candidates that a budget pays for."""
     return max(1, budget // len(set(problem.digests("train"))))

@@ -14,7 +14,7 @@ from rayprompt.lm.vectors import P0, read_vectors, vectors_digest
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.whole import write_whole
-from rayprompt.tables import read_text
+from rayprompt.tables import read_json, read_text
 
 SEARCH_SCHEMA = "rayprompt.search/1"
 EVALUATE_SCHEMA = "rayprompt.evaluate/1"
@@ -221,14 +221,7 @@ def read_prompt_file(path: Path) -> PromptFile:
     Raises:
         InputError: the file is missing or is neither.
     """
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: an exported prompt is a JSON object, not {type(content).__name__}")
+    content = read_json(path)
     if "schema" not in content:
         return PromptFile(candidate_from_json(content), path)
     if content["schema"] != PROMPT_SCHEMA:

@@ -24,7 +24,7 @@ from rayprompt.searcher.soft import recall_start
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
-from rayprompt.study.closing import Closing, close, decode
+from rayprompt.study.closing import Closer, Closing, decode
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import check_unchanged, describe, read_manifest, write_manifest
@@ -36,7 +36,7 @@ from rayprompt.study.prepare import (
     bind,
     check_native,
     check_room,
-    fits,
+    fitting,
     make_searcher,
     planned,
     store_location,
@@ -309,18 +309,17 @@ def _close(
     begun = time.perf_counter()
     report = Ledger(budget=1)  # the report is counted apart and has no limit
     finals = [candidate_from_json(f["candidate"]) for f in last["finalists"]]
-
-    def before_test() -> None:
-        if job.budget not in content["test_opened"]:
-            content["test_opened"].append(job.budget)
-            write_manifest(job.study, content)
-
-    closing = close(
-        problem, pool, finals, last["finalists"], report,
-        store=store, search=safe_name(f"{job.id}_report"), before_test=before_test,
+    closer = Closer(problem, pool, report, store=store, search=safe_name(f"{job.id}_report"))
+    choice = closer.choose(
+        finals,
+        last["finalists"],
         nominations=[candidate_from_json(form) for form in last["nominations"]],
         objective=job.searcher.objective_name,
-    )  # fmt: skip
+    )
+    if job.budget not in content["test_opened"]:
+        content["test_opened"].append(job.budget)
+        write_manifest(job.study, content)
+    closing = closer.measure(choice)
     best = closing.best_prompt
     if isinstance(best, SoftPrompt):
         space = best.subspace
@@ -366,17 +365,7 @@ def _decoded(job: _Job, pool: ScoringPool, last: dict[str, Any]) -> list[TextPro
     best = [candidate_from_json(f["candidate"]) for f in last["finalists"]]
     best += [candidate_from_json(form) for form in last["nominations"]]
     texts = [text for prompt in best for text in decode(job.problem, pool, prompt)]
-    return list(dict.fromkeys(_fitting(job.target, text.text) for text in texts))
-
-
-def _fitting(problem: Problem, text: str) -> TextPrompt:
-    """A text as a prompt of another LM, without its last words where it is too long there to leave room for a text."""
-    words = text.split()
-    while True:
-        prompt = problem.prompt(" ".join(words))
-        if fits(problem, prompt) or not words:
-            return prompt
-        words = words[: len(words) * 3 // 4]
+    return list(dict.fromkeys(fitting(job.target, text.text) for text in texts))
 
 
 def _target(job: _Job) -> dict[str, str] | None:

@@ -24,14 +24,11 @@ class Cluster:
 
 
 @contextmanager
-def session(
-    source: LMSource, cluster: Cluster, listener: Listener = silent, timings: dict[str, float] | None = None
-) -> Iterator[ScoringPool]:
-    """A pool for ``source``; ``timings`` gets the seconds that Ray and the LM took to start.
+def connected(cluster: Cluster, listener: Listener = silent, timings: dict[str, float] | None = None) -> Iterator[None]:
+    """Ray: started here and put away at the end, or joined.
 
     Raises:
-        InputError: no cluster at the address, or it cannot hold the scorers.
-        ScoringError: the LM did not load.
+        InputError: no cluster at the address.
     """
     clock = {} if timings is None else timings
     started = time.perf_counter()
@@ -39,16 +36,46 @@ def session(
     ours = connect(cluster.address)
     clock["ray_start"] = time.perf_counter() - started
     try:
-        started = time.perf_counter()
-        listener(Progress("start", f"loading {source.name}"))
-        pool = ScoringPool.start(source, scorers=cluster.scorers, gpus_per_scorer=cluster.gpus_per_scorer)
-        clock["model_load"] = time.perf_counter() - started
-        try:
-            yield pool
-        finally:
-            started = time.perf_counter()
-            pool.shutdown()
+        yield
     finally:
+        started = time.perf_counter()
         if ours:
             ray.shutdown()
+        clock["shutdown"] = clock.get("shutdown", 0.0) + time.perf_counter() - started
+
+
+@contextmanager
+def loaded(
+    source: LMSource, cluster: Cluster, listener: Listener = silent, timings: dict[str, float] | None = None
+) -> Iterator[ScoringPool]:
+    """A pool for ``source`` on the connected Ray; several may follow one another.
+
+    Raises:
+        InputError: the cluster cannot hold the scorers.
+        ScoringError: the LM did not load.
+    """
+    clock = {} if timings is None else timings
+    started = time.perf_counter()
+    listener(Progress("start", f"loading {source.name}"))
+    pool = ScoringPool.start(source, scorers=cluster.scorers, gpus_per_scorer=cluster.gpus_per_scorer)
+    clock["model_load"] = time.perf_counter() - started
+    try:
+        yield pool
+    finally:
+        started = time.perf_counter()
+        pool.shutdown()
         clock["shutdown"] = time.perf_counter() - started
+
+
+@contextmanager
+def session(
+    source: LMSource, cluster: Cluster, listener: Listener = silent, timings: dict[str, float] | None = None
+) -> Iterator[ScoringPool]:
+    """Ray and a pool for ``source``; ``timings`` gets the seconds that Ray and the LM took to start.
+
+    Raises:
+        InputError: no cluster at the address, or it cannot hold the scorers.
+        ScoringError: the LM did not load.
+    """
+    with connected(cluster, listener, timings), loaded(source, cluster, listener, timings) as pool:
+        yield pool
