@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Candidate": "rayprompt.candidate",
+    "Comparison": "rayprompt.comparison.outcome",
     "Estimate": "rayprompt.study.statistics",
     "Evaluation": "rayprompt.study.evaluate",
     "InputError": "rayprompt.errors",
@@ -28,19 +29,24 @@ _WHERE = {
     "Subspace": "rayprompt.candidate",
     "Task": "rayprompt.task",
     "TextPrompt": "rayprompt.candidate",
+    "Transfer": "rayprompt.comparison.transfer",
     "candidate_from_json": "rayprompt.candidate",
     "candidates": "rayprompt.candidate",
+    "compare": "rayprompt.comparison.compare",
     "evaluate": "rayprompt.study.evaluate",
     "few_shot": "rayprompt.shots",
     "load_task": "rayprompt.task",
     "prompt_trainable": "rayprompt.study.trainable",
+    "read_comparison": "rayprompt.comparison.outcome",
     "read_config": "rayprompt.study.config",
     "read_result": "rayprompt.study.results",
     "resume": "rayprompt.study.search",
+    "resume_comparison": "rayprompt.comparison.compare",
     "score": "rayprompt.study.evaluate",
     "search": "rayprompt.study.search",
     "search_trainable": "rayprompt.study.search_trainable",
     "setting": "rayprompt.searcher.settings",
+    "transfer": "rayprompt.comparison.transfer",
 }
 
 __all__ = sorted([*_WHERE, "__version__"])
@@ -52,6 +58,12 @@ if TYPE_CHECKING:
     from rayprompt.candidate import TextPrompt as TextPrompt
     from rayprompt.candidate import candidate_from_json as candidate_from_json
     from rayprompt.candidate import candidates as candidates
+    from rayprompt.comparison.compare import compare as compare
+    from rayprompt.comparison.compare import resume_comparison as resume_comparison
+    from rayprompt.comparison.outcome import Comparison as Comparison
+    from rayprompt.comparison.outcome import read_comparison as read_comparison
+    from rayprompt.comparison.transfer import Transfer as Transfer
+    from rayprompt.comparison.transfer import transfer as transfer
     from rayprompt.errors import InputError as InputError
     from rayprompt.errors import RayPromptError as RayPromptError
     from rayprompt.errors import RestoreError as RestoreError

@@ -75,6 +75,23 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        InputError: the file is missing, or holds something else; the message names file and line.
+    """
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
 def _read_tsv(path: Path) -> list[Row]:
     """Tab-separated, a row a line where every line has the header's cells; else as csv, where a cell may hold lines.
 

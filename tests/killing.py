@@ -45,6 +45,7 @@ class Run:
 
     study: Path
     options: list[str]
+    command: str = "search"
     killed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     starts: int = 0
     process: subprocess.Popen[str] | None = None
@@ -53,7 +54,7 @@ class Run:
         """Start the search, or go on with it if it has begun."""
         begun = (self.study / "study.yaml").is_file()
         what = ["--resume", str(self.study)] if begun else [*self.options, "--out", str(self.study)]
-        command = [sys.executable, __file__, "search", *what]
+        command = [sys.executable, __file__, self.command, *what]
         self.starts += 1
         log = self.study.with_suffix(f".{self.starts}.log").open("w")
         self.process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
@@ -80,13 +81,24 @@ class Run:
             time.sleep(0.02)
         return False
 
+    def await_scores(self, patience: float = 120.0) -> None:
+        """Return when the search has written scores since this was called, or has ended."""
+        assert self.process is not None
+        written = set((self.study / "scores").glob("*"))
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if set((self.study / "scores").glob("*.parquet")) - written:
+                return
+            time.sleep(0.02)
+
     def finish(self) -> dict[str, Any]:
         """Wait for the result."""
         assert self.process is not None
         code = self.process.wait(timeout=300)
         log = self.study.with_suffix(f".{self.starts}.log").read_text()
         assert code == 0, f"exit code {code} after {self.killed}, starts {self.starts}:\n{log[-3000:]}"
-        content: dict[str, Any] = json.loads((self.study / "result.json").read_text())
+        file = {"search": "result.json", "compare": "comparison.json"}[self.command]
+        content: dict[str, Any] = json.loads((self.study / file).read_text())
         return content
 
 
@@ -98,14 +110,22 @@ def await_end(family: dict[int, str]) -> None:
         time.sleep(0.05)
 
 
-def run_with_kills(study: Path, options: list[str], kinds: list[str], seed: int) -> tuple[dict[str, Any], Run]:
-    """Run a search and kill one process after the other, at seeded moments, until it has ended."""
+def run_with_kills(
+    study: Path, options: list[str], kinds: list[str], seed: int | None = None
+) -> tuple[dict[str, Any], Run]:
+    """Run a search and kill one process after the other until it has ended.
+
+    That is at seeded moments, or, without a seed, whenever it has written scores since the last kill.
+    """
     rng = random.Random(seed)
     run = Run(study, options)
     run.start()
     for kind in kinds:
-        time.sleep(rng.uniform(0.0, 3.0))
         assert run.process is not None
+        if seed is None:
+            run.await_scores()
+        else:
+            time.sleep(rng.uniform(0.0, 3.0))
         if not run.kill(kind) and run.process.poll() is not None:
             break
     return run.finish(), run
@@ -117,9 +137,11 @@ def same(content: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    import rayprompt.comparison.compare as comparisons
     import rayprompt.study.search as studies
     from rayprompt.cli.main import main
 
     # Often enough for a run of seconds to have several.
     studies.SNAPSHOT_SECONDS, studies.FLUSH_SECONDS = 1.0, 0.3
+    comparisons.SNAPSHOT_SECONDS, comparisons.FLUSH_SECONDS = 1.0, 0.3
     main()

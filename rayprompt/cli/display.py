@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -70,11 +71,14 @@ def show_result(result: Result, *, to_stderr: bool) -> None:
     for name, shown, dev, test in rows:
         interval = f"[{test.ci95[0]:.3f}, {test.ci95[1]:.3f}]"
         table.append((name, shown, f"{dev.value:.3f}", f"{test.value:.3f} {interval}"))
-    widths = [max(len(row[i]) for row in table) for i in range(4)]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=stream)
-    for line in _remarks(result):
+    for line in (*columns(table), *_remarks(result)):
         print(line, file=stream)
+
+
+def columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, the cells of each column under each other."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def _remarks(result: Result) -> list[str]:

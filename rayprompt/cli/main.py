@@ -11,6 +11,22 @@ from typing import Annotated, Any
 import typer
 
 from rayprompt import __version__, defaults
+from rayprompt.cli.compare import compare
+from rayprompt.cli.options import (
+    AddressOption,
+    DataOption,
+    FinalistsOption,
+    GpusOption,
+    JsonOption,
+    LeaksOption,
+    ModelOption,
+    ObjectiveOption,
+    OutOption,
+    ScorersOption,
+    SplitOption,
+    StoreOption,
+    TaskArgument,
+)
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.task import PARTS, load_task
 
@@ -24,25 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-TaskArgument = Annotated[
-    str, typer.Argument(help="A built-in task (see: rayprompt list tasks), or a folder with a task.yaml.")
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(help="The folder of a public task's examples; RAYPROMPT_DATA/TASK, else the hub's, unless said."),
-]
-ModelOption = Annotated[str, typer.Option(help="A bundled LM, a local folder, or a Hugging Face name.")]
-SplitOption = Annotated[str | None, typer.Option(help="The task's split; its first unless said.")]
-ScorersOption = Annotated[int | None, typer.Option(help="Scoring actors: one per GPU, or one on the CPU, unless said.")]
-GpusOption = Annotated[float | None, typer.Option(help="GPUs of each scoring actor.")]
-StoreOption = Annotated[
-    str | None, typer.Option(help="Keep scores in this directory or URI and look them up there; studies share it.")
-]
-AddressOption = Annotated[
-    str | None, typer.Option(help="Ray cluster: local, auto or host:port. RAY_ADDRESS, else local, unless said.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -74,22 +71,18 @@ def search(
     seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
     split: SplitOption = None,
     data: DataOption = None,
-    objective: Annotated[
-        str | None, typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap.")
-    ] = None,
+    objective: ObjectiveOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the searcher; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")] = None,
+    out: OutOption = None,
     store: StoreOption = None,
     resume: Annotated[
         Path | None,
         typer.Option(help="Go on with this study; further, with a larger --budget. Its snapshots are pickles."),
     ] = None,
-    finalists: Annotated[
-        int, typer.Option(help="How many of the best on train are scored on dev.")
-    ] = defaults.FINALISTS,
-    allow_leaks: Annotated[bool, typer.Option(help="Accept texts that stand in train and test.")] = False,
+    finalists: FinalistsOption = defaults.FINALISTS,
+    allow_leaks: LeaksOption = False,
     tune_native: Annotated[
         bool, typer.Option(help="A Tune trial per batch of candidates, not one per search. Slower.")
     ] = False,
@@ -271,6 +264,50 @@ def list_(
     if json_:
         print_json({"schema": "rayprompt.list/1", what: rows})
 
+
+@app.command()
+def transfer(
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="STUDY", help="Finished searches' directories, of one task and split.")
+    ],
+    models: Annotated[
+        str, typer.Option(metavar="A,B", help="The LMs to go to; those that were searched on are among them anyway.")
+    ] = "",
+    data: DataOption = None,
+    store: StoreOption = None,
+    format_: Annotated[str, typer.Option("--format", help="text, md, csv or json.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON object here.")] = None,
+    scorers: ScorersOption = None,
+    gpus_per_scorer: GpusOption = None,
+    address: AddressOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure what searches have found on other LMs: each LM's dev picks, then its test is opened."""
+    from rayprompt.cli.display import Display
+    from rayprompt.cli.transfer import FORMATS, check_output
+    from rayprompt.comparison.transfer import transfer as run
+    from rayprompt.study.results import write_json
+
+    check_output(format_, out)
+    with Display() as display:
+        found = run(
+            studies,
+            [name.strip() for name in models.split(",") if name.strip()],
+            data=data,
+            store=store,
+            address=address,
+            scorers=scorers,
+            gpus_per_scorer=gpus_per_scorer,
+            listener=display,
+        )
+    if out is not None:
+        write_json(out, found.to_json())
+    print(FORMATS[format_](found), file=sys.stderr if json_ else sys.stdout)
+    if json_:
+        print_json(found.to_json())
+
+
+app.command()(compare)
 
 stores = typer.Typer(help="Look into a score store, and tidy it.", rich_markup_mode=None)
 app.add_typer(stores, name="store")

@@ -17,6 +17,7 @@ from rayprompt.lm.projection import Bounded
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
+from rayprompt.lm.tuning import Tuned, TuningPlan, tune
 from rayprompt.scores import FloatArray, IntArray
 
 BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
@@ -121,6 +122,12 @@ class ScorerActor:
         """(S, length, width) the vectors of some soft prompts."""
         with self.gate:
             return np.asarray(self.scorer.soft.vectors(block, np.arange(len(block.z))).cpu().numpy())
+
+    def tune(self, part: list[Any], key: str, gold: IntArray, block: SoftBlock, plan: TuningPlan, seed: int) -> Tuned:
+        """Tune a soft prompt on the examples of a part, which has that key; each step takes a lane, and no longer."""
+        if key not in self.parts:
+            self.parts[key] = ray.get(part[0])
+        return tune(self.scorer, self.parts[key], gold, block, plan, seed=seed, gate=self.gate)
 
     def _block(self, soft: list[Any]) -> SoftBlock:
         key, reference = soft

@@ -23,6 +23,7 @@ from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.shapes import DeviceClass, ShapeTable
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
+from rayprompt.lm.tuning import Tuned, TuningPlan
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
 from rayprompt.scoring.orders import Order, SoftRows, cut_orders
@@ -215,15 +216,60 @@ class ScoringPool:
         vectors: FloatArray = self._ask_scorer("vectors", block_of([prompt], p0))[0]
         return vectors
 
+    def tune(
+        self,
+        part: EncodedPart,
+        gold: IntArray,
+        start: SoftPrompt,
+        plan: TuningPlan,
+        *,
+        seed: int = 0,
+        p0: Mapping[str, FloatArray] = NO_VECTORS,
+    ) -> Tuned:
+        """Tune a soft prompt with the LM's gradients, on one scorer: see :func:`rayprompt.lm.tuning.tune`.
+
+        One that dies takes what it had done with it: the tuning begins anew, to the same bits on a CPU.
+
+        Args:
+            part, gold: the examples, and (E,) their label indices.
+            start: where it begins.
+            plan, seed: how, and the seed of the noise at the start.
+            p0: initial vectors, by digest.
+
+        Raises:
+            InputError: the prompt does not fit the LM.
+            ScoringError: the LM raised, or the pool is lost.
+        """
+        self.add(part)
+        tuned: Tuned = self._ask_scorer(
+            "tune", [self.parts[part.key]], part.key, gold, block_of([start], p0), plan, seed
+        )
+        return tuned
+
     def _ask_scorer(self, method: str, *arguments: Any) -> Any:
         for attempt in range(MOST_START_DEATHS):
+            scorer = self.scorers[attempt % len(self.scorers)]
             try:
-                return ray.get(getattr(self.scorers[attempt % len(self.scorers)], method).remote(*arguments))
+                if attempt:
+                    self._await(scorer)
+                return ray.get(getattr(scorer, method).remote(*arguments))
             except RayTaskError as error:
                 raise ScoringError(f"the LM {self.source.name}: {_last_line(error)}") from None
             except RayActorError:
                 time.sleep(RESTART_PAUSE_SECONDS)
         raise ScoringError("the scoring actors are lost")
+
+    def _await(self, scorer: Any) -> None:
+        """Wait until a scorer that may have died is there again: while Ray starts it anew, calls to it are refused."""
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while True:
+            try:
+                ray.get(scorer.ready.remote())
+                return
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RESTART_PAUSE_SECONDS)
 
     def _cut(
         self,

@@ -37,8 +37,41 @@ KEYS: dict[str, tuple[type, ...]] = {
     "gpus_per_scorer": (int, float),
     "address": (str,),
 }
+# Every option of `compare` but those that are of one run.
+COMPARISON_KEYS: dict[str, tuple[type, ...]] = {
+    "tasks": (str, dict, list),
+    "searchers": (list, dict),
+    "settings": (dict,),
+    "samples": (int,),
+    "models": (str, list),
+    "splits": (str, list),
+    "seeds": (int, list),
+    "budget": (int,),
+    "objective": (str,),
+    "baselines": (list,),
+    "scheduler": (str, dict),
+    "target": (str, int, float),
+    "price_per_hour": (int, float),
+    "price_per_million_tokens": (int, float),
+    "data": (str,),
+    "out": (str,),
+    "store": (str,),
+    "finalists": (int,),
+    "allow_leaks": (bool,),
+    "max_concurrent": (int,),
+    "scorers": (int,),
+    "gpus_per_scorer": (int, float),
+    "address": (str,),
+}
 REMARKS: dict[str, tuple[type, ...]] = {"description": (str,), "expected": (dict,)}
-TYPE_NAMES = {str: "text", dict: "a mapping", int: "a whole number", float: "a number", bool: "true or false"}
+TYPE_NAMES = {
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 LOCATIONS = ("data", "out", "store", "warm_start")
 
 
@@ -69,20 +102,50 @@ def read_study_file(path: str | Path) -> StudyFile:
         InputError: as :func:`read_config`.
     """
     path = Path(path)
+    given = _checked(path, KEYS | REMARKS)
+    folder = path.absolute().parent
+    arguments = {key: _resolved(key, given[key], folder, path) for key in KEYS if key in given}
+    return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
+
+
+def read_comparison_file(path: str | Path) -> StudyFile:
+    """A study file of ``rayprompt compare``: its arguments are those of :func:`rayprompt.compare`.
+
+    Raises:
+        InputError: as :func:`read_config`.
+    """
+    path = Path(path)
+    given = _checked(path, COMPARISON_KEYS | REMARKS)
+    folder = path.absolute().parent
+    arguments = {key: given[key] for key in COMPARISON_KEYS if key in given}
+    for key, resolve in (("tasks", _task), ("models", _model)):
+        if key in given:
+            listed = given[key] if isinstance(given[key], list) else [given[key]]
+            arguments[key] = [resolve(item, folder, *([path] if key == "tasks" else [])) for item in listed]
+    for key in LOCATIONS:
+        if key in arguments:
+            arguments[key] = _resolved(key, arguments[key], folder, path)
+    for label, own in arguments.get("settings", {}).items():
+        if not isinstance(own, dict):
+            raise InputError(f"{path}: settings maps a searcher's name to its settings, not {label!r} to {own!r}")
+        arguments["settings"][label] = {str(k): _setting(str(k), v, folder) for k, v in own.items()}
+    return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
+
+
+def _checked(path: Path, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """What a file gives, by names and types."""
     content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-    if str(content.get("schema", "")).startswith("rayprompt.study/"):
-        raise InputError(f"{path}: the record of a study, not a study file; rayprompt search --resume goes on with it")
-    types = KEYS | REMARKS
+    for kind, command in (("rayprompt.study/", "search"), ("rayprompt.comparison/", "compare")):
+        if str(content.get("schema", "")).startswith(kind):
+            go_on = f"rayprompt {command} --resume goes on with it"
+            raise InputError(f"{path}: the record of a study, not a study file; {go_on}")
     for key, value in content.items():
         if key not in types:
             raise unknown("key", key, types, str(path))
         if value is not None and type(value) not in types[key]:
             wanted = " or ".join(TYPE_NAMES[t] for t in types[key] if t is not int or float not in types[key])
             raise InputError(f"{path}: {key} must be {wanted}, not {value!r}{_advice(key, value)}")
-    given = {key: value for key, value in content.items() if value is not None}
-    folder = path.absolute().parent
-    arguments = {key: _resolved(key, given[key], folder, path) for key in KEYS if key in given}
-    return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
+    return {key: value for key, value in content.items() if value is not None}
 
 
 def _advice(key: str, value: Any) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rayprompt.errors import InputError
+from rayprompt.errors import InputError, Interrupted, RayPromptError, StoreError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
@@ -46,7 +49,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
         },
         "searcher": {
             "name": searcher.name,
-            "class": f"{type(searcher).__module__}:{type(searcher).__qualname__}",
+            "class": class_path(type(searcher)),
             "objective": searcher.objective_name,
             "seed": searcher.seed,
             "planned_candidates": searcher.budget,
@@ -61,8 +64,13 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "lanes": pool.infos[0].lanes,
             "shapes": pool.shapes.to_json(),
         },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides the bits of a run."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def task_location(task: Task) -> str | dict[str, Any] | None:
@@ -80,7 +88,7 @@ def task_location(task: Task) -> str | dict[str, Any] | None:
     return task.name if path.parent.parent == BUNDLED else str(path.parent.resolve())
 
 
-def write_manifest(study: Path, content: Mapping[str, Any]) -> None:
+def write_manifest(study: Path, content: Mapping[str, Any], schema: str = SCHEMA) -> None:
     """Write study.yaml, whole or not at all.
 
     Raises:
@@ -88,11 +96,11 @@ def write_manifest(study: Path, content: Mapping[str, Any]) -> None:
     """
     import yaml
 
-    text = yaml.safe_dump({"schema": SCHEMA, **content}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump({"schema": schema, **content}, sort_keys=False, allow_unicode=True)
     write_whole(study / FILE, text)
 
 
-def read_manifest(study: Path) -> dict[str, Any]:
+def read_manifest(study: Path, schema: str = SCHEMA) -> dict[str, Any]:
     """The content of a study's study.yaml.
 
     Raises:
@@ -110,9 +118,59 @@ def read_manifest(study: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     found = content.get("schema") if isinstance(content, dict) else None
-    if found != SCHEMA:
-        raise InputError(f"{path}: schema {found!r}; this version resumes {SCHEMA!r}")
+    kind, other = str(found).partition("/")[0], {"rayprompt.study": "search", "rayprompt.comparison": "compare"}
+    if kind in other and kind != schema.partition("/")[0]:
+        raise InputError(f"{study}: begun by rayprompt {other[kind]}; rayprompt {other[kind]} --resume goes on with it")
+    if found != schema:
+        raise InputError(f"{path}: schema {found!r}; this version resumes {schema!r}")
     return dict(content)
+
+
+def make_directory(study: Path) -> None:
+    """Make a study's directory.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        study.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{study}: cannot be made ({error.strerror})") from None
+
+
+@contextmanager
+def how_to_go_on(study: Path, command: str = "search") -> Iterator[None]:
+    """Adds to what ends a study on its way how it can be taken up again."""
+    try:
+        yield
+    except (RayPromptError, KeyboardInterrupt) as error:
+        if not (study / FILE).is_file() or isinstance(error, InputError):
+            raise
+        go_on = f"to go on: rayprompt {command} --resume {shlex.quote(str(study))}"
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"interrupted; {go_on}") from None
+        raise type(error)(f"{error}; {go_on}") from None
+
+
+def class_path(searcher: type[PromptSearcher]) -> str:
+    """Where a searcher's class is imported from, as study.yaml has it."""
+    return f"{searcher.__module__}:{searcher.__qualname__}"
+
+
+def recorded_searcher(path: str, study: Path) -> type[PromptSearcher]:
+    """The class that :func:`class_path` named.
+
+    Raises:
+        InputError: it cannot be imported here.
+    """
+    module, _, name = path.partition(":")
+    try:
+        cls: type[PromptSearcher] = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        raise InputError(
+            f"{study}: its searcher {path} cannot be imported here; give the class: resume(..., searcher=...)"
+        ) from None
+    return cls
 
 
 def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path) -> list[str]:

@@ -21,6 +21,9 @@ class Progress:
     best_score: float = float("nan")
     best_prompt: str = ""
     evaluations_per_second: float = 0.0
+    searcher: str = ""
+    runs: int = 1  # how many searches there are
+    over: bool = False
 
     @property
     def eta_seconds(self) -> float:
@@ -38,9 +41,10 @@ def silent(progress: Progress) -> None:
 class ProgressCallback(Callback):
     """Tells a listener about every generation of every trial."""
 
-    def __init__(self, listener: Listener, budget: int) -> None:
+    def __init__(self, listener: Listener, budget: int, runs: int = 1) -> None:
         self.listener = listener
         self.budget = budget
+        self.runs = runs
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -49,15 +53,18 @@ class ProgressCallback(Callback):
         self.listener(
             Progress(
                 phase="search",
-                search=f"{config.get('searcher', '')} s{config.get('seed', '')}",
+                search=config.get("run") or f"{config.get('searcher', '')} s{config.get('seed', '')}",
                 evaluations=int(result.get("evaluations", 0)),
                 budget=self.budget,
                 best_score=float(result.get("best_score", float("nan"))),
                 best_prompt=str(result.get("best_prompt", "")),
                 evaluations_per_second=float(result.get("evaluations_per_second", 0.0)),
+                searcher=str(config.get("searcher", "")),
+                runs=self.runs,
+                over=bool(result.get("done")),
             )
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune snapshots callbacks; what shows the progress is not part of the experiment.
-        return {"listener": silent, "budget": self.budget}
+        return {"listener": silent, "budget": self.budget, "runs": self.runs}

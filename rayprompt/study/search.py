@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import secrets
-import shlex
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
-from rayprompt.errors import InputError, Interrupted, RayPromptError, StoreError
+from rayprompt.errors import InputError
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
@@ -27,7 +25,15 @@ from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.closing import Closer, Closing, decode
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
-from rayprompt.study.manifest import check_unchanged, describe, read_manifest, write_manifest
+from rayprompt.study.manifest import (
+    check_unchanged,
+    describe,
+    how_to_go_on,
+    make_directory,
+    read_manifest,
+    recorded_searcher,
+    write_manifest,
+)
 from rayprompt.study.measure import context_of
 from rayprompt.study.native import run_native
 from rayprompt.study.prepare import (
@@ -208,7 +214,7 @@ def resume(
     problem = _recorded_problem(record, path, task)
     agent = make_searcher(
         problem,
-        searcher or _recorded_searcher(record, path),
+        searcher or recorded_searcher(str(record["searcher"]["class"]), path),
         record["searcher"]["planned_candidates"],
         record["searcher"]["seed"],
         record["searcher"]["objective"],
@@ -237,9 +243,9 @@ def _run(job: _Job) -> Result:
     if not new or job.store != HERE:
         store.prepare()
     job.listener(Progress("start", _summary(job)))
-    with _how_to_go_on(job), ExitStack() as until_written:
+    with how_to_go_on(job.study), ExitStack() as until_written:
         with session(job.problem.lm, job.cluster, job.listener, timings) as pool:
-            _make(job.study)
+            make_directory(job.study)
             until_written.enter_context(study_lock(job.study))
             content = _begin(job, pool, store)
             begun = time.perf_counter()
@@ -386,20 +392,6 @@ def _keep_start(job: _Job) -> None:
         write_vectors(job.study / P0_FILE, job.problem.vectors[space.p0], space.tokens)
 
 
-@contextmanager
-def _how_to_go_on(job: _Job) -> Iterator[None]:
-    """Adds to what ends a study on its way how it can be taken up again."""
-    try:
-        yield
-    except (RayPromptError, KeyboardInterrupt) as error:
-        if not (job.study / "study.yaml").is_file() or isinstance(error, InputError):
-            raise
-        go_on = f"to go on: rayprompt search --resume {shlex.quote(str(job.study))}"
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"interrupted; {go_on}") from None
-        raise type(error)(f"{error}; {go_on}") from None
-
-
 def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None) -> Problem:
     """The task and LM that a study was begun with."""
     was = record["task"]
@@ -415,24 +407,6 @@ def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None)
         settings, space = record["searcher"]["settings"], Subspace.from_json(form)
         recall_start(problem, settings["p0"], settings["length"], settings["placement"], space, study / P0_FILE)
     return problem
-
-
-def _recorded_searcher(record: Mapping[str, Any], study: Path) -> type[PromptSearcher]:
-    module, _, name = str(record["searcher"]["class"]).partition(":")
-    try:
-        cls: type[PromptSearcher] = getattr(import_module(module), name)
-    except (ImportError, AttributeError):
-        raise InputError(
-            f"{study}: its searcher {module}:{name} cannot be imported here; give the class: resume(..., searcher=...)"
-        ) from None
-    return cls
-
-
-def _make(study: Path) -> None:
-    try:
-        study.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{study}: cannot be made ({error.strerror})") from None
 
 
 def _summary(job: _Job) -> str:

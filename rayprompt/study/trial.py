@@ -32,7 +32,11 @@ class SearchTrial(tune.Trainable):
             searcher, pool, plan = pickle.loads(job)
             self.loop = SearchLoop(searcher, pool, plan)
         except Exception as error:
-            self.failure = _describe(error)
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Keep what the search failed of: its next report says so."""
+        self.failure = _describe(error)
 
     def step(self) -> dict[str, Any]:
         if self.loop is None:
@@ -42,7 +46,7 @@ class SearchTrial(tune.Trainable):
             if self.loop.end is not None:
                 self.loop.close()
         except Exception as error:
-            self.failure = _describe(error)
+            self.fail(error)
             with contextlib.suppress(Exception):  # the first failure is the one to tell of
                 self.loop.abandon()
             return self._failed(self.loop.report())

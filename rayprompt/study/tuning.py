@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import SearchPlan
 from rayprompt.study.progress import Listener, ProgressCallback
+from rayprompt.study.tensorboard import PromptBoard
 from rayprompt.study.trial import FAILED, SearchTrial
 
 MOST_TRIAL_DEATHS = 50
@@ -61,7 +62,7 @@ def run_trial(
             name=study.name,
             storage_path=str(study.parent),
             verbose=0,
-            callbacks=[KeepLogs(plan), ProgressCallback(listener, plan.budget)],
+            callbacks=[KeepLogs({name: plan}), PromptBoard(), ProgressCallback(listener, plan.budget)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
         ),
@@ -94,14 +95,15 @@ class KeepLogs(Callback):
     report of a resumed search is that of its last recorded generation.
     """
 
-    def __init__(self, plan: SearchPlan) -> None:
-        self.plan = plan
+    def __init__(self, plans: Mapping[str, SearchPlan]) -> None:
+        self.plans = plans  # by the name of the trial
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called before Tune's loggers open their files."""
         new = Path(trial.local_path)
-        old = Path(self.plan.study) / new.name
-        last = ScoreStore(self.plan.store).last_generation(self.plan.search)
+        plan = self.plans[new.name]
+        old = Path(plan.study) / new.name
+        last = ScoreStore(plan.store).last_generation(plan.search)
         for name, keep in (("result.json", kept_lines), ("progress.csv", kept_rows)):
             source = next((folder / name for folder in (new, old) if (folder / name).is_file()), None)
             if source is not None:

@@ -1,0 +1,33 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TaskArgument = Annotated[
+    str, typer.Argument(help="A built-in task (see: rayprompt list tasks), or a folder with a task.yaml.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(help="The folder of a public task's examples; RAYPROMPT_DATA/TASK, else the hub's, unless said."),
+]
+ModelOption = Annotated[str, typer.Option(help="A bundled LM, a local folder, or a Hugging Face name.")]
+SplitOption = Annotated[str | None, typer.Option(help="The task's split; its first unless said.")]
+ScorersOption = Annotated[int | None, typer.Option(help="Scoring actors: one per GPU, or one on the CPU, unless said.")]
+GpusOption = Annotated[float | None, typer.Option(help="GPUs of each scoring actor.")]
+StoreOption = Annotated[
+    str | None, typer.Option(help="Keep scores in this directory or URI and look them up there; studies share it.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster: local, auto or host:port. RAY_ADDRESS, else local, unless said.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+FinalistsOption = Annotated[int, typer.Option(help="How many of the best on train are scored on dev.")]
+LeaksOption = Annotated[bool, typer.Option(help="Accept texts that stand in train and test.")]
+ObjectiveOption = Annotated[
+    str | None, typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap.")
+]
+OutOption = Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")]

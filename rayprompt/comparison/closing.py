@@ -1,0 +1,252 @@
+"""The end of a comparison on one LM: dev decides everything for all runs and baselines, then test is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayprompt.budget import Ledger
+from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json
+from rayprompt.comparison.baselines import GRADIENT, IN_CONTEXT, BaselinePrompt, gradient_tuned, in_context
+from rayprompt.comparison.curves import grid_of
+from rayprompt.comparison.outcome import BaselineOutcome, RunOutcome
+from rayprompt.comparison.plan import Run, Stratum
+from rayprompt.comparison.tables import EVALUATIONS, POINTS, SCORE, SECONDS, step_curve
+from rayprompt.errors import InputError, unknown
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.settings import make_settings
+from rayprompt.searcher.soft import SoftSettings
+from rayprompt.store.schema import safe_name
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.closing import Choice, Closer
+from rayprompt.study.manifest import write_manifest
+from rayprompt.study.progress import Progress
+from rayprompt.study.statistics import Estimate
+from rayprompt.study.tensorboard import write_final
+from rayprompt.study.trace import Trace
+
+if TYPE_CHECKING:
+    from rayprompt.comparison.compare import Job
+
+BASELINES = (IN_CONTEXT, GRADIENT)
+TOP = 3  # of the best on dev, whose mean on test the papers report
+GRADIENT_LENGTH = 10  # of gradient-tuned soft prompts, where no searcher of the comparison makes soft ones
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has come to its end: its last report, and its curve."""
+
+    run: Run
+    report: Mapping[str, Any]
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Made:
+    """A baseline that was made on train, and its dev. ``closer`` measures it: of in-context examples their own."""
+
+    stratum: Stratum
+    closer: Closer
+    baseline: BaselinePrompt
+    dev: Estimate
+
+
+def check_baselines(names: Sequence[str]) -> None:
+    """Raise ``InputError`` for a baseline that there is not."""
+    for name in names:
+        if name not in BASELINES:
+            raise unknown("baseline", name, BASELINES)
+
+
+def close_all(
+    job: Job, model: str, pool: ScoringPool, store: ScoreStore, report: Ledger, content: dict[str, Any]
+) -> tuple[list[RunOutcome], list[BaselineOutcome]]:
+    """Close all runs on one LM: winners, the three best, incumbents and baselines on dev; then test, once for all."""
+    strata = [stratum for stratum in job.problems if stratum[2] == model]
+    message = f"{model}: scoring finalists and baselines on dev, then what was chosen on test"
+    job.listener(Progress("report", message))
+    closings = {}
+    for stratum in strata:
+        search = safe_name("-".join((job.id, "report", *stratum)))
+        closings[stratum] = Closer(job.problems[stratum], pool, report, store=store, search=search)
+    ended = [Ended(run, *found) for run in job.runs if run.stratum[2] == model and (found := job.ended(run))]
+    choices = {e.run.name: _choose(closings[e.run.stratum], e, job.options["objective"]) for e in ended}
+    dev_curves = _dev_curves(closings, ended)
+    made = [m for stratum, closer in closings.items() for m in _make_baselines(job, stratum, closer)]
+
+    if model not in content["test_opened"]:
+        content["test_opened"].append(model)
+        write_manifest(job.study, content, "rayprompt.comparison/1")
+    outcomes = [_outcome(closings[e.run.stratum], e, choices[e.run.name], dev_curves[e.run.name]) for e in ended]
+    for outcome in outcomes:
+        write_final(job.study / outcome.name, outcome.evaluations, _scalars(outcome), _text(outcome))
+    return outcomes, _measured(closings, choices, ended, made)
+
+
+def _choose(closer: Closer, ended: Ended, objective: str | None) -> Choice:
+    return closer.choose(
+        [candidate_from_json(f["candidate"]) for f in ended.report["finalists"]],
+        ended.report["finalists"],
+        nominations=[candidate_from_json(form) for form in ended.report["nominations"]],
+        objective=objective or ended.run.entry.cls.default_objective,
+        tops=TOP,
+    )
+
+
+def _dev_curves(closers: Mapping[Stratum, Closer], ended: Sequence[Ended]) -> dict[str, list[tuple[float, ...]]]:
+    """Run -> rows (evaluations, own seconds, dev metric of the best by objective) on the grid of the tables.
+
+    The incumbents of all runs of a problem are scored in one request. They decide nothing.
+    """
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for task in {stratum[0] for stratum in closers}:
+        ours = [e for e in ended if e.run.stratum[0] == task]
+        curves = [step_curve([(row[EVALUATIONS], row[SCORE]) for row in e.trace.rows]) for e in ours]
+        grid = grid_of(curves, POINTS) if curves else np.empty(0)
+        for stratum, closer in closers.items():
+            runs = [e for e in ours if e.run.stratum == stratum]
+            incumbents = {e.run.name: [_incumbent(e.trace, x) for x in grid] for e in runs}
+            distinct = list({c.key: c for row in incumbents.values() for c in row}.values())
+            if not distinct:
+                continue
+            dev = closer.scorer("dev")
+            values = dict(
+                zip([c.key for c in distinct], (dev.estimate(s).value for s in dev.scores(distinct)), strict=True)
+            )
+            for e in runs:
+                seconds = step_curve([(row[EVALUATIONS], row[SECONDS]) for row in e.trace.rows]).at(grid)
+                row = zip(grid.tolist(), seconds.tolist(), incumbents[e.run.name], strict=True)
+                found[e.run.name] = [(x, s, values[c.key]) for x, s, c in row]
+    return found
+
+
+def _incumbent(trace: Trace, evaluations: float) -> Candidate:
+    """The best by objective when so many evaluations were spent."""
+    forms = [form for at, form in trace.incumbents if at <= evaluations]
+    return candidate_from_json(forms[-1])
+
+
+def _make_baselines(job: Job, stratum: Stratum, closer: Closer) -> list[Made]:
+    """In-context examples and gradient-tuned soft prompts, one of each for each seed, and their dev; test is closed."""
+    made: list[Made] = []
+    for seed in job.seeds:
+        if GRADIENT in job.options["baselines"]:
+            job.listener(Progress("report", f"{'/'.join(stratum)}: tuning a soft prompt by gradient, seed {seed}"))
+            tuned = gradient_tuned(closer, settings=_soft_settings(job), seed=seed)
+            assert tuned.dev is not None
+            made.append(Made(stratum, closer, tuned, tuned.dev))
+        if IN_CONTEXT in job.options["baselines"]:
+            try:
+                shown = in_context(closer.problem, seed=seed)
+            except InputError as error:  # no room for them, or too few examples: the comparison is none the worse
+                job.remarks.append(f"{'/'.join(stratum)}: {error}")
+                continue
+            search = f"{closer.search}-{IN_CONTEXT}-{seed}"
+            own = Closer(shown.problem, closer.pool, closer.ledger, store=closer.store, search=search)
+            dev = own.scorer("dev")
+            made.append(Made(stratum, own, shown, dev.estimate(dev.scores([shown.prompt])[0])))
+    return made
+
+
+def _soft_settings(job: Job) -> SoftSettings:
+    """The length and the beginning of the first searcher of soft prompts."""
+    for entry in job.entries:
+        if entry.cls.kind == "soft":
+            given = make_settings(entry.cls, dict(entry.settings))
+            names = SoftSettings.__dataclass_fields__
+            return SoftSettings(**{name: getattr(given, name) for name in names})
+    return SoftSettings(length=GRADIENT_LENGTH)
+
+
+def _outcome(closer: Closer, ended: Ended, choice: Choice, dev_curve: Sequence[tuple[float, ...]]) -> RunOutcome:
+    """Measure a run's winner on test."""
+    run, report = ended.run, ended.report
+    closing = closer.measure(choice)
+    best = closing.best_prompt
+    decoded = closing.decoded
+    task, split, model = run.stratum
+    return RunOutcome(
+        name=run.name,
+        searcher=run.entry.label,
+        group=run.entry.group,
+        settings=dict(run.entry.settings),
+        objective=report["objective"],
+        task=task,
+        split=split,
+        model=model,
+        seed=run.seed,
+        end=report["end"],
+        prompt={**best.to_json(), "key": best.key, "round_trips": closing.round_trips},
+        train=closing.train,
+        dev=closing.dev,
+        test=closing.test,
+        top=closing.top,
+        decoded=None if decoded is None else decoded.to_json(),
+        finalists=closing.finalists,
+        p_value_manual=closing.p_value,
+        best_objective=report["best_objective"],
+        best_score=report["best_score"],
+        evaluations=report["evaluations"],
+        candidates=report["candidates"],
+        tokens=report["asked_tokens"],
+        device_seconds=report["asked_seconds"],
+        lm_evaluations=report["lm_evaluations"],
+        cache_hits=report["cache_hits"],
+        own_seconds=report["own_seconds"],
+        seconds=report["loop_seconds"],
+        tokens_per_use=_tokens_per_use(closer, best),
+        curve=tuple(tuple(row) for row in ended.trace.rows),
+        dev_curve=tuple(dev_curve),
+    )
+
+
+def _measured(
+    closers: Mapping[Stratum, Closer], choices: Mapping[str, Choice], ended: Sequence[Ended], made: Sequence[Made]
+) -> list[BaselineOutcome]:
+    """The baselines on test."""
+    outcomes = []
+    for stratum, closer in closers.items():
+        plain = next((choices[e.run.name].baselines for e in ended if e.run.stratum == stratum), {})
+        for name, (prompt, dev) in plain.items():
+            outcomes.append(_baseline(stratum, closer, name, prompt, dev, text=prompt.text))
+        for own in (m for m in made if m.stratum == stratum):
+            b = own.baseline
+            names = ("seed", "white_box", "passes", "seconds", "text", "train_loss")
+            about = {name: getattr(b, name) for name in names}
+            outcomes.append(_baseline(stratum, own.closer, b.name, b.prompt, own.dev, **about))
+    return outcomes
+
+
+def _baseline(
+    stratum: Stratum, closer: Closer, name: str, prompt: Candidate, dev: Estimate, **about: Any
+) -> BaselineOutcome:
+    task, split, model = stratum
+    test = closer.scorer("test")
+    measured = test.estimate(test.scores([prompt])[0])
+    per_use = _tokens_per_use(closer, prompt)
+    return BaselineOutcome(name, task, split, model, about.pop("seed", None), dev, measured, per_use, **about)
+
+
+def _tokens_per_use(closer: Closer, prompt: Candidate) -> float:
+    """Tokens of the LM's input with a prompt that was measured on test, mean over its examples."""
+    return float(closer.scorer("test").evaluator.known([prompt]).tokens.mean())
+
+
+def _scalars(outcome: RunOutcome) -> dict[str, float]:
+    top = {"test_top3": outcome.top_mean}
+    return {"dev": outcome.dev.value, "test": outcome.test.value, **top}
+
+
+def _text(outcome: RunOutcome) -> str:
+    """The winner as TensorBoard shows it."""
+    prompt = candidate_from_json(dict(outcome.prompt))
+    if isinstance(prompt, TextPrompt):
+        return f"`{prompt.text}`"
+    near = "" if outcome.decoded is None else f"; nearest text: `{outcome.decoded['text']}`"
+    return (
+        f"soft prompt of {prompt.subspace.length} tokens, {prompt.key}{near}" if isinstance(prompt, SoftPrompt) else ""
+    )

@@ -1,0 +1,206 @@
+"""What is compared: searchers with their settings, on cells of task, split and LM, with several seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.search.sample import Domain
+from ray.tune.search.variant_generator import generate_variants
+
+from rayprompt.errors import InputError, unknown
+from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.registry import load_searcher
+from rayprompt.store.schema import safe_name
+
+LABEL = re.compile(r"[A-Za-z0-9][\w-]*")
+RANGES = ("choice", "grid_search", "lograndint", "loguniform", "qloguniform", "quniform", "randint", "randn", "uniform")
+SAMPLES = 8
+Settings = Mapping[str, Any]
+Stratum = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A searcher with settings.
+
+    Attributes:
+        label: its name in the comparison; ``cma-es#2`` is the second configuration of ``cma-es``.
+        group: the name that was given; several entries share it where Tune draws settings.
+        searcher: a registered name, or a class.
+        settings: of the searcher; those that were not given are its own.
+    """
+
+    label: str
+    group: str
+    searcher: str | type[PromptSearcher]
+    settings: Settings = field(default_factory=dict)
+
+    @property
+    def cls(self) -> type[PromptSearcher]:
+        """The searcher's class."""
+        return load_searcher(self.searcher) if isinstance(self.searcher, str) else self.searcher
+
+
+@dataclass(frozen=True)
+class Run:
+    """One search of the comparison: a Tune trial."""
+
+    name: str
+    entry: Entry
+    stratum: Stratum  # task, split, model
+    seed: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The trial's config, which TensorBoard shows as its hyper-parameters."""
+        task, split, model = self.stratum
+        about = {"searcher": self.entry.label, "task": task, "split": split, "model": model, "seed": self.seed}
+        return {"run": self.name, **about, "settings": dict(self.entry.settings)}
+
+
+def entries_of(
+    searchers: Sequence[str | type[PromptSearcher]] | Mapping[str, str | type[PromptSearcher]],
+    settings: Mapping[str, Settings],
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> list[Entry]:
+    """The entries: one for each searcher, or for each configuration of one whose settings hold ranges.
+
+    Args:
+        searchers: registered names, ``LABEL=NAME``, or classes; or label -> name or class.
+        settings: label -> settings. A range is an object of ``ray.tune`` (``tune.uniform(1, 20)``) or a mapping, as
+            ``{"uniform": [1, 20]}``. Under the label ``*`` stand settings of every searcher that has them.
+        samples: configurations that are drawn of a searcher with random ranges.
+        seed: of the drawing.
+
+    Raises:
+        InputError: no searcher, a label that is none or comes twice, or settings of a searcher that is not there.
+    """
+    named = _named(searchers)
+    for label in settings:
+        if label != "*" and label not in named:
+            raise unknown("searcher", label, named, "the settings")
+    common = dict(settings.get("*", {}))
+    used: set[str] = set()
+    entries = []
+    for label, searcher in named.items():
+        cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
+        mine = {key: value for key, value in common.items() if key in getattr(cls.Settings, "__dataclass_fields__", {})}
+        used |= set(mine)
+        mine |= settings.get(label, {})
+        configurations = _configurations(label, mine, samples, seed)
+        several = len(configurations) > 1
+        entries += [
+            Entry(f"{label}#{i}" if several else label, label, searcher, configuration)
+            for i, configuration in enumerate(configurations, start=1)
+        ]
+    if set(common) - used:
+        raise InputError(f"--set {min(set(common) - used)}=...: none of {', '.join(named)} has this setting")
+    return entries
+
+
+def runs_of(entries: Sequence[Entry], strata: Sequence[Stratum], seeds: Sequence[int]) -> list[Run]:
+    """All runs, the first seed of everything first: what is there when half is done can be compared."""
+    varying = [len({stratum[i] for stratum in strata}) > 1 for i in range(3)]
+    runs: list[Run] = []
+    for seed in seeds:
+        for stratum in strata:
+            for entry in entries:
+                where = [part for part, varies in zip(stratum, varying, strict=True) if varies]
+                name = "-".join(safe_name(part) for part in (entry.label, *where, f"s{seed}"))
+                runs.append(Run(name, entry, stratum, seed))
+    names = [run.name for run in runs]
+    twice = {name for name in names if names.count(name) > 1}
+    return [Run(f"{r.name}-{i}", r.entry, r.stratum, r.seed) if r.name in twice else r for i, r in enumerate(runs)]
+
+
+def parse_labels(text: str) -> list[str]:
+    """``a,b,label=c`` as a list, without empty parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_seeds(seeds: int | Iterable[int]) -> list[int]:
+    """Seeds as a list: a number is so many, from 0 on.
+
+    Raises:
+        InputError: none, one twice, or one below 0.
+    """
+    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
+        raise InputError(f"seeds {seeds}: must be a number of seeds (1 or more), or different ones, each 0 or more")
+    return listed
+
+
+def _named(
+    searchers: Sequence[str | type[PromptSearcher]] | Mapping[str, str | type[PromptSearcher]],
+) -> dict[str, str | type[PromptSearcher]]:
+    """Label -> searcher."""
+    pairs: list[tuple[str, str | type[PromptSearcher]]] = []
+    for item in searchers.items() if isinstance(searchers, Mapping) else searchers:
+        if isinstance(item, str):
+            label, equals, name = item.partition("=")
+            pairs.append((label, name if equals else label))
+        elif isinstance(item, tuple):
+            pairs.append(item)
+        else:
+            pairs.append((item.name, item))
+    named: dict[str, str | type[PromptSearcher]] = {}
+    for label, searcher in pairs:
+        if not LABEL.fullmatch(label):
+            raise InputError(f"--searchers: {label!r} is not a name of letters, digits, - and _")
+        if label in named:
+            raise InputError(f"--searchers: {label} stands there twice; give one another name, as mine={label}")
+        named[label] = searcher
+    if not named:
+        raise InputError("--searchers: names none; as in --searchers random,nevergrad (see: rayprompt list searchers)")
+    return named
+
+
+def _configurations(label: str, settings: Settings, samples: int, seed: int) -> list[dict[str, Any]]:
+    """The settings, with a value drawn for each range."""
+    space = {key: _range(label, key, value) for key, value in settings.items()}
+    drawn = any(isinstance(value, Domain) for value in space.values())
+    if not drawn and not any(_is_grid(value) for value in space.values()):
+        return [space]
+    if samples < 1:
+        raise InputError(f"--samples {samples}: must be 1 or more configurations")
+    random = np.random.RandomState(seed)
+    specs = [
+        spec["config"]
+        for _ in range(samples if drawn else 1)
+        for _, spec in generate_variants({"config": space}, random_state=random)
+    ]
+    return [{key: _plain(spec[key]) for key in space} for spec in specs]
+
+
+def _range(label: str, key: str, value: Any) -> Any:
+    """``{"uniform": [1, 20]}`` as Tune's own object; other values as they are."""
+    if not isinstance(value, Mapping) or _is_grid(value):
+        return value
+    if len(value) != 1 or next(iter(value)) not in RANGES:
+        raise InputError(
+            f"setting {label}.{key}={dict(value)}: a range is one of {', '.join(RANGES)}, as {{uniform: [1, 20]}}"
+        )
+    ((kind, arguments),) = value.items()
+    try:
+        if kind in ("choice", "grid_search"):
+            return getattr(tune, kind)(list(arguments))
+        domain = getattr(tune, kind)(*arguments)
+        domain.sample(random_state=np.random.RandomState(0))
+        return domain
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"setting {label}.{key}: {kind}({arguments}) is not a range ({error})") from None
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"grid_search"} and isinstance(value["grid_search"], list)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

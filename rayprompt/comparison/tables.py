@@ -1,0 +1,399 @@
+"""Tables of a comparison: means with intervals, ranks with tests, curves, costs, evaluations to a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rayprompt.comparison.curves import Curve, grid_of, mean_curve, reaching
+from rayprompt.comparison.outcome import STOPPED, BaselineOutcome, RunOutcome
+from rayprompt.comparison.significance import Interval, Ranking, combined, compare_all, interval
+from rayprompt.errors import InputError, unknown
+
+ALPHA = 0.05
+POINTS = 20  # of a curve's grid
+EVALUATIONS, SECONDS, OBJECTIVE, SCORE = 0, 1, 2, 3  # columns of a run's curve
+TARGETS = {"best_score": SCORE, "best_objective": OBJECTIVE}
+Value = Callable[[RunOutcome], float]
+Runs = dict[tuple[str, str, str], list[float]]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What scoring costs, in any currency: ``per_hour`` of one scorer's device, ``per_million_tokens`` of LM input."""
+
+    per_hour: float | None = None
+    per_million_tokens: float | None = None
+
+    def of(self, device_seconds: float, tokens: float) -> float | None:
+        """The price of a search; None where no price is given."""
+        if self.per_hour is None and self.per_million_tokens is None:
+            return None
+        return device_seconds / 3600 * (self.per_hour or 0.0) + tokens / 1e6 * (self.per_million_tokens or 0.0)
+
+
+def tables_of(
+    runs: Sequence[RunOutcome],
+    baselines: Sequence[BaselineOutcome],
+    *,
+    budget: int,
+    reference: str,
+    target: tuple[str, float] | None = None,
+    prices: Prices | None = None,
+    alpha: float = ALPHA,
+) -> tuple[dict[str, Any], ...]:
+    """One table for each task and LM, and an overall one where there are several.
+
+    Args:
+        runs, baselines: what was measured.
+        budget: of each run.
+        reference: the searcher whose result is the target, where none is given.
+        target: ``best_score`` or ``best_objective``, and the value to be reached.
+        prices: of scoring.
+        alpha: level of the tests, all pairs of a table together (Holm).
+    """
+    pairs = list(dict.fromkeys((run.task, run.model) for run in runs))
+    tables = []
+    for task, model in pairs:
+        mine = chosen([run for run in runs if (run.task, run.model) == (task, model)])
+        others = [b for b in baselines if (b.task, b.model) == (task, model)]
+        table = _table(task, model, mine, others, budget, reference, target, prices or Prices(), alpha)
+        every = [run for run in runs if (run.task, run.model) == (task, model)]
+        tables.append({**table, "configurations": _configurations(every, mine)})
+    if len(pairs) > 1:
+        mine = [r for task, model in pairs for r in chosen([r for r in runs if (r.task, r.model) == (task, model)])]
+        tables.append(_overall(mine, baselines, pairs, alpha))
+    return tuple(tables)
+
+
+def chosen(runs: Sequence[RunOutcome]) -> list[RunOutcome]:
+    """The runs of one configuration of each searcher: the one with the best mean on dev.
+
+    Of a searcher with several configurations that one stands for it, in the test, too. Configurations that were run
+    to their end come first; of equal ones the earlier.
+    """
+    kept: list[RunOutcome] = []
+    for group in dict.fromkeys(run.group for run in runs):
+        ours = [run for run in runs if run.group == group]
+        labels = list(dict.fromkeys(run.searcher for run in ours))
+        most = max(_count(ours, label) for label in labels)
+
+        def merit(label: str, ours: list[RunOutcome] = ours, most: int = most) -> tuple[bool, bool, float]:
+            own = [run for run in ours if run.searcher == label]
+            whole = all(run.end != STOPPED for run in own)
+            return _count(ours, label) == most, whole, sum(run.dev.value for run in own) / len(own)
+
+        best = max(labels, key=merit)
+        kept += [run for run in ours if run.searcher == best]
+    return kept
+
+
+def parse_target(text: str | float | None) -> tuple[str, float] | None:
+    """``0.95`` (of best_score) or ``best_objective=-0.3``.
+
+    Raises:
+        InputError: no such measure, or not a number.
+    """
+    if text is None:
+        return None
+    name, _, value = str(text).rpartition("=")
+    name = name or "best_score"
+    if name not in TARGETS:
+        raise unknown("target", name, TARGETS)
+    try:
+        return name, float(value)
+    except ValueError:
+        raise InputError(f"--target {text}: must be a number, or NAME=NUMBER with {' or '.join(TARGETS)}") from None
+
+
+def _count(runs: Sequence[RunOutcome], label: str) -> int:
+    return sum(run.searcher == label for run in runs)
+
+
+def _table(
+    task: str,
+    model: str,
+    runs: Sequence[RunOutcome],
+    baselines: Sequence[BaselineOutcome],
+    budget: int,
+    reference: str,
+    target: tuple[str, float] | None,
+    prices: Prices,
+    alpha: float,
+) -> dict[str, Any]:
+    groups = {group: [run for run in runs if run.group == group] for group in dict.fromkeys(run.group for run in runs)}
+    same_objective = len({run.objective for run in runs}) == 1
+    ranking = ranked(groups, lambda run: run.test.value, alpha)
+    measures: dict[str, Value] = {"dev": lambda run: run.dev.value, "score": lambda run: run.best_score}
+    if same_objective:
+        measures["objective"] = lambda run: run.best_objective
+    aim = target or _aim(groups.get(reference, runs), "best_objective" if same_objective else "best_score")
+    starts = [float(run.curve[0][EVALUATIONS]) for run in runs]
+    rows = []
+    for place in ranking.rows:
+        ours = groups[place.name]
+        row: dict[str, Any] = {
+            "searcher": place.name,
+            "configuration": _configuration(ours, runs),
+            "runs": len(ours),
+            "stopped": sum(run.end == STOPPED for run in ours),
+            "rank": place.rank,
+            "letters": place.letters,
+            "indistinguishable_from": list(place.indistinguishable_from),
+            "test": mean_of(ours, lambda run: run.test.value, share=True),
+            "test_top3": mean_of(ours, lambda run: run.top_mean, share=True),
+            "test_decoded": _decoded(ours),
+            **{name: mean_of(ours, value, share=name != "objective") for name, value in measures.items()},
+            "area_score": mean_of(ours, _area(SCORE, budget, max(starts)), share=True),
+            "to_target": reaching([curve_of(run, TARGETS[aim[0]]) for run in ours], aim[1], budget),
+            "cost": _cost(ours, baselines, prices),
+        }
+        if same_objective:
+            row["area_objective"] = mean_of(ours, _area(OBJECTIVE, budget, max(starts)))
+        rows.append(row)
+    return {
+        "task": task,
+        "model": model,
+        "metric": runs[0].test.metric,
+        "objective": runs[0].objective if same_objective else None,
+        "splits": list(dict.fromkeys(run.split for run in runs)),
+        "target": {"measure": aim[0], "value": aim[1], "from": "given" if target else reference},
+        "rows": rows,
+        "baselines": _baseline_rows(baselines, runs[0].objective if same_objective else None),
+        "tests": {
+            "test": ranking.to_json(),
+            **{name: ranked(groups, value, alpha).to_json() for name, value in measures.items() if name != "dev"},
+        },
+        "curves": _curves(groups, same_objective),
+    }
+
+
+def _overall(
+    runs: Sequence[RunOutcome],
+    baselines: Sequence[BaselineOutcome],
+    pairs: Sequence[tuple[str, str]],
+    alpha: float,
+) -> dict[str, Any]:
+    """Means over tasks and LMs, all of the same weight, and one test over all of them."""
+    groups = {group: [run for run in runs if run.group == group] for group in dict.fromkeys(run.group for run in runs)}
+    groups = {g: ours for g, ours in groups.items() if {(r.task, r.model) for r in ours} == set(pairs)}
+    ranking = ranked(groups, lambda run: run.test.value, alpha)
+
+    def over(ours: Sequence[Any], value: Callable[[Any], float]) -> dict[str, Any]:
+        parts = [[run for run in ours if (run.task, run.model) == pair] for pair in pairs]
+        return _cut(combined([interval(by_stratum(part, value)) for part in parts]).to_json())
+
+    return {
+        "task": None,
+        "model": None,
+        "pairs": [list(pair) for pair in pairs],
+        "metric": ", ".join(dict.fromkeys(run.test.metric for run in runs)),
+        "rows": [
+            {
+                "searcher": place.name,
+                "runs": len(groups[place.name]),
+                "stopped": sum(run.end == STOPPED for run in groups[place.name]),
+                "rank": place.rank,
+                "letters": place.letters,
+                "indistinguishable_from": list(place.indistinguishable_from),
+                "test": over(groups[place.name], lambda run: run.test.value),
+                "test_top3": over(groups[place.name], lambda run: run.top_mean),
+                "dev": over(groups[place.name], lambda run: run.dev.value),
+                "score": over(groups[place.name], lambda run: run.best_score),
+            }
+            for place in ranking.rows
+        ],
+        "baselines": [
+            {
+                "name": name,
+                "white_box": any(b.white_box for b in baselines if b.name == name),
+                "test": over([b for b in baselines if b.name == name], lambda b: b.test.value),
+            }
+            for name in dict.fromkeys(b.name for b in baselines)
+            if {(b.task, b.model) for b in baselines if b.name == name} == set(pairs)
+        ],
+        "tests": {"test": ranking.to_json()},
+    }
+
+
+def ranked(groups: Mapping[str, Sequence[RunOutcome]], value: Value, alpha: float) -> Ranking:
+    """Searchers ranked by a value of their runs, every pair tested."""
+    return compare_all({group: by_stratum(ours, value) for group, ours in groups.items()}, alpha=alpha)
+
+
+def by_stratum(runs: Sequence[Any], value: Callable[[Any], float]) -> Runs:
+    """(task, split, model) -> a value of each run there, in the order of the runs."""
+    found: Runs = {}
+    for run in runs:
+        found.setdefault(run.stratum, []).append(value(run))
+    return found
+
+
+def mean_of(runs: Sequence[Any], value: Callable[[Any], float], *, share: bool = False) -> dict[str, Any]:
+    """The mean over splits and seeds of one task and LM, with its interval, in JSON form.
+
+    ``share``: of a value from 0 to 1; Student's interval of few runs may reach beyond, and is cut there.
+    """
+    return _cut(interval(by_stratum(runs, value)).to_json()) if share else interval(by_stratum(runs, value)).to_json()
+
+
+def _cut(form: dict[str, Any]) -> dict[str, Any]:
+    ci95 = form["ci95"]
+    return form if ci95 is None else {**form, "ci95": [max(0.0, ci95[0]), min(1.0, ci95[1])]}
+
+
+def curve_of(run: RunOutcome, column: int, x: int = EVALUATIONS) -> Curve:
+    """A column of a run's curve against evaluations or seconds."""
+    return step_curve([(row[x], row[column]) for row in run.curve])
+
+
+def dev_curve_of(run: RunOutcome, x: int = EVALUATIONS) -> Curve:
+    """The dev metric of a run's best by objective."""
+    return step_curve([(row[x], row[2]) for row in run.dev_curve])
+
+
+def step_curve(points: Sequence[tuple[float, float]]) -> Curve:
+    """Points whose x grows; of several at one x the last."""
+    last: dict[float, float] = {}
+    for x, y in points:
+        last[max(x, max(last, default=x))] = y
+    return Curve(list(last), list(last.values()))  # type: ignore[arg-type]  # made arrays there
+
+
+def _aim(runs: Sequence[RunOutcome], measure: str) -> tuple[str, float]:
+    """What the reference reaches in the end, in half of its runs."""
+    return measure, median(getattr(run, measure) for run in runs)
+
+
+def _area(column: int, budget: int, start: float) -> Value:
+    return lambda run: curve_of(run, column).area(budget, start)
+
+
+def _configuration(ours: Sequence[RunOutcome], runs: Sequence[RunOutcome]) -> dict[str, Any] | None:
+    """Which of several configurations stands for a searcher, and its settings."""
+    if ours[0].searcher == ours[0].group:
+        return None
+    return {"label": ours[0].searcher, "settings": dict(ours[0].settings)}
+
+
+def _configurations(every: Sequence[RunOutcome], mine: Sequence[RunOutcome]) -> list[dict[str, Any]]:
+    """All configurations of the searchers that have several, the best on dev first."""
+    rows = []
+    for label in dict.fromkeys(run.searcher for run in every if run.searcher != run.group):
+        ours = [run for run in every if run.searcher == label]
+        rows.append(
+            {
+                "searcher": ours[0].group,
+                "label": label,
+                "settings": dict(ours[0].settings),
+                "runs": len(ours),
+                "stopped": sum(run.end == STOPPED for run in ours),
+                "evaluations": sum(run.evaluations for run in ours),
+                "dev": mean_of(ours, lambda run: run.dev.value, share=True),
+                "score": mean_of(ours, lambda run: run.best_score, share=True),
+                "stands_for_it": any(run.searcher == label for run in mine),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["searcher"], -row["dev"]["mean"]))
+
+
+def _decoded(runs: Sequence[RunOutcome]) -> dict[str, Any] | None:
+    return mean_of(runs, _decoded_test, share=True) if all(run.decoded is not None for run in runs) else None
+
+
+def _decoded_test(run: RunOutcome) -> float:
+    assert run.decoded is not None
+    return float(run.decoded["value"])
+
+
+def _cost(runs: Sequence[RunOutcome], baselines: Sequence[BaselineOutcome], prices: Prices) -> dict[str, Any]:
+    """Means over the runs. ``break_even``: uses after which a search has paid for itself in tokens, against a baseline.
+
+    That is the tokens of the search over those that each use saves; None where the baseline's prompt is not longer.
+    """
+    names = ("evaluations", "candidates", "lm_evaluations", "tokens", "device_seconds", "own_seconds", "seconds")
+    cost: dict[str, Any] = {name: sum(getattr(run, name) for run in runs) / len(runs) for name in names}
+    per_use = sum(run.tokens_per_use for run in runs) / len(runs)
+    breaks: dict[str, float | None] = {}
+    for name in dict.fromkeys(b.name for b in baselines if not b.white_box):
+        theirs = [b.tokens_per_use for b in baselines if b.name == name]
+        saved = sum(theirs) / len(theirs) - per_use
+        breaks[name] = cost["tokens"] / saved if saved > 0 else None
+    return {
+        **cost,
+        "price": prices.of(cost["device_seconds"], cost["tokens"]),
+        "tokens_per_use": per_use,
+        "break_even": breaks,
+    }
+
+
+def _baseline_rows(baselines: Sequence[BaselineOutcome], objective: str | None) -> list[dict[str, Any]]:
+    """A row for each name; ``objective`` is that of the table, which tuning has a figure for if it is the same."""
+    rows = []
+    for name in dict.fromkeys(b.name for b in baselines):
+        ours = [b for b in baselines if b.name == name]
+        rows.append(
+            {
+                "name": name,
+                "white_box": ours[0].white_box,
+                "runs": len(ours),
+                "test": _one_or_mean(ours, lambda b: b.test),
+                "dev": _one_or_mean(ours, lambda b: b.dev),
+                "objective": mean_of(ours, _minus_loss) if _tuned_on(ours, objective) else None,
+                "tokens_per_use": sum(b.tokens_per_use for b in ours) / len(ours),
+                "passes": sum(b.passes for b in ours) / len(ours),
+                "seconds": sum(b.seconds for b in ours) / len(ours),
+            }
+        )
+    return rows
+
+
+def _tuned_on(baselines: Sequence[BaselineOutcome], objective: str | None) -> bool:
+    return objective == "cross_entropy" and all(b.train_loss is not None for b in baselines)
+
+
+def _minus_loss(baseline: BaselineOutcome) -> float:
+    assert baseline.train_loss is not None
+    return -baseline.train_loss
+
+
+def _one_or_mean(baselines: Sequence[BaselineOutcome], estimate: Callable[[BaselineOutcome], Any]) -> dict[str, Any]:
+    """A prompt that was measured once has the interval of its examples; several have that of splits or seeds."""
+    if len(baselines) == 1:
+        one = estimate(baselines[0])
+        return {"mean": one.value, "ci95": list(one.ci95), "n": 1, "over": "examples"}
+    return mean_of(baselines, lambda b: estimate(b).value, share=True)
+
+
+def _curves(groups: Mapping[str, Sequence[RunOutcome]], same_objective: bool) -> dict[str, Any]:
+    """Mean curves of every searcher on grids that all share: over evaluations, and over the searches' own seconds."""
+    measures: dict[str, Callable[[RunOutcome, int], Curve]] = {"best_score": lambda run, x: curve_of(run, SCORE, x)}
+    if same_objective:
+        measures["best_objective"] = lambda run, x: curve_of(run, OBJECTIVE, x)
+    measures["dev"] = dev_curve_of
+    everyone = [run for ours in groups.values() for run in ours]
+    found: dict[str, Any] = {}
+    for axis, x in (("evaluations", EVALUATIONS), ("seconds", SECONDS)):
+        grid = grid_of([curve_of(run, SCORE, x) for run in everyone], POINTS)
+        found[axis] = {
+            group: {
+                name: [point.to_json() for point in mean_curve(_strata(ours, curve, x), grid)]
+                for name, curve in measures.items()
+            }
+            for group, ours in groups.items()
+        }
+    return found
+
+
+def _strata(
+    runs: Sequence[RunOutcome], curve: Callable[[RunOutcome, int], Curve], x: int
+) -> dict[tuple[str, str, str], list[Curve]]:
+    found: dict[tuple[str, str, str], list[Curve]] = {}
+    for run in runs:
+        found.setdefault(run.stratum, []).append(curve(run, x))
+    return found
+
+
+__all__ = ["ALPHA", "Interval", "Prices", "chosen", "parse_target", "tables_of"]
