@@ -19,6 +19,25 @@ from rayprompt.searcher.soft import SoftSettings, SoftSpace
 TRIES = 1000
 
 
+class RandomDraws(PromptSearcher):
+    """A generator of its own, and nothing learned."""
+
+    learns = False
+
+    def __init__(self, problem: Problem, **kwargs: Any) -> None:
+        super().__init__(problem, **kwargs)
+        self.rng = np.random.Generator(np.random.PCG64(self.seed))
+
+    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
+        """Nothing is learned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+
+
 @dataclass(frozen=True)
 class RandomSettings:
     """Settings of ``random``."""
@@ -28,19 +47,17 @@ class RandomSettings:
     phrases: str | list[str] | None = setting(None, "draw from the lines of this text file instead of the vocabulary")
 
 
-class RandomSearcher(PromptSearcher):
+class RandomSearcher(RandomDraws):
     """Draws prompts uniformly, none twice."""
 
     name = "random"
     kind = "text"
-    learns = False
     Settings = RandomSettings
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:
         super().__init__(problem, **kwargs)
         s = self.settings = replace(self.settings, phrases=read_phrases(self.settings.phrases))
         self.slots = Slots.of(problem, length=s.length, vocabulary=s.vocabulary, phrases=s.phrases)
-        self.rng = np.random.Generator(np.random.PCG64(self.seed))
         self.asked: set[str] = set()
 
     def ask(self, n: int) -> list[Candidate]:
@@ -56,14 +73,11 @@ class RandomSearcher(PromptSearcher):
                 fresh.append(prompt)
         return fresh
 
-    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
-        """Nothing is learned."""
-
     def state_dict(self) -> dict[str, Any]:
-        return {"rng": self.rng.bit_generator.state, "asked": sorted(self.asked)}
+        return {**super().state_dict(), "asked": sorted(self.asked)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = state["rng"]
+        super().load_state_dict(state)
         self.asked = set(state["asked"])
 
 
@@ -72,30 +86,19 @@ class RandomSoftSettings(SoftSettings):
     """Settings of ``random-soft``."""
 
 
-class RandomSoftSearcher(PromptSearcher):
+class RandomSoftSearcher(RandomDraws):
     """Draws soft prompts: z from a normal distribution of standard deviation sigma, cut at the bounds."""
 
     name = "random-soft"
     kind = "soft"
-    learns = False
     Settings = RandomSoftSettings
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:
         super().__init__(problem, **kwargs)
         self.space = SoftSpace.of(self.problem, self.settings, self.seed)
-        self.rng = np.random.Generator(np.random.PCG64(self.seed))
 
     def ask(self, n: int) -> list[Candidate]:
         """``n`` prompts."""
         s = self.settings
         z = s.sigma * self.rng.standard_normal((n, s.intrinsic_dim))
         return [self.space.prompt(row) for row in (z if s.bound is None else z.clip(-s.bound, s.bound))]
-
-    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
-        """Nothing is learned."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rng": self.rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = state["rng"]

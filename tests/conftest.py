@@ -1,9 +1,10 @@
-"""One Ray runtime and one pool per LM for the whole test session."""
+"""One Ray runtime, and one pool for each LM and number of scorers, for the whole test session."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import ray
 
 import rayprompt
+from rayprompt.lm.source import LMSource
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 
@@ -47,7 +49,7 @@ def mr_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mr")
     data = shared / "data" / "few-shot" / "mr"
     lines = (data / "test.tsv").read_text().splitlines(keepends=True)
-    (folder / "test.tsv").write_text("".join(lines[:201]))
+    (folder / "test.tsv").write_text("".join(lines[:101]))
     named = {"16-13": (13, data / "test.tsv"), "16-21": (21, data / "test.tsv"), "short": (13, "test.tsv")}
     splits = "\n".join(
         f"  {name}: {{train: {data}/16-{n}/train.tsv, dev: {data}/16-{n}/dev.tsv, test: {test}}}"
@@ -79,28 +81,57 @@ def problem() -> Problem:
     return Problem("reviews", "tiny-masked")
 
 
+@pytest.fixture(scope="module")
+def view(problem: Problem) -> Problem:
+    """What a searcher sees of it."""
+    return problem.for_search()
+
+
+@pytest.fixture
+def unlogged() -> Iterator[None]:
+    """Without what libraries log of the odd things that tests do to them."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+PoolOf = Callable[[LMSource, int], ScoringPool]
+
+
 @pytest.fixture(scope="session")
-def pool(ray_session: None, problem: Problem) -> Iterator[ScoringPool]:
+def pool_of(ray_session: None) -> Iterator[PoolOf]:
+    """The session's pool of an LM on so many scorers, started by the first test that asks for it."""
+    pools: dict[tuple[str, int], ScoringPool] = {}
+
+    def get(lm: LMSource, scorers: int) -> ScoringPool:
+        if (lm.digest, scorers) not in pools:
+            with pytest.MonkeyPatch.context() as monkey:
+                # Next to none of the CPUs, so that tests can start other pools beside it.
+                monkey.setattr("rayprompt.scoring.pool.CPU_SHARE", 0.02)
+                pools[lm.digest, scorers] = ScoringPool.start(lm, scorers=scorers)
+        return pools[lm.digest, scorers]
+
+    yield get
+    for pool in pools.values():
+        pool.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pool(pool_of: PoolOf, problem: Problem) -> ScoringPool:
     """One scorer of tiny-masked, kept for the session."""
-    # A tenth of the CPUs, so that tests can start other pools beside it.
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr("rayprompt.scoring.pool.CPU_SHARE", 0.1)
-    pool = ScoringPool.start(problem.lm, scorers=1)
-    monkey.undo()
-    yield pool
-    pool.shutdown()
+    return pool_of(problem.lm, 1)
 
 
 @pytest.fixture(scope="module")
-def kept_pool(pool: ScoringPool) -> Iterator[None]:
-    """Searches of this module with one scorer of tiny-masked take the session's pool and do not load the LM again."""
+def kept_pool(pool_of: PoolOf) -> Iterator[None]:
+    """What this module searches with one scorer or two takes the session's pools and does not load the LM again."""
     from rayprompt.study import session as sessions
 
     @contextmanager
     def kept(source: Any, cluster: Any, listener: Any = None, timings: Any = None) -> Iterator[ScoringPool]:
-        if source.digest == pool.source.digest and cluster.scorers in (None, 1) and ray.is_initialized():
+        if cluster.scorers in (None, 1, 2) and cluster.address is None and ray.is_initialized():
             (timings if timings is not None else {}).update(ray_start=0.0, model_load=0.0, shutdown=0.0)
-            yield pool
+            yield pool_of(source, cluster.scorers or 1)
         else:
             with sessions.session(source, cluster, listener, timings) as own:
                 yield own

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import cma
@@ -21,21 +18,8 @@ from rayprompt.searcher.problem import Problem
 from searchers.cma_es import CMAESSearcher
 from searchers.nevergrad import NevergradSoftSearcher
 
+pytestmark = [pytest.mark.usefixtures("unlogged"), pytest.mark.filterwarnings("ignore")]
 SMALL = {"intrinsic_dim": 10, "length": 5}
-
-
-@pytest.fixture(scope="module")
-def view(problem: Problem) -> Problem:
-    return problem.for_search()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logging.disable(logging.NOTSET)
 
 
 def make(view: Problem, seed: int = 0, **settings: Any) -> CMAESSearcher:

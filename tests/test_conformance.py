@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from rayprompt.searcher.registry import load_searcher, searcher_paths
 from rayprompt.testing import CHECKS, ConformanceError, Outcome, check_searcher, run_checks
 from searchers.random import RandomSearcher
 
+pytestmark = pytest.mark.usefixtures("unlogged")
 NAMES = sorted(searcher_paths())
 
 
@@ -39,19 +39,6 @@ def evaluate(config: dict[str, Any]) -> float:
 
 def failed(outcomes: list[Outcome]) -> set[str]:
     return {outcome.check for outcome in outcomes if not outcome.passed}
-
-
-@pytest.fixture(scope="module")
-def view(problem: Problem) -> Problem:
-    return problem.for_search()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Ray's searchers log a warning for each thing that the kit does to them."""
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 # Every registered searcher.

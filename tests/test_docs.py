@@ -61,7 +61,7 @@ def test_contributed_searcher_conforms(problem: Problem, tmp_path: Path, monkeyp
     check_searcher(lambda **keywords: cls(problem.for_search(), **keywords))
 
 
-def test_contributed_searcher_searches(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributed_searcher_searches(kept_pool: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = module_of(blocks(CONTRIBUTING, "python")[0], "mutate", tmp_path, monkeypatch).MutateSearcher
     from ray import cloudpickle
 
@@ -107,7 +107,7 @@ def test_contributed_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.exp(log_probs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_readme_python(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_python(kept_pool: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, _ = blocks(README, "python")
     space: dict[str, object] = {}

@@ -17,20 +17,21 @@ import rayprompt
 from rayprompt.store.store import ScoreStore
 
 BUDGET = 64 * 150 + 17  # the last candidate is cut
+SHORT = 64 * 120 + 17
 Pairs = dict[tuple[str, str], bytes]
 
 
 SEARCHERS: list[tuple[str, dict[str, float]]] = [
     ("nevergrad", {}),
     ("random", {}),
-    ("cma-es", {"length": 5, "intrinsic_dim": 20, "alpha": 10.0}),
+    ("cma-es", {"length": 5, "intrinsic_dim": 20, "alpha": 10.0, "population": 10}),
 ]
 
 
-def options(seed: int) -> list[str]:
+def options(seed: int, budget: int) -> list[str]:
     name, settings = SEARCHERS[seed % 3]
     given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return ["--budget", str(BUDGET), "--seed", str(seed), "--searcher", name, *given]
+    return ["--budget", str(budget), "--seed", str(seed), "--searcher", name, *given]
 
 
 def stored(study: Path) -> Pairs:
@@ -57,10 +58,10 @@ def compare(quiet: Path, killed: Path, content: dict[str, Any], starts: int) -> 
     assert same(content) == same(wanted)
     assert content["replay_differs"] == 0
     pairs = stored(killed)
-    assert len(pairs) == content["evaluations"] == BUDGET
+    assert len(pairs) == content["evaluations"] == content["budget"]
     assert pairs == stored(quiet)
     assert asks(killed, content) == asks(quiet, wanted)
-    assert content["lm_evaluations"] >= BUDGET
+    assert content["lm_evaluations"] >= content["budget"]
     (curve,) = killed.glob("*/result.json")
     numbers = [json.loads(line)["training_iteration"] for line in curve.read_text().splitlines()]
     # Tune copies its logs to the study every ten seconds or so: with the driver dies what it had not copied.
@@ -71,27 +72,27 @@ def compare(quiet: Path, killed: Path, content: dict[str, Any], starts: int) -> 
 
 
 @pytest.fixture
-def quiet(ray_session: None, tmp_path: Path) -> Callable[[int], Path]:
+def quiet(kept_pool: None, tmp_path: Path) -> Callable[[int, int], Path]:
     """The study of an undisturbed run of a seed."""
 
-    def run(seed: int) -> Path:
+    def run(seed: int, budget: int) -> Path:
         study = tmp_path / f"quiet{seed}"
         if not study.exists():
             name, settings = SEARCHERS[seed % 3]
-            rayprompt.search(budget=BUDGET, seed=seed, searcher=name, settings=settings, scorers=1, out=study)
+            rayprompt.search(budget=budget, seed=seed, searcher=name, settings=settings, scorers=1, out=study)
         return study
 
     return run
 
 
-def test_one_kill_of_each(quiet: Callable[[int], Path], tmp_path: Path) -> None:
-    content, run = run_with_kills(tmp_path / "s", options(2), ["trial", "scorer", "router", "driver"], seed=0)
+def test_one_kill_of_each(quiet: Callable[[int, int], Path], tmp_path: Path) -> None:
+    content, run = run_with_kills(tmp_path / "s", options(2, SHORT), ["trial", "scorer", "router", "driver"])
     assert run.killed == dict.fromkeys(KINDS, 1)
-    compare(quiet(2), tmp_path / "s", content, run.starts)
+    compare(quiet(2, SHORT), tmp_path / "s", content, run.starts)
 
 
 @pytest.mark.slow
-def test_a_hundred_random_kills(quiet: Callable[[int], Path], tmp_path: Path) -> None:
+def test_a_hundred_random_kills(quiet: Callable[[int, int], Path], tmp_path: Path) -> None:
     rng = random.Random(0)
     total = dict.fromkeys(KINDS, 0)
     runs = 0
@@ -99,8 +100,8 @@ def test_a_hundred_random_kills(quiet: Callable[[int], Path], tmp_path: Path) ->
         seed = runs % 6
         kinds = [rng.choice(KINDS) for _ in range(12)]
         study = tmp_path / f"run{runs}"
-        content, run = run_with_kills(study, options(seed), kinds, seed=runs)
-        compare(quiet(seed), study, content, run.starts)
+        content, run = run_with_kills(study, options(seed, BUDGET), kinds, seed=runs)
+        compare(quiet(seed, BUDGET), study, content, run.starts)
         for kind in KINDS:
             total[kind] += run.killed[kind]
         runs += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoints import FAMILIES, make_checkpoint
 from conftest import task_of
 
 from rayprompt.errors import InputError, ScoringError
@@ -109,42 +109,9 @@ def check_ids(problem: Problem, part: str) -> None:
             assert row[read] == tokenizer.mask_token_id if problem.template.has_mask else read == len(row) - 1
 
 
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("BertForMaskedLM", {}),
-    "roberta": ("RobertaForMaskedLM", {"max_position_embeddings": 130}),
-    "distilbert": ("DistilBertForMaskedLM", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
-    "electra": ("ElectraForMaskedLM", {"embedding_size": 16}),
-    "albert": ("AlbertForMaskedLM", {"embedding_size": 16}),
-    "modernbert": ("ModernBertForMaskedLM", {"global_attn_every_n_layers": 1}),
-    "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
-    "gpt_neox": ("GPTNeoXForCausalLM", {}),
-    "llama": ("LlamaForCausalLM", {"num_key_value_heads": 1}),
-    "mistral": ("MistralForCausalLM", {"num_key_value_heads": 1}),
-    "qwen2": ("Qwen2ForCausalLM", {"num_key_value_heads": 1}),
-    "gemma2": ("Gemma2ForCausalLM", {"num_key_value_heads": 1, "head_dim": 16}),
-}
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def random_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint of a family with small random weights and tiny-masked's tokenizer."""
-    cls, extra = FAMILIES[request.param]
-    tokenizer = load_tokenizer("tiny-masked")
-    settings = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id, **extra,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    model_class = getattr(transformers, cls)
-    model = model_class(model_class.config_class(**settings))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0, 0.2)
-    folder = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(folder)
-    shutil.copy(BUNDLED / "tiny-masked" / "tokenizer.json", folder)
-    return str(folder)
+    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_every_family_scores_as_its_own_forward_pass(random_model: str, monkeypatch: pytest.MonkeyPatch) -> None:

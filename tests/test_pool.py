@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import ray
+from conftest import PoolOf
 from killing import descendants
 
 from rayprompt.budget import Ledger
@@ -81,34 +82,26 @@ def test_orders_hold_every_pair_once_and_never_split_a_forward_pass(problem: Pro
             assert {order.passes for order in orders} == {1}
 
 
-def test_two_scorers_give_the_same_bits(pool: ScoringPool, problem: Problem) -> None:
-    one = score(pool, problem, 12)
-    other = ScoringPool.start(problem.lm, scorers=2)
-    try:
-        assert len({info.pid for info in other.infos}) == 2
-        two = score(other, problem, 12)
-    finally:
-        other.shutdown()
+def test_two_scorers_give_the_same_bits(pool_of: PoolOf, problem: Problem) -> None:
+    one, two = (score(pool_of(problem.lm, scorers), problem, 12) for scorers in (1, 2))
+    assert len({info.pid for info in pool_of(problem.lm, 2).infos}) == 2
     assert one.label_log_probs.tobytes() == two.label_log_probs.tobytes()
 
 
-def test_a_dead_scorer_loses_nothing(problem: Problem, ray_session: None) -> None:
-    pool = ScoringPool.start(problem.lm, scorers=2)
-    try:
-        quiet = score(pool, problem, 60)
-        threading.Timer(0.3, os.kill, (pool.infos[0].pid, signal.SIGKILL)).start()
-        killed = score(pool, problem, 60)
-        assert quiet.label_log_probs.tobytes() == killed.label_log_probs.tobytes()
-        # What the dead scorer had in its hands was run again, and is counted.
-        pairs = len(quiet.tokens)
-        assert quiet.lm_evaluations == pairs
-        assert pairs < killed.lm_evaluations <= pairs + 16 * 8 * pool.window
-        deadline = time.monotonic() + 60
-        while ray.get(pool.router.stats.remote()) != {"queued": 0, "in_flight": 0, "alive": 2, "restarts": 1}:
-            assert time.monotonic() < deadline, ray.get(pool.router.stats.remote())
-            time.sleep(0.2)
-    finally:
-        pool.shutdown()
+def test_a_dead_scorer_loses_nothing(pool_of: PoolOf, problem: Problem) -> None:
+    pool = pool_of(problem.lm, 2)
+    quiet = score(pool, problem, 60)
+    threading.Timer(0.3, os.kill, (pool.infos[0].pid, signal.SIGKILL)).start()
+    killed = score(pool, problem, 60)
+    assert quiet.label_log_probs.tobytes() == killed.label_log_probs.tobytes()
+    # What the dead scorer had in its hands was run again, and is counted.
+    pairs = len(quiet.tokens)
+    assert quiet.lm_evaluations == pairs
+    assert pairs < killed.lm_evaluations <= pairs + 16 * 8 * pool.window
+    deadline = time.monotonic() + 60
+    while ray.get(pool.router.stats.remote()) != {"queued": 0, "in_flight": 0, "alive": 2, "restarts": 1}:
+        assert time.monotonic() < deadline, ray.get(pool.router.stats.remote())
+        time.sleep(0.2)
 
 
 def test_a_scorer_that_dies_while_it_loads_is_started_again(problem: Problem, ray_session: None) -> None:

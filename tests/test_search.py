@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import PoolOf, task_of
 from jsonschema import Draft202012Validator
 
 import rayprompt
@@ -67,9 +68,8 @@ def test_result_and_files(found: rayprompt.Result, problem: Problem) -> None:
     assert scores == sorted(scores)
 
 
-@pytest.mark.parametrize("scorers", [1, 2])
-def test_same_seed_same_result(found: rayprompt.Result, scorers: int, tmp_path: Path) -> None:
-    again = rayprompt.search(budget=64 * 40, seed=3, scorers=scorers, out=tmp_path / "again")
+def test_same_seed_same_result_on_one_scorer_and_on_two(found: rayprompt.Result, tmp_path: Path) -> None:
+    again = rayprompt.search(budget=64 * 40, seed=3, scorers=2, out=tmp_path / "again")
     assert stable(again) == stable(found)
 
 
@@ -139,8 +139,6 @@ def test_score_command_writes_parquet(ray_session: None, tmp_path: Path, capsys:
 
 
 def test_a_search_on_the_causal_lm_and_a_task_of_python_objects(ray_session: None, tmp_path: Path) -> None:
-    from conftest import task_of
-
     result = rayprompt.search(
         task_of(train=6), model="tiny-causal", searcher="random", budget=60, objective="gap", scorers=1,
         settings={"length": 2}, out=tmp_path / "s",
@@ -151,8 +149,6 @@ def test_a_search_on_the_causal_lm_and_a_task_of_python_objects(ray_session: Non
 
 
 def test_a_task_whose_metric_is_f1(ray_session: None, tmp_path: Path) -> None:
-    from conftest import task_of
-
     result = rayprompt.search(
         task_of(train=6, metric="f1"), searcher="random", budget=60, scorers=1, out=tmp_path / "s"
     )
@@ -189,24 +185,26 @@ def test_a_failing_searcher_ends_the_run_with_its_reason(
         rayprompt.search(budget=640, scorers=1, out=tmp_path / "s")
 
 
-def test_real_text_and_a_real_lm(ray_session: None, mr_folder: Path, minilm: str, tmp_path: Path) -> None:
+def test_real_text_and_a_real_lm(mr_folder: Path, minilm: str, tmp_path: Path) -> None:
+    """MR and minilm-reviews: a plain forward pass of the manual prompt is right on 65 of 100 of test."""
+    result = rayprompt.search(
+        mr_folder, model=minilm, split="short", budget=32 * 5, finalists=2, scorers=1, out=tmp_path / "s"
+    )
+    assert result.evaluations <= 32 * 5
+    manual = result.baselines["manual"].test
+    assert (manual.value, manual.n) == (pytest.approx(0.65), 100)
+
+
+@pytest.mark.slow
+def test_a_real_lms_accuracy(pool_of: PoolOf, mr_folder: Path, minilm: str) -> None:
     """MR, 16-13, minilm-reviews: the manual prompt's accuracy is the one measured independently (.739 on test)."""
     problem = Problem(mr_folder, minilm, split="16-13")
-    pool = ScoringPool.start(problem.lm, scorers=1)
-    try:
-        measured = rayprompt.evaluate("It was", problem, pool=pool)
-    finally:
-        pool.shutdown()
-    assert measured.estimate.value == pytest.approx(0.739, abs=0.002)
-    assert measured.estimate.n == 2000
-    result = rayprompt.search(mr_folder, model=minilm, split="short", budget=32 * 10, scorers=1, out=tmp_path / "s")
-    assert result.evaluations <= 320
-    assert result.test.n == 200
+    measured = rayprompt.evaluate("It was", problem, pool=pool_of(problem.lm, 1)).estimate
+    assert measured.value == pytest.approx(0.739, abs=0.002)
+    assert measured.n == 2000
 
 
 def test_what_cannot_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    from conftest import task_of
-
     with pytest.raises(InputError, match="a prompt of 200 tokens does not fit: the LM takes 128"):
         rayprompt.search(task_of(train=6, manual_prompt="good " * 200), budget=60, out=tmp_path / "s")
     assert not (tmp_path / "s").exists()

@@ -24,11 +24,6 @@ NAMES = sorted(searcher_paths())
 TEXT = [name for name in NAMES if load_searcher(name).kind == "text"]
 
 
-@pytest.fixture(scope="module")
-def view(problem: Problem) -> Problem:
-    return problem.for_search()
-
-
 def make(name: str, view: Problem, seed: int = 0) -> PromptSearcher:
     return load_searcher(name)(view, seed=seed, budget=200)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoints import ENCODER_DECODERS, FAMILIES, make_checkpoint
 from conftest import task_of
 from safetensors.numpy import save_file
 
@@ -19,7 +19,7 @@ from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.projection import Bounded, projection_digest, projection_matrix
 from rayprompt.lm.scorer import Bucket, LMScorer
-from rayprompt.lm.source import BUNDLED, load_tokenizer
+from rayprompt.lm.source import load_tokenizer
 from rayprompt.lm.vectors import vectors_digest, write_vectors
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.pool import ScoringPool, block_of
@@ -106,65 +106,19 @@ def test_a_cache_is_bounded_by_bytes() -> None:
 
 # Scores.
 
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("BertForMaskedLM", {}),
-    "roberta": ("RobertaForMaskedLM", {"max_position_embeddings": 130}),
-    "distilbert": ("DistilBertForMaskedLM", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
-    "electra": ("ElectraForMaskedLM", {"embedding_size": 16}),
-    "albert": ("AlbertForMaskedLM", {"embedding_size": 16}),
-    "modernbert": ("ModernBertForMaskedLM", {"global_attn_every_n_layers": 1}),
-    "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
-    "gpt_neox": ("GPTNeoXForCausalLM", {}),
-    "llama": ("LlamaForCausalLM", {"num_key_value_heads": 1}),
-    "gemma2": ("Gemma2ForCausalLM", {"num_key_value_heads": 1, "head_dim": 16}),
-    "t5": ("T5ForConditionalGeneration", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}),
-    "bart": (
-        "BartForConditionalGeneration",
-        {
-            "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
-        },
-    ),
-}  # fmt: skip
+ALL_FAMILIES = FAMILIES | ENCODER_DECODERS
 
 
-def make_model(family: str, folder: Path) -> str:
-    """A checkpoint of a family with small random weights and tiny-masked's tokenizer, which gets T5's sentinel."""
-    cls, extra = FAMILIES[family]
-    tokenizer = load_tokenizer("tiny-masked")
-    if family == "t5":
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
-    settings = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
-        "decoder_start_token_id": tokenizer.sep_token_id, **extra,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    model_class = getattr(transformers, cls)
-    model = model_class(model_class.config_class(**settings))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:  # with random norms nothing would depend on the input
-                weight.normal_(0, 0.2)
-    model.save_pretrained(folder)
-    if family == "t5":
-        tokenizer.save_pretrained(folder)
-    else:
-        shutil.copy(BUNDLED / "tiny-masked" / "tokenizer.json", folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=ALL_FAMILIES)
 def family_problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Problem:
     return problem_of(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def problem_of(family: str, folder_of: Path) -> Problem:
     """A small task on a small random LM of a family, or on a bundled LM."""
-    if family not in FAMILIES:
+    if family not in ALL_FAMILIES:
         return Problem(task_of(train=6), family)
-    folder = make_model(family, folder_of)
+    folder = make_checkpoint(family, folder_of)
     with pytest.MonkeyPatch.context() as monkey:
         # By the model's type some families would get a tokenizer class of their own.
         location = folder if family == "t5" else "tiny-masked"

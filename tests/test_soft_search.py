@@ -24,9 +24,8 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.soft import recall_start
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import SearchLoop
-from rayprompt.study.prepare import fits
+from rayprompt.study.prepare import fits, fitting
 from rayprompt.study.results import read_prompt_file
-from rayprompt.study.search import _fitting
 from searchers.cma_es import CMAESSearcher
 
 pytestmark = pytest.mark.usefixtures("kept_pool")
@@ -156,11 +155,11 @@ def test_text_found_on_a_proxy_is_measured_on_the_model(small: Problem, tmp_path
 
 def test_a_text_that_is_too_long_for_another_lm_is_cut(small: Problem) -> None:
     long = " ".join(["wonderful"] * 300)
-    prompt = _fitting(small, long)
+    prompt = fitting(small, long)
     assert fits(small, prompt)
     assert 10 < len(prompt.text.split()) < 130
     assert long.startswith(prompt.text)
-    assert _fitting(small, "it was") == small.prompt("it was")
+    assert fitting(small, "it was") == small.prompt("it was")
 
 
 def test_the_vectors_a_study_began_with_are_checked(problem: Problem, tmp_path: Path) -> None:

@@ -56,12 +56,18 @@ def in_order(results: Any) -> list[dict[str, Any]]:
     return sorted((r.metrics for r in results), key=lambda m: m["config"]["batch"])
 
 
-@pytest.mark.parametrize("name", [pytest.param("nevergrad", marks=pytest.mark.slow), "cma-es"])
+@pytest.mark.parametrize(
+    ("name", "settings", "count"),
+    [
+        pytest.param("nevergrad", {}, 50, marks=pytest.mark.slow, id="nevergrad"),
+        pytest.param("cma-es", {"length": 5, "alpha": 5.0, "population": 10}, 25, id="cma-es"),
+    ],
+)
 def test_three_ways_of_running_ask_for_the_same_and_end_the_same(
-    name: str, pool: ScoringPool, tiny: Problem, trainable: type[tune.Trainable], tmp_path: Path
-) -> None:
-    budget = 8 * 50
-    settings = {"length": 5, "alpha": 5.0} if name == "cma-es" else {}
+    name: str, settings: dict[str, Any], count: int, pool: ScoringPool, tiny: Problem,
+    trainable: type[tune.Trainable], tmp_path: Path,
+) -> None:  # fmt: skip
+    budget = 8 * count
     ways: dict[str, rayprompt.Result] = {}
     for way, more in (
         ("default", {}),
@@ -71,7 +77,7 @@ def test_three_ways_of_running_ask_for_the_same_and_end_the_same(
         ways[way] = rayprompt.search(
             tiny, searcher=name, budget=budget, seed=3, settings=settings, out=tmp_path / way, **more
         )
-    searcher = load_searcher(name)(tiny, seed=3, budget=budget // 8, **settings)
+    searcher = load_searcher(name)(tiny, seed=3, budget=count, **settings)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1),
@@ -81,8 +87,8 @@ def test_three_ways_of_running_ask_for_the_same_and_end_the_same(
 
     asked = {way: asked_for(tmp_path / way) for way in ways}
     asked["hand"] = [c.key for m in results for c in rayprompt.candidates(m["config"])]
-    asked["default"] = asked["default"][: budget // 8]  # a generation is asked for whole, and cut by the budget
-    assert len(asked["hand"]) == budget // 8
+    asked["default"] = asked["default"][:count]  # a generation is asked for whole, and cut by the budget
+    assert len(asked["hand"]) == count
     assert all(keys == asked["default"] for keys in asked.values())
     for result in ways.values():
         assert result.best_prompt == ways["default"].best_prompt

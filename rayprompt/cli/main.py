@@ -268,11 +268,13 @@ def list_(
 @app.command()
 def transfer(
     studies: Annotated[
-        list[Path], typer.Argument(metavar="STUDY", help="Finished searches' directories, of one task and split.")
+        list[Path],
+        typer.Argument(metavar="STUDY...", help="Directories of finished searches or comparisons, of one task."),
     ],
     models: Annotated[
         str, typer.Option(metavar="A,B", help="The LMs to go to; those that were searched on are among them anyway.")
     ] = "",
+    split: Annotated[str | None, typer.Option(help="Only what was found on this split, of a comparison.")] = None,
     data: DataOption = None,
     store: StoreOption = None,
     format_: Annotated[str, typer.Option("--format", help="text, md, csv or json.")] = "text",
@@ -293,6 +295,7 @@ def transfer(
         found = run(
             studies,
             [name.strip() for name in models.split(",") if name.strip()],
+            split=split,
             data=data,
             store=store,
             address=address,

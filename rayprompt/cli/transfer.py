@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rayprompt.comparison.transfer import Cell, Measured, Source, Transfer
+from rayprompt.comparison.sources import Source
+from rayprompt.comparison.transfer import Cell, Measured, Transfer
 from rayprompt.errors import InputError, did_you_mean
 from rayprompt.study.statistics import Estimate
 

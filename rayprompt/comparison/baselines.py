@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -162,18 +163,10 @@ def gradient_tuned(
     )
     states = sorted(tuned.states, key=lambda state: state.loss)
     prompts = [tuned_prompt(problem, space, state.vectors) for state in states]
-    dev = closer.scorer("dev")
-    scores = dev.scores(prompts)
-    estimates = [dev.estimate(s) for s in scores]
-    likelihood = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in scores]
-    if not np.isfinite(likelihood).any():
-        raise ScoringError(f"{problem.lm.name} gave no number for any gradient-tuned soft prompt on dev")
-    # As searches choose: of equal dev metrics the likelier labels decide, then the better on train.
-    keys = list(zip((e.value for e in estimates), np.nan_to_num(likelihood, nan=-np.inf), strict=True))
-    best = max(range(len(prompts)), key=lambda i: (keys[i], -i))
-    for i, prompt in enumerate(prompts):
+    best, dev = _best_on_dev(closer, prompts)
+    for prompt in prompts:
         if prompt.subspace.p0 != prompts[best].subspace.p0:
-            problem.vectors.pop(prompts[i].subspace.p0, None)  # they would travel with the problem
+            problem.vectors.pop(prompt.subspace.p0, None)  # they would travel with the problem
     return BaselinePrompt(
         GRADIENT,
         seed,
@@ -183,8 +176,21 @@ def gradient_tuned(
         passes=tuned.passes,
         seconds=tuned.seconds,
         train_loss=states[best].loss,
-        dev=estimates[best],
+        dev=dev,
     )
+
+
+def _best_on_dev(closer: Closer, prompts: Sequence[SoftPrompt]) -> tuple[int, Estimate]:
+    """Which prompt is the best on dev, as searches choose: of equal metrics the likelier labels decide, then order."""
+    dev = closer.scorer("dev")
+    scores = dev.scores(prompts)
+    estimates = [dev.estimate(s) for s in scores]
+    known = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in scores]
+    if not np.isfinite(known).any():
+        raise ScoringError(f"{closer.problem.lm.name} gave no number for any gradient-tuned soft prompt on dev")
+    likelihood = np.nan_to_num(known, nan=-np.inf).tolist()
+    best = max(range(len(prompts)), key=lambda i: (estimates[i].value, likelihood[i], -i))
+    return best, estimates[best]
 
 
 def tuned_prompt(problem: Problem, space: Subspace, vectors: FloatArray) -> SoftPrompt:

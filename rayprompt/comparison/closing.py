@@ -12,7 +12,7 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.comparison.baselines import GRADIENT, IN_CONTEXT, BaselinePrompt, gradient_tuned, in_context
 from rayprompt.comparison.curves import grid_of
-from rayprompt.comparison.outcome import BaselineOutcome, RunOutcome
+from rayprompt.comparison.outcome import COMPARISON_SCHEMA, BaselineOutcome, RunOutcome
 from rayprompt.comparison.plan import Run, Stratum
 from rayprompt.comparison.tables import EVALUATIONS, POINTS, SCORE, SECONDS, step_curve
 from rayprompt.errors import InputError, unknown
@@ -80,7 +80,7 @@ def close_all(
 
     if model not in content["test_opened"]:
         content["test_opened"].append(model)
-        write_manifest(job.study, content, "rayprompt.comparison/1")
+        write_manifest(job.study, content, COMPARISON_SCHEMA)
     outcomes = [_outcome(closings[e.run.stratum], e, choices[e.run.name], dev_curves[e.run.name]) for e in ended]
     for outcome in outcomes:
         write_final(job.study / outcome.name, outcome.evaluations, _scalars(outcome), _text(outcome))

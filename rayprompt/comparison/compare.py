@@ -15,7 +15,7 @@ import ray
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.comparison.closing import BASELINES, check_baselines, close_all
-from rayprompt.comparison.outcome import RESULT_FILE, STOPPED, Comparison, read_comparison
+from rayprompt.comparison.outcome import COMPARISON_SCHEMA, RESULT_FILE, STOPPED, Comparison, read_comparison
 from rayprompt.comparison.plan import SAMPLES, Entry, Run, Settings, Stratum, entries_of, parse_seeds, runs_of
 from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.tables import Prices, parse_target, tables_of
@@ -46,7 +46,6 @@ from rayprompt.study.session import Cluster, connected, loaded
 from rayprompt.study.trace import FOLDER, Trace, read_run
 from rayprompt.task import Task, load_task
 
-SCHEMA = "rayprompt.comparison/1"
 SEEDS = 5
 TaskLike = str | Path | Mapping[str, Any] | Task
 
@@ -219,7 +218,7 @@ def resume_comparison(
     """
     started = time.perf_counter()
     path = Path(study).expanduser().resolve()
-    record = read_manifest(path, SCHEMA)
+    record = read_manifest(path, COMPARISON_SCHEMA)
     if (path / RESULT_FILE).is_file():
         return read_comparison(path)
     given = {task.name: task for task in tasks}
@@ -377,7 +376,7 @@ def _begin(job: Job, store: ScoreStore) -> dict[str, Any]:
                     f"note: {name} was {was} when the comparison began and is {now.get(name)} now: last bits may differ"
                 )
                 job.listener(Progress("start", message))
-    write_manifest(job.study, content, SCHEMA)
+    write_manifest(job.study, content, COMPARISON_SCHEMA)
     store.prepare()
     return content
 
@@ -413,7 +412,7 @@ def _same_device(job: Job, content: dict[str, Any], model: str, pool: ScoringPoo
         raise InputError(
             f"{job.study}: the scorers of {model} were {was} when the comparison began, {pool.content} now"
         )
-    write_manifest(job.study, content, SCHEMA)
+    write_manifest(job.study, content, COMPARISON_SCHEMA)
     return {"scorers": len(pool.infos), **pool.content}
 
 

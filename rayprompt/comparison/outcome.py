@@ -12,7 +12,8 @@ from rayprompt.errors import InputError
 from rayprompt.study.statistics import Estimate
 from rayprompt.tables import read_text
 
-COMPARE_SCHEMA = "rayprompt.compare/1"
+COMPARE_SCHEMA = "rayprompt.compare/1"  # of the outcome
+COMPARISON_SCHEMA = "rayprompt.comparison/1"  # of study.yaml
 RESULT_FILE = "comparison.json"
 STOPPED = "scheduler"  # how a run ended that the Tune scheduler stopped
 

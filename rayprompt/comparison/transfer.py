@@ -11,67 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.budget import Ledger
-from rayprompt.candidate import SoftPrompt, TextPrompt, candidate_from_json
+from rayprompt.candidate import TextPrompt
 from rayprompt.comparison.significance import holm
+from rayprompt.comparison.sources import Source, sources_of
 from rayprompt.errors import InputError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.closing import Choice, Closer
-from rayprompt.study.manifest import FILE, read_manifest
 from rayprompt.study.prepare import check_room, fitting
 from rayprompt.study.progress import Listener, Progress, silent
-from rayprompt.study.results import Baseline, Result, read_result
+from rayprompt.study.results import Baseline
 from rayprompt.study.session import Cluster, connected, loaded
 from rayprompt.study.statistics import Estimate, answers, mcnemar
 from rayprompt.task import Task, load_task
 
 TRANSFER_SCHEMA = "rayprompt.transfer/1"
 SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a finished search found: a row of the table.
-
-    Attributes:
-        name, path: what it is called, and its directory.
-        model, model_location, model_digest: the LM that its figures are of; with a proxy the one that counted.
-        task, task_location, task_digest, data, split: of the task; the location is None for Python objects.
-        finalists: as text prompts with the token ids they had, best on train first; of a soft winner the one text that
-            was measured with it.
-        winner: the position of the one that dev picked on its own LM.
-        as_text: it is a search of soft prompts, and its winner stands here as text.
-        test: what the study measured of that winner.
-    """
-
-    name: str
-    path: Path
-    model: str
-    model_location: str
-    model_digest: str
-    task: str
-    task_location: str | Mapping[str, Any] | None
-    task_digest: str
-    data: str | None
-    split: str
-    finalists: tuple[TextPrompt, ...]
-    winner: int
-    as_text: bool
-    test: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "study_dir": str(self.path),
-            "model": self.model,
-            "model_digest": self.model_digest,
-            "as_text": self.as_text,
-            "finalists": [{**prompt.to_json(), "key": prompt.key} for prompt in self.finalists],
-            "winner": self.winner,
-            "test": self.test.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -216,6 +173,7 @@ def transfer(
     studies: str | Path | Sequence[str | Path],
     models: Sequence[str | Path] = (),
     *,
+    split: str | None = None,
     task: Task | None = None,
     data: str | Path | None = None,
     store: str | Path | None = None,
@@ -230,8 +188,9 @@ def transfer(
     for them, for the searches' own winners and for the baselines.
 
     Args:
-        studies: the directory of a finished search, or several of one task and split.
+        studies: the directory of a finished search, or several of one task and split; of a comparison all its runs.
         models: the LMs to go to; those that were searched on are among them anyway.
+        split: only what was found on this one, of comparisons over several.
         task: for studies of a task made of Python objects, that task.
         data: where a public task's examples are now, if elsewhere than when it was searched on.
         store: a directory (or URI) where scores are kept and looked up.
@@ -245,7 +204,8 @@ def transfer(
     """
     started = time.perf_counter()
     paths = [studies] if isinstance(studies, str | Path) else list(studies)
-    sources = _named([source for path in paths for source in sources_of(path)])
+    found = [source for path in paths for source in sources_of(path)]
+    sources = _named([source for source in found if split in (None, source.split)])
     problems = _targets(sources, _task_of(sources, task, data), models)
     rows = [_carry(sources, problem, problems) for problem in problems]
     known = None
@@ -279,54 +239,6 @@ def transfer(
     )
 
 
-def sources_of(location: str | Path) -> list[Source]:
-    """The finished searches in a directory.
-
-    Raises:
-        InputError: it is not a study's, or the study has not come to its end.
-    """
-    path = Path(location).expanduser().resolve()
-    if not path.is_dir():
-        raise InputError(f"STUDY {location}: no such directory; a study's is wanted (rayprompt search --out DIR)")
-    if not (path / FILE).is_file():
-        raise InputError(f"STUDY {location}: not a study (it holds no {FILE})")
-    record = read_manifest(path)
-    if not (path / "result.json").is_file():
-        raise InputError(
-            f"STUDY {location}: not finished (it holds no result.json); to go on: rayprompt search --resume {location}"
-        )
-    result = read_result(path / "result.json")
-    finalists, winner = _found(result)
-    model, about = record["target"] or record["model"], record["task"]
-    return [
-        Source(
-            name=path.name,
-            path=path,
-            model=model["name"],
-            model_location=model["location"],
-            model_digest=model["digest"],
-            task=about["name"],
-            task_location=about["location"],
-            task_digest=about["digest"],
-            data=about.get("data"),
-            split=about["split"],
-            finalists=finalists,
-            winner=winner,
-            as_text=result.decoded is not None,
-            test=result.test if result.decoded is None else result.decoded.test,
-        )
-    ]
-
-
-def _found(result: Result) -> tuple[tuple[TextPrompt, ...], int]:
-    """The finalists as text prompts, and the position of the winner."""
-    if result.decoded is not None:
-        return (result.decoded.prompt,), 0
-    prompts = [candidate_from_json(form) for form in result.finalists]
-    texts = tuple(prompt for prompt in prompts if not isinstance(prompt, SoftPrompt))
-    return texts, [prompt.key for prompt in texts].index(result.best_prompt.key)
-
-
 def _named(sources: list[Source]) -> list[Source]:
     """With names that tell them apart.
 
@@ -335,11 +247,14 @@ def _named(sources: list[Source]) -> list[Source]:
     """
     if not sources:
         raise InputError("transfer of what? give the directory of one or more finished searches")
-    twice = [path for path, count in Counter(source.path for source in sources).items() if count > 1]
+    twice = [path for path, count in Counter((s.path, s.name) for s in sources).items() if count > 1]
     if twice:
-        raise InputError(f"STUDY {twice[0]}: given twice")
+        raise InputError(f"STUDY {twice[0][0]}: given twice")
     names = Counter(source.name for source in sources)
-    return [source if names[source.name] == 1 else replace(source, name=str(source.path)) for source in sources]
+    return [
+        source if names[source.name] == 1 else replace(source, name=f"{source.path}/{source.name}")
+        for source in sources
+    ]
 
 
 def _task_of(sources: Sequence[Source], given: Task | None, data: str | Path | None) -> Task:

@@ -34,8 +34,8 @@ class TuningPlan:
 
     Attributes:
         steps: of AdamW, each over all examples.
-        learning_rate: in units of the embeddings' standard deviation where the prompt is put in, so that one value
-            does for LMs whose embeddings differ in size.
+        learning_rate: in units of the embeddings' standard deviation where the prompt is put in: behind a norm they
+            are far longer than the word embeddings, and so one value does for both kinds of LM.
         checkpoints: how many states are given back, evenly spaced, the last one behind the last step.
         noise: standard deviation of what a seed adds to the start, in the same unit.
         weight_decay: of AdamW.
@@ -44,7 +44,7 @@ class TuningPlan:
         InputError: a value is out of range.
     """
 
-    steps: int = 100
+    steps: int = 60
     learning_rate: float = 0.1
     checkpoints: int = 5
     noise: float = 0.1
@@ -149,17 +149,13 @@ class Tuner:
             )
             if front:
                 dummies = np.full((len(some), front), part.pad_id, dtype=np.int64)
-                ids, tokens, read, start = (
-                    np.concatenate([dummies, ids], axis=1),
-                    tokens + front,
-                    read + front,
-                    start * 0,
-                )
+                ids, start = np.concatenate([dummies, ids], axis=1), start * 0
+                tokens, read = tokens + front, read + front
             mask = (np.arange(longest) < tokens[:, None]).astype(np.int64)
             yield _Batch(*(torch.from_numpy(x).to(device) for x in (ids, mask, read, start, gold[some])))
 
     def unit(self) -> float:
-        """The standard deviation of the examples' embeddings where the prompt is put in, positions included."""
+        """The standard deviation of the longest examples' embeddings where the prompt is put in, positions included."""
         import torch
 
         batch = self.batches[0]

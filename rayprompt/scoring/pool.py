@@ -237,8 +237,8 @@ class ScoringPool:
             p0: initial vectors, by digest.
 
         Raises:
-            InputError: the prompt does not fit the LM.
-            ScoringError: the LM raised, or the pool is lost.
+            InputError: the initial vectors are not at hand.
+            ScoringError: the LM raised, the prompt does not fit it, or the pool is lost.
         """
         self.add(part)
         tuned: Tuned = self._ask_scorer(

@@ -100,6 +100,17 @@ def write_manifest(study: Path, content: Mapping[str, Any], schema: str = SCHEMA
     write_whole(study / FILE, text)
 
 
+def kind_of(study: Path) -> str:
+    """The schema that a study's study.yaml names; empty where it cannot be read."""
+    import yaml
+
+    try:
+        content = yaml.safe_load((study / FILE).read_text(encoding="utf-8"))
+        return str(content["schema"])
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return ""
+
+
 def read_manifest(study: Path, schema: str = SCHEMA) -> dict[str, Any]:
     """The content of a study's study.yaml.
 
