@@ -316,8 +316,9 @@ def outcome(searcher: str, split: str, seed: int, test: float, best: list[tuple[
         name=f"{searcher}-{split}-{seed}", searcher=searcher, group=searcher, settings={}, objective="accuracy",
         task="t", split=split, model="m", seed=seed, end="budget", prompt={"kind": "text", "text": ""}, train=estimate,
         dev=estimate, test=estimate, top=(estimate,), decoded=None, finalists=(), p_value_manual=None,
-        best_objective=best[-1][1], best_score=best[-1][1], evaluations=best[-1][0], candidates=1, tokens=1000, device_seconds=36.0,
-        lm_evaluations=0, cache_hits=0, own_seconds=0.0, seconds=0.0, tokens_per_use=20.0, curve=curve,
+        best_objective=best[-1][1], best_score=best[-1][1], evaluations=best[-1][0], candidates=1, tokens=1000,
+        device_seconds=36.0, lm_evaluations=0, cache_hits=0, own_seconds=0.0, seconds=0.0, tokens_per_use=20.0,
+        curve=curve,
         dev_curve=tuple((row[0], row[1], test) for row in curve),
     )  # fmt: skip
 

@@ -17,14 +17,14 @@ import rayprompt
 from rayprompt.store.store import ScoreStore
 
 BUDGET = 64 * 150 + 17  # the last candidate is cut
-SHORT = 64 * 120 + 17
+SHORT = 64 * 60 + 17
 Pairs = dict[tuple[str, str], bytes]
 
 
 SEARCHERS: list[tuple[str, dict[str, float]]] = [
     ("nevergrad", {}),
     ("random", {}),
-    ("cma-es", {"length": 5, "intrinsic_dim": 20, "alpha": 10.0, "population": 10}),
+    ("cma-es", {"length": 5, "intrinsic_dim": 20, "alpha": 10.0, "population": 5}),
 ]
 
 

@@ -90,9 +90,9 @@ def test_two_scorers_give_the_same_bits(pool_of: PoolOf, problem: Problem) -> No
 
 def test_a_dead_scorer_loses_nothing(pool_of: PoolOf, problem: Problem) -> None:
     pool = pool_of(problem.lm, 2)
-    quiet = score(pool, problem, 60)
+    quiet = score(pool, problem, 40)
     threading.Timer(0.3, os.kill, (pool.infos[0].pid, signal.SIGKILL)).start()
-    killed = score(pool, problem, 60)
+    killed = score(pool, problem, 40)
     assert quiet.label_log_probs.tobytes() == killed.label_log_probs.tobytes()
     # What the dead scorer had in its hands was run again, and is counted.
     pairs = len(quiet.tokens)
@@ -301,7 +301,7 @@ import ray
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 
-ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
 pool = ScoringPool.start(Problem("reviews", "tiny-masked").lm)
 print(sorted(info.gpus for info in pool.infos), len({info.pid for info in pool.infos}))
 pool.shutdown()

@@ -166,6 +166,7 @@ def embedding_site(model: Any) -> Any:
         "albert": lambda m: m.albert.embeddings, "modernbert": lambda m: m.model.embeddings.norm,
         "gpt2": lambda m: m.transformer.drop, "gpt_neox": lambda m: m.gpt_neox.emb_dropout,
         "llama": lambda m: m.model.embed_tokens, "gemma2": lambda m: m.model.embed_tokens,
+        "mistral": lambda m: m.model.embed_tokens, "qwen2": lambda m: m.model.embed_tokens,
         "t5": lambda m: m.encoder.dropout, "bart": lambda m: m.model.encoder.layernorm_embedding,
     }  # fmt: skip
     return body[model.config.model_type](model)

@@ -90,7 +90,8 @@ class RunOutcome:
         content = asdict(self)
         for name in ("train", "dev", "test"):
             content[name] = getattr(self, name).to_json()
-        return {**content, "top": [e.to_json() for e in self.top]}
+        rows = {name: [list(row) for row in getattr(self, name)] for name in ("curve", "dev_curve")}
+        return {**content, **rows, "top": [e.to_json() for e in self.top], "finalists": list(content["finalists"])}
 
     @classmethod
     def from_json(cls, form: Mapping[str, Any]) -> RunOutcome:
