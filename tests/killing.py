@@ -89,7 +89,7 @@ class Run:
         while time.monotonic() < deadline and self.process.poll() is None:
             if set((self.study / "scores").glob("*.parquet")) - written:
                 return
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def finish(self) -> dict[str, Any]:
         """Wait for the result."""
@@ -142,6 +142,6 @@ if __name__ == "__main__":
     from rayprompt.cli.main import main
 
     # Often enough for a run of seconds to have several.
-    studies.SNAPSHOT_SECONDS, studies.FLUSH_SECONDS = 1.0, 0.3
-    comparisons.SNAPSHOT_SECONDS, comparisons.FLUSH_SECONDS = 1.0, 0.3
+    studies.SNAPSHOT_SECONDS, studies.FLUSH_SECONDS = 1.0, 0.1
+    comparisons.SNAPSHOT_SECONDS, comparisons.FLUSH_SECONDS = 1.0, 0.1
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import signal
@@ -24,9 +25,18 @@ from test_search import check
 import rayprompt
 from rayprompt import Candidate, Comparison, InputError, PromptSearcher, Scores
 from rayprompt.cli.compare import as_csv, as_markdown, as_text
+from rayprompt.cli.leaderboard import Leaderboard
+from rayprompt.cli.main import app
+from rayprompt.cli.main import run as run_command
+from rayprompt.comparison.job import Job, problems_of
 from rayprompt.comparison.outcome import RunOutcome
+from rayprompt.comparison.plan import entries_of, runs_of
 from rayprompt.comparison.tables import Prices, tables_of
+from rayprompt.store.files import Folder
+from rayprompt.study.progress import silent
+from rayprompt.study.session import Cluster
 from rayprompt.study.statistics import Estimate
+from rayprompt.study.trace import Trace, write_run
 
 BUDGET, SEEDS = 64 * 20, 5
 # Of another run of the same comparison.
@@ -118,12 +128,17 @@ def test_every_run_had_its_budget_and_is_the_search_of_that_seed(
     assert run.prompt["text"] == alone.best_prompt.to_json()["text"]
     assert (run.train, run.dev, run.test) == (alone.train, alone.dev, alone.test)
     assert run.p_value_manual == alone.p_value
-    best = sorted(alone.finalists, key=lambda f: -f["dev"])[:3]
-    assert {len(run.top), run.top[0].value == run.test.value} == {len(best), True}
-    # What its pairs cost is its own, though it shares the store with the same search under another name.
+    # The three best on dev, each as `evaluate` has it on test.
+    third = sorted((f["dev"] for f in alone.finalists), reverse=True)[2]
+    best = [rayprompt.candidate_from_json(f) for f in alone.finalists if f["dev"] >= third]
+    tests = [rayprompt.evaluate(prompt, rayprompt.Problem(), store=tmp_path / "s").estimate for prompt in best]
+    assert len(run.top) == 3
+    assert run.top[0] == run.test
+    assert all(estimate in tests for estimate in run.top)
+    # What it costs is its own, whoever has scored the same pairs.
     (same,) = (r for r in verdict.runs if r.searcher == "again" and r.seed == 3)
     assert same.tokens == run.tokens == alone.tokens
-    assert same.lm_evaluations + run.lm_evaluations <= 2 * BUDGET
+    assert {r.lm_evaluations for r in verdict.runs} == {BUDGET}
 
 
 def test_two_names_of_one_searcher_cannot_be_told_apart_and_the_handicapped_one_is_behind(verdict: Comparison) -> None:
@@ -215,6 +230,7 @@ def test_tensorboard_finds_scalars_by_evaluations_prompts_and_hyperparameters(ve
         (final,) = events.Scalars("final/test")
         assert (final.step, final.value) == (run.evaluations, pytest.approx(run.test.value))
         texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("best_prompt/text_summary")]
+        assert texts
         assert all(text.startswith("`") for text in texts)
         (winner,) = events.Tensors("final/prompt/text_summary")
         assert winner.tensor_proto.string_val[0].decode() == f"`{run.prompt['text']}`"
@@ -280,8 +296,9 @@ def test_soft_searchers_ranges_and_the_gradients_ceiling(shared_pools: None, tmp
 
 def test_a_scheduler_stops_weak_runs_and_that_is_said(shared_pools: None, tmp_path: Path) -> None:
     found = rayprompt.compare(
-        searchers={"random": "random", "stubborn": Stubborn}, seeds=2, budget=64 * 50, baselines=[], max_concurrent=4,
+        searchers={"random": "random", "stubborn": Stubborn}, seeds=2, budget=64 * 50, baselines=[], max_concurrent=2,
         scheduler={"name": "median", "grace_period": 64 * 10, "min_samples_required": 2}, out=tmp_path / "s",
+        listener=Leaderboard(),
     )  # fmt: skip
     stopped = [run for run in found.runs if run.end == "scheduler"]
     assert stopped, "of two pairs of runs the worse ones are stopped"
@@ -293,24 +310,64 @@ def test_a_scheduler_stops_weak_runs_and_that_is_said(shared_pools: None, tmp_pa
     assert "*" in as_text(found)
 
 
-def test_several_lms_and_splits_in_one_comparison(shared_pools: None, mr_folder: Path, tmp_path: Path) -> None:
+class Unlucky(Stubborn):
+    """Fails with seed 1, as long as there is no file to say that it may work."""
+
+    name = "unlucky"
+    gate = Path()
+
+    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
+        if self.seed == 1 and not self.gate.exists():
+            raise ValueError("out of luck")
+
+
+def test_a_run_that_fails_leaves_the_others_and_is_tried_again(shared_pools: None, tmp_path: Path) -> None:
+    cls = type("Gated", (Unlucky,), {"gate": tmp_path / "gate", "__module__": __name__})
+    options = {"seeds": 2, "budget": 128, "baselines": [], "max_concurrent": 2, "out": tmp_path / "s"}
+    found = rayprompt.compare(searchers={"unlucky": cls}, **options)
+    assert found.failed == {"unlucky-s1": "ValueError: out of luck"}
+    assert [run.name for run in found.runs] == ["unlucky-s0"]
+    assert as_text(found).count("failed: unlucky-s1: ValueError: out of luck") == 1
+    (tmp_path / "gate").touch()
+    again = rayprompt.resume_comparison(tmp_path / "s", searchers={"unlucky": cls})
+    assert not again.failed
+    assert [run.name for run in again.runs] == ["unlucky-s0", "unlucky-s1"]
+    assert again.runs[0].curve == found.runs[0].curve
+
+
+def test_several_lms_in_one_comparison(shared_pools: None, mr_folder: Path, tmp_path: Path) -> None:
     found = rayprompt.compare(
-        ["reviews", mr_folder], ["random"], models=["tiny-masked", "tiny-causal"], splits=None, seeds=1, budget=64,
+        mr_folder, ["random"], models=["tiny-masked", "tiny-causal"], splits="short", seeds=1, budget=32,
         baselines=[], max_concurrent=2, out=tmp_path / "s",
     )  # fmt: skip
-    assert len(found.runs) == 4
     assert [(t["task"], t["model"]) for t in found.tables] == [
-        ("reviews", "tiny-masked"), ("mr", "tiny-masked"), ("reviews", "tiny-causal"), ("mr", "tiny-causal"),
+        ("mr", "tiny-masked"),
+        ("mr", "tiny-causal"),
         (None, None),
-    ]  # fmt: skip
+    ]
     overall = found.tables[-1]["rows"][0]["test"]["mean"]
     assert overall == pytest.approx(np.mean([run.test.value for run in found.runs]))
     assert set(found.pools) == {"tiny-masked", "tiny-causal"}
 
 
+def test_tasks_and_splits_become_problems(mr_folder: Path) -> None:
+    found = problems_of([mr_folder, "reviews"], ["tiny-masked"], None, None, allow_leaks=False)
+    assert list(found) == [("mr", "16-13", "tiny-masked"), ("reviews", "default", "tiny-masked")]
+    every = problems_of([mr_folder], ["tiny-masked", "tiny-causal"], "all", None, allow_leaks=False)
+    assert [stratum[1:] for stratum in every] == [
+        (split, model) for model in ("tiny-masked", "tiny-causal") for split in ("16-13", "16-21", "short")
+    ]
+    some = problems_of([mr_folder], ["tiny-masked"], ["16-21", "short"], None, allow_leaks=False)
+    assert [stratum[1] for stratum in some] == ["16-21", "short"]
+
+
+def accuracy(value: float) -> Estimate:
+    return Estimate("accuracy", value, 100, (max(0.0, value - 0.1), min(1.0, value + 0.1)))
+
+
 def outcome(searcher: str, split: str, seed: int, test: float, best: list[tuple[int, float]]) -> RunOutcome:
     """A run as it might have come out."""
-    estimate = Estimate("accuracy", test, 100, (max(0.0, test - 0.1), min(1.0, test + 0.1)))
+    estimate = accuracy(test)
     curve = tuple((float(n), n / 1000, value, value) for n, value in best)
     return RunOutcome(
         name=f"{searcher}-{split}-{seed}", searcher=searcher, group=searcher, settings={}, objective="accuracy",
@@ -336,6 +393,141 @@ def test_evaluations_to_reach_what_the_reference_reaches() -> None:
     assert rows["fast"]["to_target"] == {"reached": 3, "of": 3, "median": 300}
     assert rows["fast"]["area_score"]["mean"] == pytest.approx(np.mean([0.9 - 0.3 * s / 900 for s in (100, 200, 300)]))
     assert rows["slow"]["cost"]["price"] == pytest.approx(0.1 + 0.1)
+
+
+def test_half_of_an_even_number_of_runs() -> None:
+    runs = [outcome("a", "x", seed, 0.5, [(10, 0.1), (100 * (seed + 1), 0.5 + seed / 10)]) for seed in range(2)]
+    (table,) = tables_of(runs, [], budget=1000, reference="a")
+    assert table["target"]["value"] == 0.6
+    assert table["rows"][0]["to_target"] == {"reached": 1, "of": 2, "median": 200}
+
+
+def test_a_searcher_without_runs_on_a_split_has_no_place() -> None:
+    """It would be compared on the easy splits alone."""
+    runs = [
+        outcome("a", split, seed, value, [(10, value)]) for split, value in (("x", 0.5), ("y", 0.9)) for seed in (0, 1)
+    ]
+    runs += [outcome("b", "y", seed, 0.91, [(10, 0.8)]) for seed in (0, 1)]
+    (table,) = tables_of(runs, [], budget=10, reference="gone")
+    assert [(row["searcher"], row["rank"], row["letters"]) for row in table["rows"]] == [("a", 1, "a"), ("b", None, "")]
+    assert table["tests"]["test"]["pairs"] == []
+    assert table["target"]["from"] == "a"
+    other = [outcome("b", "x", 0, 0.9, [(10, 0.8)]), outcome("a", "y", 0, 0.9, [(10, 0.8)])]
+    (table,) = tables_of(other, [], budget=10, reference="a")
+    assert {row["rank"] for row in table["rows"]} == {None}
+    assert table["tests"] == {}
+
+
+def test_the_cost_of_drawn_settings_is_that_of_all_configurations() -> None:
+    runs = [
+        dataclasses.replace(outcome(label, "x", seed, 0.5, [(100, 0.5)]), group="a", dev=dev)
+        for seed in (0, 1)
+        for label, dev in (("a#1", accuracy(0.6)), ("a#2", accuracy(0.7)))
+    ]
+    (table,) = tables_of(runs, [], budget=100, reference="a")
+    (row,) = table["rows"]
+    assert row["configuration"]["label"] == "a#2"
+    assert (row["runs"], row["cost"]["evaluations"], row["cost"]["tokens"]) == (2, 200, 2000)
+
+
+def test_a_stop_mark_counts_only_with_the_report_it_was_made_at(tmp_path: Path) -> None:
+    """An older report, or a run that was taken up again, is not what the scheduler stopped."""
+    (entry,) = entries_of(["random"], {})
+    (run,) = runs_of([entry], [("t", "x", "m")], [0])
+    options = {"budget": 100, "finalists": 1}
+    job = Job({}, [entry], [run], [0], tmp_path, "id", ".", options, Cluster(), silent, 0.0)
+    report = {"end": "", "evaluations": 64}
+    write_run(Folder.at(tmp_path), job.plan(run).search, report, Trace())
+    assert job.ended(run) is None
+    job.mark_stopped(run, 96)
+    assert job.ended(run) is None
+    write_run(Folder.at(tmp_path), job.plan(run).search, {**report, "evaluations": 96}, Trace())
+    assert job.ended(run)[0] == {"end": "scheduler", "evaluations": 96}
+    write_run(Folder.at(tmp_path), job.plan(run).search, {"end": "budget", "evaluations": 100}, Trace())
+    assert job.ended(run)[0]["end"] == "budget"
+    file = next((tmp_path / "runs").glob("*.json"))
+    file.write_text(file.read_text()[:20])
+    assert job.ended(run) is None
+
+
+def test_a_comparison_that_died_in_its_closing_phase_and_was_moved(
+    shared_pools: None, problem: rayprompt.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model given by a relative path, too: the directory of the resume is another one."""
+    (tmp_path / "lm").symlink_to(problem.lm.location if Path(problem.lm.location).is_dir() else problem.lm.path)
+    monkeypatch.chdir(tmp_path)
+    found = rayprompt.compare(
+        searchers=["random"], seeds=1, budget=128, models=["./lm"], baselines=["in-context"], out="s", max_concurrent=1
+    )
+    (tmp_path / "s" / "comparison.json").unlink()
+    (tmp_path / "s").rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    again = rayprompt.resume_comparison(tmp_path / "moved")
+    assert again.study_dir == tmp_path / "moved"
+    assert stable(again.to_json()) == stable(found.to_json())
+
+
+def test_what_is_given_on_the_command_line_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("tasks: [reviews]\nsearchers: [random]\nseeds: 2\nbudget: 64\nsettings: {random: {length: 3}}\n")
+    told: list[dict[str, Any]] = []
+
+    def instead(**options: Any) -> None:
+        told.append(options)
+        raise InputError("seen")
+
+    monkeypatch.setattr("rayprompt.comparison.compare.compare", instead)
+    assert run_command(app, ["compare", "--config", str(file), "--seeds", "4", "--set", "length=5"]) == 2
+    assert (told[0]["seeds"], told[0]["budget"], told[0]["searchers"]) == (4, 64, ["random"])
+    assert told[0]["settings"] == {"random": {}, "*": {"length": "5"}}
+    assert run_command(app, ["compare", "--config", str(file), "--set", "random.length=4"]) == 2
+    assert told[1]["settings"] == {"random": {"length": "4"}}
+    assert told[1]["seeds"] == 2
+
+
+COMMANDS = {
+    "format": (["--format", "table"], "--format table: must be text, md, csv, json"),
+    "seeds": (["--seeds", "many"], "--seeds many: must be a number of seeds"),
+    "set": (["--set", "length"], "--set length: must be NAME.KEY=VALUE"),
+    "set twice": (["--set", "length=3", "--set", "length=4"], "--set length: given twice"),
+    "resume and more": (["--resume", "x", "--seeds", "3"], "--seeds beside --resume: a comparison goes on as it began"),
+    "resume what": (["--resume", "nowhere"], "nowhere: no such directory"),
+    "target": (["--target", "nan"], "--target nan: must be a number"),
+    "scorers": (["--scorers", "0"], "--scorers 0: must be 1 or more"),
+    "price": (["--price-per-hour", "inf"], "--price-per-hour inf: must be a number"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), COMMANDS.values(), ids=COMMANDS)
+def test_wrong_options(
+    given: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(app, ["compare", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+FILES = {
+    "key": ("task: reviews\n", "unknown key 'task'"),
+    "models": ("models: [5]\n", "models is a list of text, not of 5"),
+    "seeds": ("seeds: [a]\n", "seeds is a list of a whole number, not of 'a'"),
+    "searcher": ("searchers: {a: 5}\n", "5 is neither a searcher's name nor its class"),
+    "scheduler": ("scheduler: {name: [x]}\n", "unknown scheduler ['x']"),
+    "choice": ("settings: {random: {length: {choice: []}}}\n", "choice([]) is not a range"),
+    "settings": ("settings: {random: 3}\n", "settings maps a searcher's name to its settings"),
+    "record": ("schema: rayprompt.comparison/1\n", "rayprompt compare --resume goes on with it"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES)
+def test_wrong_study_files(
+    content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(content)
+    assert run_command(app, ["compare", "--config", "c.yaml"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_splits_are_the_unit_of_the_interval_where_there_are_three() -> None:
@@ -373,13 +565,15 @@ ERRORS = {
     "option of a scheduler": ({"scheduler": {"name": "asha", "eta": 3}}, "scheduler asha: "),
     "target": ({"target": "loss=3"}, "unknown target 'loss'"),
     "target's value": ({"target": "best_score=high"}, "--target best_score=high: must be a number"),
-    "price": ({"price_per_hour": -1.0}, "--price-per-hour -1.0: must be 0 or more"),
+    "price": ({"price_per_hour": -1.0}, "--price-per-hour -1.0: must be a number, 0 or more"),
+    "not storable": ({"settings": {"random": {"phrases": object}}}, "must be a number, a text or a list of them"),
+    "no class": ({"searchers": {"a": 5}}, "5 is neither a searcher's name nor its class"),
     "split": ({"splits": ["16-13"]}, "unknown split '16-13' in task reviews"),
     "model twice": (
         {"models": ["tiny-masked", "tiny-masked"]},
         "task reviews, split default, model tiny-masked: given",
     ),
-    "no room": ({"searchers": ["cma-es"], "settings": {"cma-es": {"length": 200}}}, "takes 128 tokens"),
+    "no room": ({"searchers": ["cma-es"], "settings": {"cma-es": {"length": 200}}}, "128"),
     "concurrency": ({"max_concurrent": 0}, "--max-concurrent 0: must be 1 or more runs"),
 }
 

@@ -270,7 +270,7 @@ def test_the_published_prompt_is_converted(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_recipe_runs(ray_session: None, kept_pool: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = reviews(tmp_path / "data", "16-42")
-    small = ["--model", "tiny-masked", "--data", str(data), "--budget", "3840"]
+    small = ["--model", "tiny-masked", "--data", str(data), "--budget", "1280"]
     settings = ["--set", "length=5", "--set", "intrinsic_dim=10", "--set", "dev_every=1"]
     file = RECIPES / "bbt" / "sst-2.yaml"
     arguments = ["search", "--config", str(file), *small, *settings, "--out", str(tmp_path / "study"), "--json"]
@@ -279,7 +279,7 @@ def test_a_recipe_runs(ray_session: None, kept_pool: None, tmp_path: Path, capsy
     assert "note: BBT on SST-2: RoBERTa-large" in err
     assert f"expected, says {file}: test_accuracy 0.8956, std 0.0025, splits 3, calls 8000" in err
     content = json.loads(out.splitlines()[-1])
-    assert (content["evaluations"], content["searcher"], content["split"]) == (3840, "cma-es", "16-42")
+    assert (content["evaluations"], content["searcher"], content["split"]) == (1280, "cma-es", "16-42")
     assert content["best_prompt"]["kind"] == "soft"
     record = yaml.safe_load((tmp_path / "study" / "study.yaml").read_text())
     assert record["searcher"]["settings"] == {

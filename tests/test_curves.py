@@ -102,8 +102,8 @@ def test_reaching_counts_the_censored_as_beyond_the_budget() -> None:
     runs = [curve([1, at], [0.0, 1.0]) for at in (10, 20, 40)]
     never = curve([1], [0.0])
     assert reaching(runs, 0.5, 100) == {"reached": 3, "of": 3, "median": 20.0}
-    assert reaching([*runs, never], 0.5, 100) == {"reached": 3, "of": 4, "median": 30.0}
+    assert reaching([*runs, never], 0.5, 100) == {"reached": 3, "of": 4, "median": 20.0}
     assert reaching([*runs, never, never], 0.5, 100) == {"reached": 3, "of": 5, "median": 40.0}
-    assert reaching([*runs, never], 0.5, 20) == {"reached": 2, "of": 4, "median": None}
+    assert reaching([*runs, never], 0.5, 20) == {"reached": 2, "of": 4, "median": 20.0}
     assert reaching([*runs, never], 0.5, 19) == {"reached": 1, "of": 4, "median": None}
     assert reaching([], 0.5, 19) == {"reached": 0, "of": 0, "median": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import pickle
 import re
@@ -145,8 +146,11 @@ def section(heading: str) -> list[str]:
 
 @pytest.fixture
 def tune_space(tuner_space: dict[str, Any]) -> dict[str, Any]:
-    """With the block that all others of docs/tune.md need."""
+    """With the block that all others of docs/tune.md need, and few examples."""
     exec(blocks(TUNE, "python")[0], tuner_space)
+    task = tuner_space["problem"].task
+    splits = {"default": {**task.parts(), "train": task.examples("train")[:16]}}
+    tuner_space["problem"] = Problem(dataclasses.replace(task, splits=splits), "tiny-masked")
     return tuner_space
 
 
@@ -221,11 +225,11 @@ def test_tune_asha(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     not."""
     monkeypatch.delenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS")
     (code,) = section("ASHA over whole searches")
-    exec(with_pool(code, budget="6400->2048", max_t="6400->2048", grace_period="1600->1024"), tune_space)
+    exec(with_pool(code, budget="6400->512", max_t="6400->512", grace_period="1600->256"), tune_space)
     results = tune_space["tuner"].get_results()
     assert (len(results), len(results.errors)) == (4, 0)
-    assert {r.metrics["timesteps_total"] for r in results} <= {1024, 2048}
-    assert results.get_best_result().metrics["timesteps_total"] == 2048
+    assert {r.metrics["timesteps_total"] for r in results} <= {256, 512}
+    assert results.get_best_result().metrics["timesteps_total"] == 512
     curves = {path.parent for path in (tune_space["runs"] / "asha").rglob("events.out.tfevents.*")}
     assert len(curves) == 4  # one for each search, for TensorBoard
 
@@ -235,13 +239,13 @@ def test_tune_mlflow(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")  # the block sets it; this puts it back
     before = mlflow.get_tracking_uri()
     try:
-        exec(with_pool(section("W&B and MLflow")[0], budget="3200->1024"), tune_space)
+        exec(with_pool(section("W&B and MLflow")[0], budget="3200->256"), tune_space)
         client = mlflow.MlflowClient((tune_space["runs"] / "mlruns").as_uri())
         runs = client.search_runs([client.get_experiment_by_name("reviews").experiment_id])
     finally:
         mlflow.set_tracking_uri(before)
     assert {run.data.params["searcher"] for run in runs} == {"random", "nevergrad"}
-    assert all(step.step == 1024 for run in runs for step in client.get_metric_history(run.info.run_id, "best_score"))
+    assert all(step.step == 256 for run in runs for step in client.get_metric_history(run.info.run_id, "best_score"))
 
 
 def test_tune_wandb(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,6 +308,7 @@ pool.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_one_actor_per_gpu_each_on_its_own() -> None:
     """Two logical GPUs, in a Ray of its own: Ray pins an actor to each."""
     done = subprocess.run([sys.executable, "-c", GPU_TEST], capture_output=True, text=True, timeout=180)

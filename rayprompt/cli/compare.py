@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,13 @@ def _run(
         settings = {label: dict(own) for label, own in file.arguments.pop("settings", {}).items()}
         names = {"models": "model"}
         options |= {k: v for k, v in file.arguments.items() if names.get(k, k) not in given}
+    seen: set[tuple[str, str]] = set()
     for label, key, value in map(_setting, pairs):
+        if (label, key) in seen:
+            raise InputError(f"--set {key if label == '*' else f'{label}.{key}'}: given twice")
+        seen.add((label, key))
+        for own in settings.values() if label == "*" else ():
+            own.pop(key, None)  # the file's: what is given here wins
         settings.setdefault(label, {})[key] = value
     with Leaderboard() as board:
         if resume is not None:
@@ -227,8 +234,11 @@ def _cells(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
         head += [table["objective"] or "", "area", "to target", "device s", "tokens"]
     rows = [tuple(head)]
     for row in table["rows"]:
+        most = max(row["runs"] for row in table["rows"])
         label = row["searcher"] + ("*" if row["stopped"] else "")
-        cells = [label, *_shown(row["test"]), row["letters"], f"{row['rank']:.2f}"]
+        label += f" ({row['runs']} of {most} runs)" if row["runs"] < most else ""
+        rank = "" if row["rank"] is None else f"{row['rank']:.2f}"
+        cells = [label, *_shown(row["test"]), row["letters"], rank]
         cells += [_number(row["test_top3"]), _number(row["dev"]), _number(row["score"])]
         if whole:
             cells += [_number(row.get("objective")), _number(row.get("area_objective") or row["area_score"])]
@@ -243,7 +253,7 @@ def _cells(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _below(table: Mapping[str, Any]) -> list[str]:
     """What the table's columns are, and what follows from them."""
-    tests = table["tests"]["test"]
+    tests = table["tests"].get("test", {"pairs": [], "alpha": 0.05})
     apart = [p for p in tests["pairs"] if p["p_holm"] <= tests["alpha"]]
     lines = []
     for pair in apart:
@@ -335,6 +345,9 @@ def _short(count: float) -> str:
 
 
 def _names(text: str) -> list[str]:
+    """Parts between commas; a folder may have one in its name."""
+    if os.path.exists(text):
+        return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -345,7 +358,7 @@ def _seeds(text: str) -> int | list[int]:
         InputError: neither.
     """
     parts = _names(text)
-    if not parts or not all(part.isdigit() for part in parts):
+    if not parts or not all(part.isascii() and part.isdecimal() for part in parts):
         raise InputError(f"--seeds {text}: must be a number of seeds, or a list of seeds, as 3,5,7")
     return int(parts[0]) if len(parts) == 1 and "," not in text else [int(part) for part in parts]
 

@@ -132,11 +132,12 @@ def note(message: str) -> None:
 def _plain(p: Progress) -> str:
     return (
         f"{p.search}: best on train {p.best_score:.3f}, {p.evaluations:,} of {p.budget:,} evaluations, "
-        f"{p.evaluations_per_second:,.0f}/s, ETA {_clock(p.eta_seconds)}: {p.best_prompt}"
+        f"{p.evaluations_per_second:,.0f}/s, ETA {clock(p.eta_seconds)}: {p.best_prompt}"
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
     whole = max(0, int(seconds))
     return (
         f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

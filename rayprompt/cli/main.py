@@ -274,6 +274,7 @@ def transfer(
     models: Annotated[
         str, typer.Option(metavar="A,B", help="The LMs to go to; those that were searched on are among them anyway.")
     ] = "",
+    task: Annotated[str | None, typer.Option(help="Only what was found on this task, of a comparison.")] = None,
     split: Annotated[str | None, typer.Option(help="Only what was found on this split, of a comparison.")] = None,
     data: DataOption = None,
     store: StoreOption = None,
@@ -295,6 +296,7 @@ def transfer(
         found = run(
             studies,
             [name.strip() for name in models.split(",") if name.strip()],
+            task=task,
             split=split,
             data=data,
             store=store,

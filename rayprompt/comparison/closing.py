@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayprompt.budget import Ledger
-from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json
+from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json, digest
 from rayprompt.comparison.baselines import GRADIENT, IN_CONTEXT, BaselinePrompt, gradient_tuned, in_context
 from rayprompt.comparison.curves import grid_of
 from rayprompt.comparison.outcome import COMPARISON_SCHEMA, BaselineOutcome, RunOutcome
 from rayprompt.comparison.plan import Run, Stratum
 from rayprompt.comparison.tables import EVALUATIONS, POINTS, SCORE, SECONDS, step_curve
-from rayprompt.errors import InputError, unknown
+from rayprompt.errors import InputError, ScoringError, unknown
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.settings import make_settings
 from rayprompt.searcher.soft import SoftSettings
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
-from rayprompt.study.closing import Choice, Closer
+from rayprompt.study.closing import Choice, Closer, baseline_prompts
 from rayprompt.study.manifest import write_manifest
 from rayprompt.study.progress import Progress
 from rayprompt.study.statistics import Estimate
@@ -29,7 +30,7 @@ from rayprompt.study.tensorboard import write_final
 from rayprompt.study.trace import Trace
 
 if TYPE_CHECKING:
-    from rayprompt.comparison.compare import Job
+    from rayprompt.comparison.job import Job
 
 BASELINES = (IN_CONTEXT, GRADIENT)
 TOP = 3  # of the best on dev, whose mean on test the papers report
@@ -55,6 +56,15 @@ class Made:
     dev: Estimate
 
 
+@dataclass(frozen=True)
+class Closed:
+    """All that was measured on one LM; ``failed``: run -> why it could not be."""
+
+    runs: list[RunOutcome]
+    baselines: list[BaselineOutcome]
+    failed: dict[str, str]
+
+
 def check_baselines(names: Sequence[str]) -> None:
     """Raise ``InputError`` for a baseline that there is not."""
     for name in names:
@@ -64,27 +74,35 @@ def check_baselines(names: Sequence[str]) -> None:
 
 def close_all(
     job: Job, model: str, pool: ScoringPool, store: ScoreStore, report: Ledger, content: dict[str, Any]
-) -> tuple[list[RunOutcome], list[BaselineOutcome]]:
+) -> Closed:
     """Close all runs on one LM: winners, the three best, incumbents and baselines on dev; then test, once for all."""
     strata = [stratum for stratum in job.problems if stratum[2] == model]
-    message = f"{model}: scoring finalists and baselines on dev, then what was chosen on test"
-    job.listener(Progress("report", message))
-    closings = {}
+    job.listener(Progress("report", f"{model}: scoring finalists and baselines on dev, then what was chosen on test"))
+    closers = {}
     for stratum in strata:
-        search = safe_name("-".join((job.id, "report", *stratum)))
-        closings[stratum] = Closer(job.problems[stratum], pool, report, store=store, search=search)
-    ended = [Ended(run, *found) for run in job.runs if run.stratum[2] == model and (found := job.ended(run))]
-    choices = {e.run.name: _choose(closings[e.run.stratum], e, job.options["objective"]) for e in ended}
-    dev_curves = _dev_curves(closings, ended)
-    made = [m for stratum, closer in closings.items() for m in _make_baselines(job, stratum, closer)]
+        search = safe_name(f"{job.id}-report-{digest(list(stratum))[:12]}")
+        closers[stratum] = Closer(job.problems[stratum], pool, report, store=store, search=search)
+    every = [Ended(run, *found) for run in job.runs if run.stratum[2] == model and (found := job.ended(run))]
+    ended = [e for e in every if e.trace.rows and e.report["finalists"]]
+    failed = {e.run.name: f"it ended ({e.report['end']}) without a candidate that has scores" for e in every}
+    choices = {e.run.name: _choose(closers[e.run.stratum], e, job.options["objective"]) for e in ended}
+    dev_curves = _dev_curves(closers, ended)
+    made = [m for stratum, closer in closers.items() for m in _make_baselines(job, stratum, closer)]
 
     if model not in content["test_opened"]:
         content["test_opened"].append(model)
         write_manifest(job.study, content, COMPARISON_SCHEMA)
-    outcomes = [_outcome(closings[e.run.stratum], e, choices[e.run.name], dev_curves[e.run.name]) for e in ended]
+    return Closed(
+        [_outcome(closers[e.run.stratum], e, choices[e.run.name], dev_curves[e.run.name]) for e in ended],
+        _measured(closers, made),
+        {name: why for name, why in failed.items() if name not in choices},
+    )
+
+
+def write_final_curves(study: Path, outcomes: Sequence[RunOutcome]) -> None:
+    """What the runs came to, for TensorBoard."""
     for outcome in outcomes:
-        write_final(job.study / outcome.name, outcome.evaluations, _scalars(outcome), _text(outcome))
-    return outcomes, _measured(closings, choices, ended, made)
+        write_final(study / outcome.name, outcome.evaluations, _scalars(outcome), _text(outcome))
 
 
 def _choose(closer: Closer, ended: Ended, objective: str | None) -> Choice:
@@ -132,24 +150,31 @@ def _incumbent(trace: Trace, evaluations: float) -> Candidate:
 
 def _make_baselines(job: Job, stratum: Stratum, closer: Closer) -> list[Made]:
     """In-context examples and gradient-tuned soft prompts, one of each for each seed, and their dev; test is closed."""
+    makers = {GRADIENT: _gradient, IN_CONTEXT: _in_context}
     made: list[Made] = []
-    for seed in job.seeds:
-        if GRADIENT in job.options["baselines"]:
-            job.listener(Progress("report", f"{'/'.join(stratum)}: tuning a soft prompt by gradient, seed {seed}"))
-            tuned = gradient_tuned(closer, settings=_soft_settings(job), seed=seed)
-            assert tuned.dev is not None
-            made.append(Made(stratum, closer, tuned, tuned.dev))
-        if IN_CONTEXT in job.options["baselines"]:
+    for name in job.options["baselines"]:
+        for seed in job.seeds:
             try:
-                shown = in_context(closer.problem, seed=seed)
-            except InputError as error:  # no room for them, or too few examples: the comparison is none the worse
-                job.remarks.append(f"{'/'.join(stratum)}: {error}")
-                continue
-            search = f"{closer.search}-{IN_CONTEXT}-{seed}"
-            own = Closer(shown.problem, closer.pool, closer.ledger, store=closer.store, search=search)
-            dev = own.scorer("dev")
-            made.append(Made(stratum, own, shown, dev.estimate(dev.scores([shown.prompt])[0])))
+                made.append(makers[name](job, stratum, closer, seed))
+            except (InputError, ScoringError) as error:  # no room, no memory...: the comparison is none the worse
+                job.remarks.append(f"{'/'.join(stratum)}: no baseline {name}: {error}")
+                break
     return made
+
+
+def _gradient(job: Job, stratum: Stratum, closer: Closer, seed: int) -> Made:
+    job.listener(Progress("report", f"{'/'.join(stratum)}: tuning a soft prompt by gradient, seed {seed}"))
+    tuned = gradient_tuned(closer, settings=_soft_settings(job), seed=seed)
+    assert tuned.dev is not None
+    return Made(stratum, closer, tuned, tuned.dev)
+
+
+def _in_context(job: Job, stratum: Stratum, closer: Closer, seed: int) -> Made:
+    shown = in_context(closer.problem, seed=seed)
+    search = f"{closer.search}-{IN_CONTEXT}-{seed}"
+    own = Closer(shown.problem, closer.pool, closer.ledger, store=closer.store, search=search)
+    dev = own.scorer("dev")
+    return Made(stratum, own, shown, dev.estimate(dev.scores([shown.prompt])[0]))
 
 
 def _soft_settings(job: Job) -> SoftSettings:
@@ -193,7 +218,7 @@ def _outcome(closer: Closer, ended: Ended, choice: Choice, dev_curve: Sequence[t
         evaluations=report["evaluations"],
         candidates=report["candidates"],
         tokens=report["asked_tokens"],
-        device_seconds=report["asked_seconds"],
+        device_seconds=report["device_seconds"],
         lm_evaluations=report["lm_evaluations"],
         cache_hits=report["cache_hits"],
         own_seconds=report["own_seconds"],
@@ -204,20 +229,18 @@ def _outcome(closer: Closer, ended: Ended, choice: Choice, dev_curve: Sequence[t
     )
 
 
-def _measured(
-    closers: Mapping[Stratum, Closer], choices: Mapping[str, Choice], ended: Sequence[Ended], made: Sequence[Made]
-) -> list[BaselineOutcome]:
+def _measured(closers: Mapping[Stratum, Closer], made: Sequence[Made]) -> list[BaselineOutcome]:
     """The baselines on test."""
     outcomes = []
     for stratum, closer in closers.items():
-        plain = next((choices[e.run.name].baselines for e in ended if e.run.stratum == stratum), {})
-        for name, (prompt, dev) in plain.items():
-            outcomes.append(_baseline(stratum, closer, name, prompt, dev, text=prompt.text))
+        dev = closer.scorer("dev")
+        for name, prompt in baseline_prompts(closer.problem).items():
+            known = dev.estimate(dev.scores([prompt])[0])
+            outcomes.append(_baseline(stratum, closer, name, prompt, known, text=prompt.text))
         for own in (m for m in made if m.stratum == stratum):
-            b = own.baseline
             names = ("seed", "white_box", "passes", "seconds", "text", "train_loss")
-            about = {name: getattr(b, name) for name in names}
-            outcomes.append(_baseline(stratum, own.closer, b.name, b.prompt, own.dev, **about))
+            about = {name: getattr(own.baseline, name) for name in names}
+            outcomes.append(_baseline(stratum, own.closer, own.baseline.name, own.baseline.prompt, own.dev, **about))
     return outcomes
 
 

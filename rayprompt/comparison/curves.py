@@ -101,10 +101,11 @@ def mean_curve(curves_by_stratum: Mapping[Any, Sequence[Curve]], grid: ArrayLike
 def reaching(curves: Sequence[Curve], target: float, budget: float) -> dict[str, Any]:
     """How many runs reach ``target`` within ``budget``, of how many, and the median x at which they do.
 
-    A run that does not is censored: it counts as beyond the budget. The median is None if half or more are.
+    A run that does not is censored: it counts as beyond the budget. ``median`` is when half of the runs, or the next
+    more, have reached it; None if fewer ever do.
     """
     times = [c.first_reaching(target) for c in curves]
     inside = [t if t is not None and t <= budget else math.inf for t in times]
-    median = float(np.median(inside)) if inside else math.inf
+    median = sorted(inside)[(len(inside) - 1) // 2] if inside else math.inf
     reached = sum(math.isfinite(t) for t in inside)
     return {"reached": reached, "of": len(inside), "median": median if math.isfinite(median) else None}

@@ -35,8 +35,9 @@ class RunOutcome:
         decoded: for a soft winner, the text nearest to it, its dev and test.
         p_value_manual: exact McNemar test against the manual prompt on test.
         best_objective, best_score: the best on train, of the search.
-        evaluations, candidates: that the search asked for; ``tokens`` and ``device_seconds`` are what those pairs cost.
-        lm_evaluations, cache_hits: what was really run, and what the comparison's store knew.
+        evaluations, candidates: that the search asked for; ``tokens`` and ``device_seconds`` (of one scorer) are what
+            those pairs cost, whoever had them scored.
+        lm_evaluations, cache_hits: what was really run, and what the store knew.
         own_seconds: ask, tell and the scorers' work; ``seconds`` is the wall's time, others beside it included.
         tokens_per_use: tokens of the LM's input with the winner, mean over test.
         curve: rows (evaluations, own seconds, best objective, best score).
@@ -160,10 +161,9 @@ class Comparison:
         remarks: what a reader must know of the tables.
         budget: evaluations of each run.
         report_evaluations: pairs of the closing reports.
-        test_opened: for each LM once.
         study_dir, store: where everything lies.
         seconds: the wall's time.
-        pools: LM -> scorers that were started, and how often an LM was loaded.
+        pools: LM -> its scorers: how many, dtype, device class, batch shapes.
     """
 
     runs: tuple[RunOutcome, ...]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from rayprompt.store.schema import safe_name
 LABEL = re.compile(r"[A-Za-z0-9][\w-]*")
 RANGES = ("choice", "grid_search", "lograndint", "loguniform", "qloguniform", "quniform", "randint", "randn", "uniform")
 SAMPLES = 8
+FILES = ("p0", "phrases")  # settings that may name a file
 Settings = Mapping[str, Any]
 Stratum = tuple[str, str, str]
 
@@ -120,18 +123,16 @@ def runs_of(entries: Sequence[Entry], strata: Sequence[Stratum], seeds: Sequence
     return [Run(f"{r.name}-{i}", r.entry, r.stratum, r.seed) if r.name in twice else r for i, r in enumerate(runs)]
 
 
-def parse_labels(text: str) -> list[str]:
-    """``a,b,label=c`` as a list, without empty parts."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def parse_seeds(seeds: int | Iterable[int]) -> list[int]:
     """Seeds as a list: a number is so many, from 0 on.
 
     Raises:
         InputError: none, one twice, or one below 0.
     """
-    listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    try:
+        listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    except (TypeError, ValueError):
+        listed = []
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
         raise InputError(f"seeds {seeds}: must be a number of seeds (1 or more), or different ones, each 0 or more")
     return listed
@@ -149,9 +150,11 @@ def _named(
         elif isinstance(item, tuple):
             pairs.append(item)
         else:
-            pairs.append((item.name, item))
+            pairs.append((getattr(item, "name", repr(item)), item))
     named: dict[str, str | type[PromptSearcher]] = {}
     for label, searcher in pairs:
+        if not (isinstance(searcher, str) or (isinstance(searcher, type) and issubclass(searcher, PromptSearcher))):
+            raise InputError(f"--searchers: {searcher!r} is neither a searcher's name nor its class")
         if not LABEL.fullmatch(label):
             raise InputError(f"--searchers: {label!r} is not a name of letters, digits, - and _")
         if label in named:
@@ -164,7 +167,7 @@ def _named(
 
 def _configurations(label: str, settings: Settings, samples: int, seed: int) -> list[dict[str, Any]]:
     """The settings, with a value drawn for each range."""
-    space = {key: _range(label, key, value) for key, value in settings.items()}
+    space = {key: _range(label, key, _storable(label, key, value)) for key, value in settings.items()}
     drawn = any(isinstance(value, Domain) for value in space.values())
     if not drawn and not any(_is_grid(value) for value in space.values()):
         return [space]
@@ -190,12 +193,27 @@ def _range(label: str, key: str, value: Any) -> Any:
     ((kind, arguments),) = value.items()
     try:
         if kind in ("choice", "grid_search"):
+            if not (isinstance(arguments, Sequence) and arguments) or isinstance(arguments, str):
+                raise ValueError("it needs a list of values")
             return getattr(tune, kind)(list(arguments))
         domain = getattr(tune, kind)(*arguments)
         domain.sample(random_state=np.random.RandomState(0))
         return domain
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"setting {label}.{key}: {kind}({arguments}) is not a range ({error})") from None
+
+
+def _storable(label: str, key: str, value: Any) -> Any:
+    """A setting as study.yaml can hold it; files by their absolute path."""
+    if isinstance(value, Domain):
+        return value
+    if isinstance(value, Path) or (key in FILES and isinstance(value, str) and Path(value).expanduser().exists()):
+        return str(Path(value).expanduser().absolute())
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        raise InputError(f"setting {label}.{key}={value!r}: must be a number, a text or a list of them") from None
+    return value
 
 
 def _is_grid(value: Any) -> bool:

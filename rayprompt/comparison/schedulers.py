@@ -12,6 +12,7 @@ from rayprompt.errors import InputError, unknown
 
 TIME = "timesteps_total"  # evaluations
 Make = Callable[[], TrialScheduler]
+Stopped = Callable[[Trial, dict[str, Any]], None]
 
 
 def asha(budget: int, **given: Any) -> TrialScheduler:
@@ -22,6 +23,8 @@ def asha(budget: int, **given: Any) -> TrialScheduler:
 
 def median(budget: int, **given: Any) -> TrialScheduler:
     """The median rule, from a fifth of the budget on."""
+    if not given.get("hard_stop", True):
+        raise TypeError("hard_stop: a search is stopped, not paused")
     return MedianStoppingRule(time_attr=TIME, **{"grace_period": max(1, budget // 5), **given})
 
 
@@ -38,7 +41,7 @@ def scheduler_of(given: str | Mapping[str, Any] | None, budget: int) -> Make | N
         return None
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
-    if name not in SCHEDULERS:
+    if not isinstance(name, str) or name not in SCHEDULERS:
         raise unknown("scheduler", name, SCHEDULERS)
 
     def make() -> TrialScheduler:
@@ -56,13 +59,13 @@ class PerStratum(FIFOScheduler):
 
     Args:
         make: makes one.
-        stopped: told of each trial that is stopped.
+        stopped: told of each trial that is stopped, and its last report.
     """
 
-    def __init__(self, make: Make, stopped: Callable[[Trial], None]) -> None:
+    def __init__(self, make: Make, stopped: Stopped) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.make = make
-        self.stopped = stopped
+        self.stopped: Stopped | None = stopped
         self.properties: tuple[Any, ...] = ()
         self.schedulers: dict[tuple[str, ...], TrialScheduler] = {}
 
@@ -79,9 +82,10 @@ class PerStratum(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision = self._of(trial).on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP and not result.get("done"):
-            self.stopped(trial)
-        return str(decision)
+        if decision == TrialScheduler.STOP and not result.get("done") and self.stopped is not None:
+            self.stopped(trial, result)
+        # The median rule pauses what it cannot judge yet: a search goes on instead.
+        return str(TrialScheduler.CONTINUE if decision == TrialScheduler.PAUSE else decision)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         self._of(trial).on_trial_complete(tune_controller, trial, result)
@@ -97,6 +101,10 @@ class PerStratum(FIFOScheduler):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its settings; who is told is not part of the experiment.
+        return {**self.__dict__, "stopped": None}
 
     def _of(self, trial: Trial) -> TrialScheduler:
         key = tuple(str(trial.config[name]) for name in ("task", "split", "model"))

@@ -93,7 +93,8 @@ def _of_comparison(path: Path, record: Mapping[str, Any]) -> list[Source]:
     for run in read_comparison(path).runs:
         decoded = None if run.decoded is None else Baseline.from_json(run.decoded)
         finalists, winner = _found(run.finalists, run.prompt["key"], decoded)
-        task = next(about for about in record["tasks"] if about["name"] == run.task)
+        about = next(about for about in record["tasks"] if about["name"] == run.task)
+        task = {**about, "digest": about["splits"][run.split]}
         model = next(about for about in record["models"] if about["name"] == run.model)
         test = run.test if decoded is None else decoded.test
         sources.append(_source(run.name, path, model, task, run.split, finalists, winner, decoded is not None, test))

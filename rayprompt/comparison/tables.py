@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_high
 from typing import Any
 
 from rayprompt.comparison.curves import Curve, grid_of, mean_curve, reaching
 from rayprompt.comparison.outcome import STOPPED, BaselineOutcome, RunOutcome
-from rayprompt.comparison.significance import Interval, Ranking, combined, compare_all, interval
+from rayprompt.comparison.significance import Interval, Ranking, Row, combined, compare_all, interval
 from rayprompt.errors import InputError, unknown
 
 ALPHA = 0.05
@@ -57,14 +58,13 @@ def tables_of(
     pairs = list(dict.fromkeys((run.task, run.model) for run in runs))
     tables = []
     for task, model in pairs:
-        mine = chosen([run for run in runs if (run.task, run.model) == (task, model)])
+        mine = [run for run in runs if (run.task, run.model) == (task, model)]
         others = [b for b in baselines if (b.task, b.model) == (task, model)]
-        table = _table(task, model, mine, others, budget, reference, target, prices or Prices(), alpha)
-        every = [run for run in runs if (run.task, run.model) == (task, model)]
-        tables.append({**table, "configurations": _configurations(every, mine)})
+        tables.append(_table(task, model, mine, others, budget, reference, target, prices or Prices(), alpha))
     if len(pairs) > 1:
         mine = [r for task, model in pairs for r in chosen([r for r in runs if (r.task, r.model) == (task, model)])]
-        tables.append(_overall(mine, baselines, pairs, alpha))
+        overall = _overall(mine, baselines, pairs, alpha)
+        tables += [overall] if overall["rows"] else []
     return tuple(tables)
 
 
@@ -103,7 +103,10 @@ def parse_target(text: str | float | None) -> tuple[str, float] | None:
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
     try:
-        return name, float(value)
+        number = float(value)
+        if math.isfinite(number):
+            return name, number
+        raise ValueError
     except ValueError:
         raise InputError(f"--target {text}: must be a number, or NAME=NUMBER with {' or '.join(TARGETS)}") from None
 
@@ -115,7 +118,7 @@ def _count(runs: Sequence[RunOutcome], label: str) -> int:
 def _table(
     task: str,
     model: str,
-    runs: Sequence[RunOutcome],
+    every: Sequence[RunOutcome],
     baselines: Sequence[BaselineOutcome],
     budget: int,
     reference: str,
@@ -123,32 +126,29 @@ def _table(
     prices: Prices,
     alpha: float,
 ) -> dict[str, Any]:
-    groups = {group: [run for run in runs if run.group == group] for group in dict.fromkeys(run.group for run in runs)}
+    runs = chosen(every)
+    groups = _groups(runs)
     same_objective = len({run.objective for run in runs}) == 1
-    ranking = ranked(groups, lambda run: run.test.value, alpha)
+    places = _places(groups, ranked(groups, _test, alpha))
     measures: dict[str, Value] = {"dev": lambda run: run.dev.value, "score": lambda run: run.best_score}
     if same_objective:
         measures["objective"] = lambda run: run.best_objective
-    aim = target or _aim(groups.get(reference, runs), "best_objective" if same_objective else "best_score")
+    reference = reference if reference in groups else next(iter(groups))
+    aim = target or _aim(groups[reference], "best_objective" if same_objective else "best_score")
     starts = [float(run.curve[0][EVALUATIONS]) for run in runs]
     rows = []
-    for place in ranking.rows:
-        ours = groups[place.name]
+    for name, place in places.items():
+        ours = groups[name]
         row: dict[str, Any] = {
-            "searcher": place.name,
-            "configuration": _configuration(ours, runs),
-            "runs": len(ours),
-            "stopped": sum(run.end == STOPPED for run in ours),
-            "rank": place.rank,
-            "letters": place.letters,
-            "indistinguishable_from": list(place.indistinguishable_from),
+            **_place(ours, place),
+            "configuration": _configuration(ours),
             "test": mean_of(ours, lambda run: run.test.value, share=True),
             "test_top3": mean_of(ours, lambda run: run.top_mean, share=True),
             "test_decoded": _decoded(ours),
-            **{name: mean_of(ours, value, share=name != "objective") for name, value in measures.items()},
+            **{key: mean_of(ours, value, share=key != "objective") for key, value in measures.items()},
             "area_score": mean_of(ours, _area(SCORE, budget, max(starts)), share=True),
             "to_target": reaching([curve_of(run, TARGETS[aim[0]]) for run in ours], aim[1], budget),
-            "cost": _cost(ours, baselines, prices),
+            "cost": _cost(ours, [run for run in every if run.group == name], baselines, prices),
         }
         if same_objective:
             row["area_objective"] = mean_of(ours, _area(OBJECTIVE, budget, max(starts)))
@@ -163,9 +163,11 @@ def _table(
         "rows": rows,
         "baselines": _baseline_rows(baselines, runs[0].objective if same_objective else None),
         "tests": {
-            "test": ranking.to_json(),
-            **{name: ranked(groups, value, alpha).to_json() for name, value in measures.items() if name != "dev"},
+            key: found.to_json()
+            for key, value in {"test": _test, **measures}.items()
+            if key != "dev" and (found := ranked(groups, value, alpha)) is not None
         },
+        "configurations": _configurations(every, runs),
         "curves": _curves(groups, same_objective),
     }
 
@@ -176,51 +178,77 @@ def _overall(
     pairs: Sequence[tuple[str, str]],
     alpha: float,
 ) -> dict[str, Any]:
-    """Means over tasks and LMs, all of the same weight, and one test over all of them."""
-    groups = {group: [run for run in runs if run.group == group] for group in dict.fromkeys(run.group for run in runs)}
-    groups = {g: ours for g, ours in groups.items() if {(r.task, r.model) for r in ours} == set(pairs)}
-    ranking = ranked(groups, lambda run: run.test.value, alpha)
+    """Means over tasks and LMs, all of the same weight, and one test over all splits of them."""
+    groups = _groups(runs)
+    wanted = {run.stratum for run in runs}
+    groups = {name: ours for name, ours in groups.items() if {run.stratum for run in ours} == wanted}
+    ranking = ranked(groups, _test, alpha)
+    measures: dict[str, Value] = {
+        "test": _test,
+        "test_top3": lambda run: run.top_mean,
+        "dev": lambda run: run.dev.value,
+        "score": lambda run: run.best_score,
+    }
 
     def over(ours: Sequence[Any], value: Callable[[Any], float]) -> dict[str, Any]:
         parts = [[run for run in ours if (run.task, run.model) == pair] for pair in pairs]
         return _cut(combined([interval(by_stratum(part, value)) for part in parts]).to_json())
 
+    rows = [
+        {**_place(groups[name], place), **{key: over(groups[name], value) for key, value in measures.items()}}
+        for name, place in _places(groups, ranking).items()
+    ]
     return {
         "task": None,
         "model": None,
         "pairs": [list(pair) for pair in pairs],
+        "splits_of_pairs": [len({s for s in wanted if (s[0], s[2]) == pair}) for pair in pairs],
         "metric": ", ".join(dict.fromkeys(run.test.metric for run in runs)),
-        "rows": [
-            {
-                "searcher": place.name,
-                "runs": len(groups[place.name]),
-                "stopped": sum(run.end == STOPPED for run in groups[place.name]),
-                "rank": place.rank,
-                "letters": place.letters,
-                "indistinguishable_from": list(place.indistinguishable_from),
-                "test": over(groups[place.name], lambda run: run.test.value),
-                "test_top3": over(groups[place.name], lambda run: run.top_mean),
-                "dev": over(groups[place.name], lambda run: run.dev.value),
-                "score": over(groups[place.name], lambda run: run.best_score),
-            }
-            for place in ranking.rows
-        ],
+        "rows": sorted(rows, key=lambda row: -row["test"]["mean"]),
         "baselines": [
             {
                 "name": name,
                 "white_box": any(b.white_box for b in baselines if b.name == name),
-                "test": over([b for b in baselines if b.name == name], lambda b: b.test.value),
+                "test": over([b for b in baselines if b.name == name], _test),
             }
             for name in dict.fromkeys(b.name for b in baselines)
-            if {(b.task, b.model) for b in baselines if b.name == name} == set(pairs)
+            if {b.stratum for b in baselines if b.name == name} == wanted
         ],
-        "tests": {"test": ranking.to_json()},
+        "tests": {} if ranking is None else {"test": ranking.to_json()},
     }
 
 
-def ranked(groups: Mapping[str, Sequence[RunOutcome]], value: Value, alpha: float) -> Ranking:
-    """Searchers ranked by a value of their runs, every pair tested."""
-    return compare_all({group: by_stratum(ours, value) for group, ours in groups.items()}, alpha=alpha)
+def _test(run: Any) -> float:
+    return float(run.test.value)
+
+
+def _groups(runs: Sequence[RunOutcome]) -> dict[str, list[RunOutcome]]:
+    return {group: [run for run in runs if run.group == group] for group in dict.fromkeys(run.group for run in runs)}
+
+
+def _places(groups: Mapping[str, Sequence[RunOutcome]], ranking: Ranking | None) -> dict[str, Row | None]:
+    """Searchers and their places, best first; behind them those that lack a split or more, and so have none."""
+    places: dict[str, Row | None] = {} if ranking is None else {row.name: row for row in ranking.rows}
+    return places | {name: None for name in groups if name not in places}
+
+
+def _place(runs: Sequence[RunOutcome], place: Row | None) -> dict[str, Any]:
+    """Where a searcher stands; without a place where runs of it have failed on a whole split."""
+    return {
+        "searcher": runs[0].group,
+        "runs": len(runs),
+        "stopped": sum(run.end == STOPPED for run in runs),
+        "rank": None if place is None else place.rank,
+        "letters": "" if place is None else place.letters,
+        "indistinguishable_from": [] if place is None else list(place.indistinguishable_from),
+    }
+
+
+def ranked(groups: Mapping[str, Sequence[RunOutcome]], value: Value, alpha: float) -> Ranking | None:
+    """Searchers with runs on every split ranked by a value, every pair tested; None where no searcher has them all."""
+    wanted = {run.stratum for ours in groups.values() for run in ours}
+    whole = {name: ours for name, ours in groups.items() if {run.stratum for run in ours} == wanted}
+    return compare_all({name: by_stratum(ours, value) for name, ours in whole.items()}, alpha=alpha) if whole else None
 
 
 def by_stratum(runs: Sequence[Any], value: Callable[[Any], float]) -> Runs:
@@ -263,15 +291,15 @@ def step_curve(points: Sequence[tuple[float, float]]) -> Curve:
 
 
 def _aim(runs: Sequence[RunOutcome], measure: str) -> tuple[str, float]:
-    """What the reference reaches in the end, in half of its runs."""
-    return measure, median(getattr(run, measure) for run in runs)
+    """What the reference reaches in the end, in half of its runs or more."""
+    return measure, median_high(getattr(run, measure) for run in runs)
 
 
 def _area(column: int, budget: int, start: float) -> Value:
     return lambda run: curve_of(run, column).area(budget, start)
 
 
-def _configuration(ours: Sequence[RunOutcome], runs: Sequence[RunOutcome]) -> dict[str, Any] | None:
+def _configuration(ours: Sequence[RunOutcome]) -> dict[str, Any] | None:
     """Which of several configurations stands for a searcher, and its settings."""
     if ours[0].searcher == ours[0].group:
         return None
@@ -308,19 +336,25 @@ def _decoded_test(run: RunOutcome) -> float:
     return float(run.decoded["value"])
 
 
-def _cost(runs: Sequence[RunOutcome], baselines: Sequence[BaselineOutcome], prices: Prices) -> dict[str, Any]:
-    """Means over the runs. ``break_even``: uses after which a search has paid for itself in tokens, against a baseline.
+def _cost(
+    runs: Sequence[RunOutcome], every: Sequence[RunOutcome], baselines: Sequence[BaselineOutcome], prices: Prices
+) -> dict[str, Any]:
+    """Means over the runs; of a searcher with several configurations the sum of theirs, for all had to be run.
 
-    That is the tokens of the search over those that each use saves; None where the baseline's prompt is not longer.
+    ``break_even``: uses after which a search has paid for itself in tokens, against a baseline: the tokens of the
+    search over those that each use saves. None where the baseline's prompt is not longer.
     """
     names = ("evaluations", "candidates", "lm_evaluations", "tokens", "device_seconds", "own_seconds", "seconds")
-    cost: dict[str, Any] = {name: sum(getattr(run, name) for run in runs) / len(runs) for name in names}
+    cost: dict[str, Any] = {name: sum(getattr(run, name) for run in every) / len(runs) for name in names}
     per_use = sum(run.tokens_per_use for run in runs) / len(runs)
     breaks: dict[str, float | None] = {}
     for name in dict.fromkeys(b.name for b in baselines if not b.white_box):
-        theirs = [b.tokens_per_use for b in baselines if b.name == name]
-        saved = sum(theirs) / len(theirs) - per_use
-        breaks[name] = cost["tokens"] / saved if saved > 0 else None
+        theirs = by_stratum([b for b in baselines if b.name == name], lambda b: b.tokens_per_use)
+        saved = [
+            sum(theirs[r.stratum]) / len(theirs[r.stratum]) - r.tokens_per_use for r in runs if r.stratum in theirs
+        ]
+        mean = sum(saved) / len(saved) if saved else 0.0
+        breaks[name] = cost["tokens"] / mean if mean > 0 else None
     return {
         **cost,
         "price": prices.of(cost["device_seconds"], cost["tokens"]),

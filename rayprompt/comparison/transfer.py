@@ -174,7 +174,7 @@ def transfer(
     models: Sequence[str | Path] = (),
     *,
     split: str | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     data: str | Path | None = None,
     store: str | Path | None = None,
     address: str | None = None,
@@ -191,7 +191,7 @@ def transfer(
         studies: the directory of a finished search, or several of one task and split; of a comparison all its runs.
         models: the LMs to go to; those that were searched on are among them anyway.
         split: only what was found on this one, of comparisons over several.
-        task: for studies of a task made of Python objects, that task.
+        task: for studies of a task made of Python objects, that task; or the name of one, of comparisons over several.
         data: where a public task's examples are now, if elsewhere than when it was searched on.
         store: a directory (or URI) where scores are kept and looked up.
         address, scorers, gpus_per_scorer: as for :func:`rayprompt.search`; one LM is loaded after the other.
@@ -205,8 +205,9 @@ def transfer(
     started = time.perf_counter()
     paths = [studies] if isinstance(studies, str | Path) else list(studies)
     found = [source for path in paths for source in sources_of(path)]
-    sources = _named([source for source in found if split in (None, source.split)])
-    problems = _targets(sources, _task_of(sources, task, data), models)
+    name = task if isinstance(task, str) else None
+    sources = _named([s for s in found if split in (None, s.split) and name in (None, s.task)])
+    problems = _targets(sources, _task_of(sources, None if isinstance(task, str) else task, data), models)
     rows = [_carry(sources, problem, problems) for problem in problems]
     known = None
     if store is not None:

@@ -107,8 +107,10 @@ def run_searches(
     study: Path,
     listener: Listener,
     *,
+    total: int | None = None,
+    ended: int = 0,
     scheduler: Make | None = None,
-    stopped: Callable[[str], None] = lambda name: None,
+    stopped: Callable[[str, int], None] = lambda name, evaluations: None,
     most_at_a_time: int | None = None,
 ) -> dict[str, str]:
     """Run searches to their end as Tune trials; gives what failed: a run's name and its error.
@@ -120,8 +122,9 @@ def run_searches(
         runs: those to be run.
         study: the comparison's directory, which is the experiment's.
         listener: told of every generation.
+        total, ended: runs of the whole comparison, and those that were over before, for the listener.
         scheduler: makes a Tune scheduler, for each task, split and LM its own.
-        stopped: told the names of the runs that it stops.
+        stopped: told the names of the runs that it stops, and after how many evaluations.
         most_at_a_time: trials side by side; None is as many as the cluster has room for.
     """
     for stratum in {run.stratum for run in runs}:
@@ -140,6 +143,10 @@ def run_searches(
     def name_of(trial: Trial) -> str:
         return str(trial.config["run"])
 
+    def tell_stopped(trial: Trial, result: dict[str, Any]) -> None:
+        stopped(name_of(trial), int(result["evaluations"]))
+
+    progress = ProgressCallback(listener, budget, total or len(runs), ended)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -147,7 +154,7 @@ def run_searches(
             mode="max",
             num_samples=len(runs),
             search_alg=RunList(runs),
-            scheduler=None if scheduler is None else PerStratum(scheduler, lambda trial: stopped(name_of(trial))),
+            scheduler=None if scheduler is None else PerStratum(scheduler, tell_stopped),
             max_concurrent_trials=most_at_a_time,
             reuse_actors=scheduler is None,  # the process of a trial that is stopped must end: it writes its files then
             trial_name_creator=name_of,
@@ -157,7 +164,7 @@ def run_searches(
             name=study.name,
             storage_path=str(study.parent),
             verbose=0,
-            callbacks=[KeepLogs(searches.plans), PromptBoard(), ProgressCallback(listener, budget, len(searches.runs))],
+            callbacks=[KeepLogs(searches.plans), PromptBoard(), progress],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
         ),

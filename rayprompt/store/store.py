@@ -186,15 +186,16 @@ class ScoreStore:
             whole = whole.filter(pc.equal(whole.column("split"), split))
         return _first_of_each(whole.unify_dictionaries().combine_chunks())
 
-    def load(self, table: PairTable, context: str, part: str, search: str = "") -> Spent:
+    def load(self, table: PairTable, context: str, part: str, search: str = "", *, alone: bool = False) -> Spent:
         """Enter all that is known of a part into ``table``; gives what ``search`` itself has stored of it.
 
-        Where others have stored another score of the same pair, a search goes on with its own.
+        Where others have stored another score of the same pair, a search goes on with its own. ``alone``: only what
+        the search has stored is entered.
         """
         counts = [0, 0, 0.0]
 
         def read() -> None:
-            shards = self._list("scores", None, part, context)
+            shards = self._list("scores", search if alone else None, part, context)
             for shard in sorted(shards, key=lambda shard: shard.name.search != search):
                 for batch in self._tables("scores", shard, BATCH_ROWS):
                     new = _enter(table, batch)

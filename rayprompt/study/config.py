@@ -63,6 +63,14 @@ COMPARISON_KEYS: dict[str, tuple[type, ...]] = {
     "gpus_per_scorer": (int, float),
     "address": (str,),
 }
+ITEMS: dict[str, tuple[type, ...]] = {
+    "tasks": (str, dict),
+    "searchers": (str,),
+    "models": (str,),
+    "splits": (str,),
+    "seeds": (int,),
+    "baselines": (str,),
+}
 REMARKS: dict[str, tuple[type, ...]] = {"description": (str,), "expected": (dict,)}
 TYPE_NAMES = {
     str: "text",
@@ -118,6 +126,7 @@ def read_comparison_file(path: str | Path) -> StudyFile:
     given = _checked(path, COMPARISON_KEYS | REMARKS)
     folder = path.absolute().parent
     arguments = {key: given[key] for key in COMPARISON_KEYS if key in given}
+    _check_items(path, arguments)
     for key, resolve in (("tasks", _task), ("models", _model)):
         if key in given:
             listed = given[key] if isinstance(given[key], list) else [given[key]]
@@ -130,6 +139,15 @@ def read_comparison_file(path: str | Path) -> StudyFile:
             raise InputError(f"{path}: settings maps a searcher's name to its settings, not {label!r} to {own!r}")
         arguments["settings"][label] = {str(k): _setting(str(k), v, folder) for k, v in own.items()}
     return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
+
+
+def _check_items(path: Path, arguments: Mapping[str, Any]) -> None:
+    for key, kinds in ITEMS.items():
+        listed = arguments.get(key)
+        for item in listed if isinstance(listed, list) else ():
+            if type(item) not in kinds:
+                wanted = " or ".join(TYPE_NAMES[kind] for kind in kinds)
+                raise InputError(f"{path}: {key} is a list of {wanted}, not of {item!r}")
 
 
 def _checked(path: Path, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class SearchPlan:
     store: str
     snapshot_seconds: float = SNAPSHOT_SECONDS
     flush_seconds: float = FLUSH_SECONDS
+    alone: bool = False  # knows only what it has scored itself: in a store of many searches its memory stays its own
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class SearchLoop:
         self.snapshots = Snapshots(Folder.at(plan.study).child("snapshots"), plan.search)
         self.snapshots.folder.make()
         self.evaluator, spent, self.writer = evaluator_of(
-            problem, pool, "train", self.ledger, store=store, search=plan.search
+            problem, pool, "train", self.ledger, store=store, search=plan.search, alone=plan.alone
         )
         self.writer.flush_seconds = plan.flush_seconds
         self._restore(self.snapshots.newest())
@@ -168,6 +169,7 @@ class SearchLoop:
             "candidates": self.evaluator.candidates,
             **{k: v for k, v in dataclasses.asdict(self.ledger).items() if k != "seconds"},
             "lm_seconds": self.ledger.seconds,
+            "device_seconds": self.device_seconds,
             "own_seconds": self.own_seconds,
             "evaluations_per_second": (self.ledger.evaluations - self.resumed_evaluations) / max(elapsed, 1e-9),
             "loop_seconds": elapsed,
@@ -183,8 +185,13 @@ class SearchLoop:
 
     @property
     def own_seconds(self) -> float:
-        """The search's own time, whoever ran beside it: asking, telling, and the scorers' work on its pairs."""
-        return self.ledger.asked_seconds + self.seconds["ask"] + self.seconds["tell"]
+        """The search's own time, whoever ran beside it: asking, telling, and a scorer's work on its pairs."""
+        return self.device_seconds + self.seconds["ask"] + self.seconds["tell"]
+
+    @property
+    def device_seconds(self) -> float:
+        """The time of one scorer, all of its lanes busy, that the pairs which were asked for took."""
+        return self.ledger.asked_seconds / self.evaluator.pool.infos[0].lanes
 
     def _best_of_all(self) -> dict[str, Any]:
         """What the closing report begins with."""
@@ -294,7 +301,7 @@ class SearchLoop:
         self.stale = state["stale"]
         self.seconds = dict(state["seconds"])
         self.replay_differs = state["replay_differs"]
-        self.trace = Trace.from_state(state["trace"])
+        self.trace = Trace.from_state(state.get("trace", Trace().state()))
 
     def _replay(self, store: ScoreStore) -> None:
         """Go through the recorded generations since the snapshot; scores come from the store."""

@@ -25,8 +25,12 @@ def evaluator_of(
     store: ScoreStore,
     search: str,
     report: bool = False,
+    alone: bool = False,
 ) -> tuple[Evaluator, Spent, ShardWriter]:
-    """An evaluator of one part that knows what the store knows and writes to it; and what ``search`` has spent."""
+    """An evaluator of one part that knows what the store knows and writes to it; and what ``search`` has spent.
+
+    ``alone``: it knows what ``search`` itself has stored, and nothing else.
+    """
     examples = problem.digests(part)
     context = context_of(problem, pool)
     writer = ShardWriter(
@@ -49,5 +53,5 @@ def evaluator_of(
         report=report,
         p0=problem.vectors,
     )
-    spent = store.load(evaluator.table, context.key, part, search)
+    spent = store.load(evaluator.table, context.key, part, search, alone=alone)
     return evaluator, spent, writer

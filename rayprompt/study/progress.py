@@ -23,6 +23,7 @@ class Progress:
     evaluations_per_second: float = 0.0
     searcher: str = ""
     runs: int = 1  # how many searches there are
+    ended: int = 0  # of them were over before
     over: bool = False
 
     @property
@@ -41,10 +42,11 @@ def silent(progress: Progress) -> None:
 class ProgressCallback(Callback):
     """Tells a listener about every generation of every trial."""
 
-    def __init__(self, listener: Listener, budget: int, runs: int = 1) -> None:
+    def __init__(self, listener: Listener, budget: int, runs: int = 1, ended: int = 0) -> None:
         self.listener = listener
         self.budget = budget
         self.runs = runs
+        self.ended = ended
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -61,10 +63,11 @@ class ProgressCallback(Callback):
                 evaluations_per_second=float(result.get("evaluations_per_second", 0.0)),
                 searcher=str(config.get("searcher", "")),
                 runs=self.runs,
+                ended=self.ended,
                 over=bool(result.get("done")),
             )
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune snapshots callbacks; what shows the progress is not part of the experiment.
-        return {"listener": silent, "budget": self.budget, "runs": self.runs}
+        return {"listener": silent, "budget": self.budget, "runs": self.runs, "ended": self.ended}

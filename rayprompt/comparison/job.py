@@ -1,0 +1,251 @@
+"""A comparison before it runs: what was given, checked, and as it stands in study.yaml."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rayprompt.budget import Ledger
+from rayprompt.comparison.closing import check_baselines
+from rayprompt.comparison.outcome import COMPARISON_SCHEMA, STOPPED
+from rayprompt.comparison.plan import Entry, Run, Stratum
+from rayprompt.comparison.schedulers import scheduler_of
+from rayprompt.comparison.tables import parse_target
+from rayprompt.comparison.trials import Searches
+from rayprompt.errors import InputError
+from rayprompt.scoring.pool import ScoringPool, plan_scorers
+from rayprompt.searcher.problem import Problem
+from rayprompt.store.schema import safe_name
+from rayprompt.store.store import ScoreStore
+from rayprompt.store.writer import FLUSH_SECONDS
+from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
+from rayprompt.study.manifest import class_path, task_location, versions, write_manifest
+from rayprompt.study.prepare import HERE, check_room
+from rayprompt.study.progress import Listener, Progress
+from rayprompt.study.session import Cluster
+from rayprompt.study.trace import FOLDER, Trace, read_run
+from rayprompt.task import Task, load_task
+
+TaskLike = str | Path | Mapping[str, Any] | Task
+
+
+@dataclass
+class Job:
+    """A comparison that is ready to run; ``record`` is its study.yaml as it was read, empty for a new one."""
+
+    problems: dict[Stratum, Problem]
+    entries: list[Entry]
+    runs: list[Run]
+    seeds: list[int]
+    study: Path
+    id: str
+    store: str
+    options: dict[str, Any]  # budget, finalists, objective...: as they stand in study.yaml
+    cluster: Cluster
+    listener: Listener
+    started: float
+    record: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)  # that came up on the way
+    over_before: int = 0  # runs that had ended when this began
+
+    @property
+    def models(self) -> list[str]:
+        """The LMs' names, in their order."""
+        return list(dict.fromkeys(stratum[2] for stratum in self.problems))
+
+    @property
+    def budget(self) -> int:
+        """Evaluations of each run."""
+        return int(self.options["budget"])
+
+    @property
+    def store_at(self) -> str:
+        """Where the scores are."""
+        return str(self.study) if self.store == HERE else self.store
+
+    def plan(self, run: Run) -> SearchPlan:
+        """What the search of a run is told."""
+        search = safe_name(f"{self.id}_{run.name}")
+        finalists, study = self.options["finalists"], str(self.study)
+        return SearchPlan(
+            search, self.budget, finalists, study, self.store_at, SNAPSHOT_SECONDS, FLUSH_SECONDS, self.store == HERE
+        )
+
+    def ended(self, run: Run) -> tuple[dict[str, Any], Trace] | None:
+        """The last report of a run and its curve; None where it has not come to an end."""
+        found = read_run(self.study, self.plan(run).search)
+        if found is None or found[0]["end"]:
+            return found
+        try:
+            stopped_at = int(self._stop_mark(run).read_text())
+        except (OSError, ValueError):
+            return None
+        return ({**found[0], "end": STOPPED}, found[1]) if found[0]["evaluations"] == stopped_at else None
+
+    def mark_stopped(self, run: Run, evaluations: int) -> None:
+        """Take down that the Tune scheduler has stopped a run there."""
+        mark = self._stop_mark(run)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(str(evaluations))
+
+    def was_stopped(self, run: Run) -> bool:
+        """Whether the Tune scheduler has stopped a run since it was begun or resumed."""
+        return self._stop_mark(run).is_file()
+
+    def forget_stop(self, run: Run) -> None:
+        """A run that goes on is judged anew."""
+        self._stop_mark(run).unlink(missing_ok=True)
+
+    def _stop_mark(self, run: Run) -> Path:
+        return self.study / FOLDER / f"{self.plan(run).search}.stopped"
+
+
+def problems_of(
+    tasks: Sequence[TaskLike],
+    models: Sequence[str | Path],
+    splits: str | Sequence[str] | None,
+    data: str | Path | None,
+    *,
+    allow_leaks: bool,
+    names: Mapping[str, str] | None = None,
+) -> dict[Stratum, Problem]:
+    """(task, split, model) -> problem, models outermost: runs on one LM stand together.
+
+    ``names``: what the LM at a location is to be called, of a comparison that is resumed.
+    """
+    if not tasks or not models:
+        raise InputError("compare needs a task and a model at least")
+    found: dict[Stratum, Problem] = {}
+    wanted = [splits] if isinstance(splits, str) else list(splits or [])
+    read: list[tuple[Task, str]] = []
+    for given in tasks:
+        task = load_task(given, data=data, split=wanted[0] if len(wanted) == 1 and wanted != ["all"] else None)
+        listed = list(task.splits) if wanted == ["all"] else wanted or [task.default_split]
+        # A split that is not in the task's list may be one that has to be drawn.
+        read += [(task if n in task.splits else load_task(given, data=data, split=n), n) for n in listed]
+    for model in models:
+        for task, split in read:
+            problem = Problem(task, model, split=split, allow_leaks=allow_leaks)
+            problem.lm = replace(problem.lm, name=(names or {}).get(str(model), problem.lm.name))
+            stratum = (problem.task.name, problem.split, problem.lm.name)
+            if stratum in found:
+                raise InputError(f"task {stratum[0]}, split {stratum[1]}, model {stratum[2]}: given twice")
+            found[stratum] = problem
+    return found
+
+
+def check(job: Job) -> None:
+    """All that can be wrong with what was given is said before anything is started.
+
+    Raises:
+        InputError: an option is not one, a searcher does not take its settings, or a prompt leaves no room for texts.
+    """
+    options = job.options
+    Ledger(job.budget)  # refuses what is no budget
+    if options["finalists"] < 1:
+        raise InputError(f"finalists {options['finalists']}: must be 1 or more")
+    if options["max_concurrent"] is not None and options["max_concurrent"] < 1:
+        raise InputError(f"--max-concurrent {options['max_concurrent']}: must be 1 or more runs")
+    for name in ("price_per_hour", "price_per_million_tokens"):
+        price = options[name]
+        if price is not None and not (isinstance(price, int | float) and 0 <= price < math.inf):
+            raise InputError(f"--{name.replace('_', '-')} {price}: must be a number, 0 or more")
+    everything = {"GPU": 1e6, "CPU": 1e6}  # what the cluster has is not known yet
+    plan_scorers(everything, job.cluster.scorers, job.cluster.gpus_per_scorer)
+    check_baselines(options["baselines"])
+    scheduler_of(options["scheduler"], job.budget)
+    parse_target(options["target"])
+    searches = searches_of(job, {})
+    for run in job.runs:
+        check_room(job.problems[run.stratum], searches.searcher(run.name).subspace)
+
+
+def searches_of(job: Job, pools: Mapping[str, ScoringPool]) -> Searches:
+    """What the trials on these pools need."""
+    runs = {run.name: run for run in job.runs if run.stratum[2] in pools or not pools}
+    views = {stratum: job.problems[stratum].for_search() for stratum in {run.stratum for run in runs.values()}}
+    plans = {name: job.plan(run) for name, run in runs.items()}
+    return Searches(views, dict(pools), plans, runs, job.options["objective"])
+
+
+def begin(job: Job, store: ScoreStore) -> dict[str, Any]:
+    """Write study.yaml, and see that the store can be written."""
+    tasks: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, Any]] = {}
+    for (task, split, model), problem in job.problems.items():
+        about: dict[str, Any] = {
+            "name": task,
+            "location": task_location(problem.task),
+            "data": problem.task.data or None,
+            "splits": {},
+        }
+        tasks.setdefault(task, about)["splits"][split] = problem.task.digest
+        models[model] = {"name": model, "location": problem.lm.location, "digest": problem.lm.digest}
+    content: dict[str, Any] = {
+        "id": job.id,
+        "store": job.store,
+        "seeds": job.seeds,
+        "options": sorted(job.options),
+        **job.options,
+        "tasks": list(tasks.values()),
+        "models": list(models.values()),
+        "entries": [
+            {"label": e.label, "group": e.group, "class": class_path(e.cls), "settings": dict(e.settings)}
+            for e in job.entries
+        ],
+        "resolved": _resolved(job),
+        "pools": {},
+        "test_opened": [],
+        "versions": versions(),
+    }
+    if job.record:
+        _check_unchanged(job, content)
+        content = job.record
+    write_manifest(job.study, content, COMPARISON_SCHEMA)
+    store.prepare()
+    return content
+
+
+def _resolved(job: Job) -> dict[str, Any]:
+    """Run -> what its searcher makes of its settings: a default that has changed makes another searcher."""
+    searches, found = searches_of(job, {}), {}
+    for run in job.runs:
+        searcher = searches.searcher(run.name)
+        about = {"objective": searcher.objective_name, "settings": searcher._settings_dict()}
+        subspace = None if searcher.subspace is None else searcher.subspace.key
+        found[run.name] = json.loads(json.dumps({**about, "subspace": subspace}, default=str))
+    return found
+
+
+def _check_unchanged(job: Job, now: Mapping[str, Any]) -> None:
+    """Say which versions are others than when the comparison began.
+
+    Raises:
+        InputError: a searcher is another one: what is left would be run by another than what is there.
+    """
+    for name, was in job.record["resolved"].items():
+        if now["resolved"].get(name) != was:
+            raise InputError(
+                f"{job.study}: the searcher of run {name} was {was} when the comparison began and is "
+                f"{now['resolved'].get(name)} now; a resumed comparison must go on with the same"
+            )
+    for name, was in job.record["versions"].items():
+        here = now["versions"].get(name)
+        if here != was:
+            message = f"note: {name} was {was} when the comparison began and is {here} now: last bits may differ"
+            job.listener(Progress("start", message))
+
+
+def summary(job: Job) -> str:
+    """One line that says what is compared."""
+    ended = sum(job.ended(run) is not None for run in job.runs) if job.record else 0
+    done = f", {ended} of them ended already" if ended else ""
+    tasks = list(dict.fromkeys(f"{task}/{split}" for task, split, _ in job.problems))
+    return (
+        f"{len(job.runs)} runs{done}: {', '.join(e.label for e in job.entries)} on {', '.join(tasks)}, "
+        f"{', '.join(job.models)}, {len(job.seeds)} seeds, budget {job.budget:,} each"
+    )
