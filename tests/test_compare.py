@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PoolOf
+import yaml
+from conftest import REPOSITORY, PoolOf
 from killing import Run
 from ray import cloudpickle
 from scipy import stats
@@ -31,6 +33,8 @@ from rayprompt.cli.main import run as run_command
 from rayprompt.comparison.job import Job, problems_of
 from rayprompt.comparison.outcome import RunOutcome
 from rayprompt.comparison.plan import entries_of, runs_of
+from rayprompt.comparison.schedulers import scheduler_of
+from rayprompt.comparison.significance import permutation_p_value
 from rayprompt.comparison.tables import Prices, tables_of
 from rayprompt.store.files import Folder
 from rayprompt.study.progress import silent
@@ -87,6 +91,7 @@ def shared_pools(pool_of: PoolOf) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as monkey:
         monkey.setattr("rayprompt.comparison.compare.loaded", kept)
+        monkey.setattr("rayprompt.comparison.transfer.loaded", kept)
         yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
@@ -348,6 +353,10 @@ def test_several_lms_in_one_comparison(shared_pools: None, mr_folder: Path, tmp_
     overall = found.tables[-1]["rows"][0]["test"]["mean"]
     assert overall == pytest.approx(np.mean([run.test.value for run in found.runs]))
     assert set(found.pools) == {"tiny-masked", "tiny-causal"}
+    carried = rayprompt.transfer(found.study_dir, split="short", task="mr")
+    assert [source.name for source in carried.sources] == [run.name for run in found.runs]
+    for run in found.runs:
+        assert carried.cell(run.name, run.model).winner.test == run.test
 
 
 def test_tasks_and_splits_become_problems(mr_folder: Path) -> None:
@@ -613,3 +622,24 @@ def test_killed_and_resumed_it_gives_the_same_table(tmp_path: Path) -> None:
     )  # fmt: skip
     assert other.returncode == 2
     assert other.stderr.strip().endswith("begun by rayprompt compare; rayprompt compare --resume goes on with it")
+
+
+def test_the_study_file_of_the_docs() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "compare.md").read_text(), re.S)
+    content = yaml.safe_load(block)
+    entries = entries_of(content["searchers"], content["settings"], samples=content["samples"])
+    assert [entry.group for entry in entries] == ["random-soft", *["cma-es"] * 6]
+    assert all(1 <= entry.settings["alpha"] <= 30 and entry.settings["length"] in (5, 10) for entry in entries[1:])
+    assert scheduler_of(content["scheduler"], content["budget"]) is not None
+
+
+def test_what_a_choice_among_configurations_does_to_the_tests() -> None:
+    """docs/compare.md: of equal searchers, one with six configurations is found different in up to 8 of 100."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    found, repetitions = 0, 1500
+    for _ in range(repetitions):
+        dev = rng.normal(size=(7, 5))
+        test = 0.8 * dev + 0.6 * rng.normal(size=(7, 5))  # a run that is good on dev is good on test
+        best = int(dev[:6].mean(axis=1).argmax())
+        found += permutation_p_value({"x": test[best]}, {"x": test[6]}) <= 0.05
+    assert 0.055 < found / repetitions < 0.095
