@@ -16,7 +16,6 @@ import typer
 from rayprompt import defaults
 from rayprompt.cli.options import (
     AddressOption,
-    DataOption,
     FinalistsOption,
     GpusOption,
     JsonOption,
@@ -75,7 +74,9 @@ def compare(
     ] = None,
     price_per_hour: Annotated[float | None, typer.Option(help="Of a scorer's device.")] = None,
     price_per_million_tokens: Annotated[float | None, typer.Option(help="Of the LM's input.")] = None,
-    data: DataOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="The folder of a public task's examples; of several, the one with theirs.")
+    ] = None,
     out: OutOption = None,
     store: StoreOption = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this comparison. Its snapshots are pickles.")] = None,
@@ -221,7 +222,8 @@ def _title(table: Mapping[str, Any], found: Comparison) -> str:
         return f"all {len(table['pairs'])} pairs of task and model, of equal weight"
     splits = table["splits"]
     shown = f"split {splits[0]}" if len(splits) == 1 else f"{len(splits)} splits"
-    where = f"{table['task']}, {table['model']}"
+    model = table["model"]
+    where = f"{table['task']}, {Path(model).name if os.path.isabs(model) else model}"
     return f"{where}: {shown}, {len(found.seeds)} seeds, {found.budget:,} evaluations a run"
 
 

@@ -123,10 +123,11 @@ def problems_of(
     wanted = [splits] if isinstance(splits, str) else list(splits or [])
     read: list[tuple[Task, str]] = []
     for given in tasks:
-        task = load_task(given, data=data, split=wanted[0] if len(wanted) == 1 and wanted != ["all"] else None)
+        folder = _data_of(given, data) if len(tasks) > 1 else data
+        task = load_task(given, data=folder, split=wanted[0] if len(wanted) == 1 and wanted != ["all"] else None)
         listed = list(task.splits) if wanted == ["all"] else wanted or [task.default_split]
         # A split that is not in the task's list may be one that has to be drawn.
-        read += [(task if n in task.splits else load_task(given, data=data, split=n), n) for n in listed]
+        read += [(task if n in task.splits else load_task(given, data=folder, split=n), n) for n in listed]
     for model in models:
         for task, split in read:
             problem = Problem(task, model, split=split, allow_leaks=allow_leaks)
@@ -136,6 +137,14 @@ def problems_of(
                 raise InputError(f"task {stratum[0]}, split {stratum[1]}, model {stratum[2]}: given twice")
             found[stratum] = problem
     return found
+
+
+def _data_of(task: TaskLike, data: str | Path | None) -> str | Path | None:
+    """Of several tasks each has its examples in a folder of its name."""
+    if data is None or not isinstance(task, str):
+        return data
+    own = Path(data).expanduser() / task.partition("@")[0]
+    return own if own.is_dir() else data
 
 
 def check(job: Job) -> None:

@@ -115,7 +115,8 @@ def runs_of(entries: Sequence[Entry], strata: Sequence[Stratum], seeds: Sequence
     for seed in seeds:
         for stratum in strata:
             for entry in entries:
-                where = [part for part, varies in zip(stratum, varying, strict=True) if varies]
+                # Of a folder its name: a trial's name is a directory's.
+                where = [Path(part).name for part, varies in zip(stratum, varying, strict=True) if varies]
                 name = "-".join(safe_name(part) for part in (entry.label, *where, f"s{seed}"))
                 runs.append(Run(name, entry, stratum, seed))
     names = [run.name for run in runs]
