@@ -8,7 +8,6 @@ import io
 import json
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY, PoolOf
-from killing import Run
+from killing import Run, await_end, descendants
 from ray import cloudpickle
 from scipy import stats
 from test_search import check
@@ -97,10 +96,17 @@ def shared_pools(pool_of: PoolOf) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def verdict(shared_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def reviews() -> rayprompt.Task:
+    """The bundled task with a third of its test examples."""
+    task = rayprompt.load_task("reviews")
+    return dataclasses.replace(task, splits={"default": {**task.parts(), "test": task.examples("test")[:160]}})
+
+
+@pytest.fixture(scope="module")
+def verdict(shared_pools: None, reviews: rayprompt.Task, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """Random search twice under different names, and one with a handicap."""
     return rayprompt.compare(
-        searchers={"random": "random", "again": "random", "stubborn": Stubborn},
+        reviews, searchers={"random": "random", "again": "random", "stubborn": Stubborn},
         seeds=SEEDS, budget=BUDGET, settings={"*": {"length": 3}}, price_per_hour=3.6, max_concurrent=2,
         baselines=["in-context"], out=tmp_path_factory.mktemp("compare") / "study",
     )  # fmt: skip
@@ -125,18 +131,20 @@ def test_the_verdict_is_kept_and_its_json_is_valid(verdict: Comparison) -> None:
 
 
 def test_every_run_had_its_budget_and_is_the_search_of_that_seed(
-    verdict: Comparison, shared_pools: None, kept_pool: None, tmp_path: Path
+    verdict: Comparison, reviews: rayprompt.Task, kept_pool: None, tmp_path: Path
 ) -> None:
     assert {run.evaluations for run in verdict.runs} == {BUDGET}
     (run,) = (run for run in verdict.runs if run.searcher == "random" and run.seed == 3)
-    alone = rayprompt.search(searcher="random", seed=3, budget=BUDGET, settings={"length": 3}, out=tmp_path / "s")
+    alone = rayprompt.search(
+        reviews, searcher="random", seed=3, budget=BUDGET, settings={"length": 3}, out=tmp_path / "s"
+    )
     assert run.prompt["text"] == alone.best_prompt.to_json()["text"]
     assert (run.train, run.dev, run.test) == (alone.train, alone.dev, alone.test)
     assert run.p_value_manual == alone.p_value
     # The three best on dev, each as `evaluate` has it on test.
     third = sorted((f["dev"] for f in alone.finalists), reverse=True)[2]
     best = [rayprompt.candidate_from_json(f) for f in alone.finalists if f["dev"] >= third]
-    tests = [rayprompt.evaluate(prompt, rayprompt.Problem(), store=tmp_path / "s").estimate for prompt in best]
+    tests = [rayprompt.evaluate(prompt, reviews, "tiny-masked", store=tmp_path / "s").estimate for prompt in best]
     assert len(run.top) == 3
     assert run.top[0] == run.test
     assert all(estimate in tests for estimate in run.top)
@@ -261,6 +269,7 @@ def test_leaderboard_in_every_format(verdict: Comparison) -> None:
     ]
     assert "random is better than stubborn on test: +0." in text
     assert "searchers that share a letter cannot be told apart" in text
+    assert "random is better than stubborn on train, by cross_entropy" in text
     rows = list(csv.DictReader(io.StringIO(as_csv(verdict))))
     assert [row["name"] for row in rows] == ["random", "again", "stubborn", "empty", "manual", "in-context"]
     assert float(rows[0]["test"]) == verdict.tables[0]["rows"][0]["test"]["mean"]
@@ -269,10 +278,12 @@ def test_leaderboard_in_every_format(verdict: Comparison) -> None:
     assert len(lines) == 2 + 6
 
 
-def test_soft_searchers_ranges_and_the_gradients_ceiling(shared_pools: None, tmp_path: Path) -> None:
+def test_soft_searchers_ranges_and_the_gradients_ceiling(
+    shared_pools: None, reviews: rayprompt.Task, tmp_path: Path
+) -> None:
     """Settings drawn by Tune: dev alone says which configuration stands for the searcher."""
     found = rayprompt.compare(
-        searchers=["cma-es", "random"], seeds=[4], budget=64 * 40, objective="cross_entropy", max_concurrent=2,
+        reviews, searchers=["cma-es", "random"], seeds=[4], budget=64 * 40, objective="cross_entropy", max_concurrent=2,
         settings={"cma-es": {"alpha": {"uniform": [1, 20]}, "length": {"grid_search": [3, 5]}, "intrinsic_dim": 20}},
         samples=1, baselines=["gradient"], target="0.6", out=tmp_path / "s",
     )  # fmt: skip
@@ -292,22 +303,22 @@ def test_soft_searchers_ranges_and_the_gradients_ceiling(shared_pools: None, tmp
     assert tuned["white_box"]
     assert tuned["test"]["mean"] > empty["test"]["mean"] + 0.1
     assert table["target"] == {"measure": "best_score", "value": 0.6, "from": "given"}
-    again = rayprompt.compare(
-        searchers=["cma-es"], seeds=[4], budget=64, samples=1, baselines=[], max_concurrent=2, out=tmp_path / "again",
-        settings={"cma-es": {"alpha": {"uniform": [1, 20]}, "length": {"grid_search": [3, 5]}, "intrinsic_dim": 20}},
-    )  # fmt: skip
-    assert [run.settings for run in again.runs] == [run.settings for run in drawn], "drawn by the seed"
+    ranges = {"cma-es": {"alpha": {"uniform": [1, 20]}, "length": {"grid_search": [3, 5]}, "intrinsic_dim": 20}}
+    again = entries_of(["cma-es"], ranges, samples=1, seed=4)
+    assert [entry.settings for entry in again] == [run.settings for run in drawn], "drawn by the first seed"
 
 
-def test_a_scheduler_stops_weak_runs_and_that_is_said(shared_pools: None, tmp_path: Path) -> None:
+def test_a_scheduler_stops_weak_runs_and_that_is_said(
+    shared_pools: None, reviews: rayprompt.Task, tmp_path: Path
+) -> None:
     found = rayprompt.compare(
-        searchers={"random": "random", "stubborn": Stubborn}, seeds=2, budget=64 * 50, baselines=[], max_concurrent=2,
-        scheduler={"name": "median", "grace_period": 64 * 10, "min_samples_required": 2}, out=tmp_path / "s",
+        reviews, searchers={"random": "random", "stubborn": Stubborn}, seeds=2, budget=64 * 40, baselines=[],
+        max_concurrent=2, scheduler={"name": "median", "grace_period": 64 * 6, "min_samples_required": 2}, out=tmp_path / "s",
         listener=Leaderboard(),
     )  # fmt: skip
     stopped = [run for run in found.runs if run.end == "scheduler"]
     assert stopped, "of two pairs of runs the worse ones are stopped"
-    assert all(run.evaluations < 64 * 50 for run in stopped)
+    assert all(run.evaluations < 64 * 40 for run in stopped)
     assert any("stopped early by the scheduler" in line for line in found.remarks)
     assert {row["searcher"]: row["stopped"] for row in found.tables[0]["rows"]} == {
         name: sum(run.searcher == name for run in stopped) for name in ("random", "stubborn")
@@ -326,15 +337,17 @@ class Unlucky(Stubborn):
             raise ValueError("out of luck")
 
 
-def test_a_run_that_fails_leaves_the_others_and_is_tried_again(shared_pools: None, tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_the_others_and_is_tried_again(
+    shared_pools: None, reviews: rayprompt.Task, tmp_path: Path
+) -> None:
     cls = type("Gated", (Unlucky,), {"gate": tmp_path / "gate", "__module__": __name__})
     options = {"seeds": 2, "budget": 128, "baselines": [], "max_concurrent": 2, "out": tmp_path / "s"}
-    found = rayprompt.compare(searchers={"unlucky": cls}, **options)
+    found = rayprompt.compare(reviews, searchers={"unlucky": cls}, **options)
     assert found.failed == {"unlucky-s1": "ValueError: out of luck"}
     assert [run.name for run in found.runs] == ["unlucky-s0"]
     assert as_text(found).count("failed: unlucky-s1: ValueError: out of luck") == 1
     (tmp_path / "gate").touch()
-    again = rayprompt.resume_comparison(tmp_path / "s", searchers={"unlucky": cls})
+    again = rayprompt.resume_comparison(tmp_path / "s", tasks=[reviews], searchers={"unlucky": cls})
     assert not again.failed
     assert [run.name for run in again.runs] == ["unlucky-s0", "unlucky-s1"]
     assert again.runs[0].curve == found.runs[0].curve
@@ -596,32 +609,54 @@ def test_what_is_wrong_is_said_before_anything_starts(given: dict[str, Any], mes
     assert not (tmp_path / "s").exists()
 
 
-def test_killed_and_resumed_it_gives_the_same_table(tmp_path: Path) -> None:
-    """The command itself: killed with SIGKILL, interrupted with Ctrl-C, resumed, against one that was left alone."""
-    options = ["--searchers", "random,nevergrad", "--seeds", "2", "--budget", "3840", "--set", "length=3"]
-    options += ["--baselines", "none"]
-    quiet = Run(tmp_path / "quiet", options, "compare")
-    quiet.start()
-    expected = quiet.finish()
-    check(expected)
-    run = Run(tmp_path / "killed", options, "compare")
+@pytest.fixture(scope="module")
+def quiet(shared_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """One that is left alone."""
+    return rayprompt.compare(
+        searchers=["random", "nevergrad"], seeds=2, budget=3840, settings={"*": {"length": 3}}, baselines=[],
+        max_concurrent=2, out=tmp_path_factory.mktemp("quiet") / "study",
+    )  # fmt: skip
+
+
+OPTIONS = ["--searchers", "random,nevergrad", "--seeds", "2", "--budget", "3840", "--set", "length=3"]
+OPTIONS += ["--baselines", "none", "--max-concurrent", "2"]
+
+
+def test_killed_and_resumed_it_gives_the_same_table(quiet: Comparison, tmp_path: Path) -> None:
+    run = Run(tmp_path / "killed", OPTIONS, "compare")
     run.start()
     run.await_scores()
-    assert run.kill("driver")
-    run.await_scores()
-    assert run.kill("trial")
+    assert run.process is not None
+    family = descendants(run.process.pid)
+    run.process.kill()
+    run.process.wait()
+    await_end(family)
+    found = rayprompt.resume_comparison(tmp_path / "killed")
+    assert stable(found.to_json()) == stable(quiet.to_json())
+
+
+@pytest.mark.slow
+def test_interrupted_killed_and_resumed_by_the_command(quiet: Comparison, tmp_path: Path) -> None:
+    run = Run(tmp_path / "killed", OPTIONS, "compare")
+    run.start()
     run.await_scores()
     assert run.process is not None
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(timeout=60) in (130, 0)
+    assert run.process.wait(timeout=60) == 130
+    log = (tmp_path / "killed.1.log").read_text()
+    assert f"to go on: rayprompt compare --resume {tmp_path / 'killed'}" in log
     run.start()
-    assert stable(run.finish()) == stable(expected)
-    other = subprocess.run(
-        [sys.executable, "-m", "rayprompt.cli.main", "search", "--resume", str(tmp_path / "killed")],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert other.returncode == 2
-    assert other.stderr.strip().endswith("begun by rayprompt compare; rayprompt compare --resume goes on with it")
+    run.await_scores()
+    assert run.kill("driver")
+    found = run.finish()
+    check(found)
+    assert stable(found) == stable(quiet.to_json())
+
+
+def test_search_does_not_resume_a_comparison(verdict: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(app, ["search", "--resume", str(verdict.study_dir)]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.endswith("begun by rayprompt compare; rayprompt compare --resume goes on with it")
 
 
 def test_the_study_file_of_the_docs() -> None:

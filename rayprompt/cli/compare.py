@@ -264,6 +264,12 @@ def _below(table: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{pair['first']} is better than {pair['second']} on test: {size}, p = {pair['p_holm']:.2g} (Holm)"
         )
+    better: dict[str, list[str]] = {}
+    for pair in table["tests"].get("objective", {"pairs": []})["pairs"]:
+        if pair["p_holm"] <= tests["alpha"]:
+            better.setdefault(pair["first"], []).append(pair["second"])
+    for first, seconds in better.items():
+        lines.append(f"{first} is better than {', '.join(seconds)} on train, by {table['objective']} (Holm, 5 %)")
     if len(apart) < len(tests["pairs"]):
         lines.append("searchers that share a letter cannot be told apart (permutation tests, Holm, 5 %)")
     if table["task"] is None:

@@ -17,6 +17,7 @@ from ray.tune.search.variant_generator import generate_variants
 from rayprompt.errors import InputError, unknown
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.registry import load_searcher
+from rayprompt.searcher.settings import make_settings
 from rayprompt.store.schema import safe_name
 
 LABEL = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -100,7 +101,7 @@ def entries_of(
         configurations = _configurations(label, mine, samples, seed)
         several = len(configurations) > 1
         entries += [
-            Entry(f"{label}#{i}" if several else label, label, searcher, configuration)
+            Entry(f"{label}#{i}" if several else label, label, searcher, _typed(cls, configuration))
             for i, configuration in enumerate(configurations, start=1)
         ]
     if set(common) - used:
@@ -164,6 +165,12 @@ def _named(
     if not named:
         raise InputError("--searchers: names none; as in --searchers random,nevergrad (see: rayprompt list searchers)")
     return named
+
+
+def _typed(cls: type[PromptSearcher], settings: Settings) -> dict[str, Any]:
+    """Settings as the searcher reads them: on the command line they are texts."""
+    made = make_settings(cls, dict(settings))
+    return {key: getattr(made, key) for key in settings}
 
 
 def _configurations(label: str, settings: Settings, samples: int, seed: int) -> list[dict[str, Any]]:

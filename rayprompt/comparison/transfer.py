@@ -252,10 +252,12 @@ def _named(sources: list[Source]) -> list[Source]:
     if twice:
         raise InputError(f"STUDY {twice[0][0]}: given twice")
     names = Counter(source.name for source in sources)
-    return [
-        source if names[source.name] == 1 else replace(source, name=f"{source.path}/{source.name}")
-        for source in sources
-    ]
+    return [s if names[s.name] == 1 else replace(s, name=_long_name(s)) for s in sources]
+
+
+def _long_name(source: Source) -> str:
+    """Of a search its directory, of a comparison's run the two."""
+    return str(source.path if source.path.name == source.name else source.path / source.name)
 
 
 def _task_of(sources: Sequence[Source], given: Task | None, data: str | Path | None) -> Task:
