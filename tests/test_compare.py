@@ -41,7 +41,7 @@ from rayprompt.study.session import Cluster
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.trace import Trace, write_run
 
-BUDGET, SEEDS = 64 * 20, 5
+BUDGET, SEEDS = 64 * 18, 5
 # Of another run of the same comparison.
 MAY_DIFFER = {"seconds", "own_seconds", "device_seconds", "lm_evaluations", "cache_hits", "study_dir", "store", "pools"}
 
@@ -239,7 +239,7 @@ def test_tensorboard_finds_scalars_by_evaluations_prompts_and_hyperparameters(ve
         assert {"ray/tune/best_score", "ray/tune/best_objective", "final/test"} <= set(tags["scalars"])
         steps = [event.step for event in events.Scalars("ray/tune/best_score")]
         assert steps[-1] == run.evaluations
-        assert set(steps) <= {64 * n for n in range(1, 21)}
+        assert set(steps) <= {64 * n for n in range(1, 19)}
         (final,) = events.Scalars("final/test")
         assert (final.step, final.value) == (run.evaluations, pytest.approx(run.test.value))
         texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("best_prompt/text_summary")]
@@ -258,7 +258,7 @@ def test_tensorboard_finds_scalars_by_evaluations_prompts_and_hyperparameters(ve
 def test_leaderboard_in_every_format(verdict: Comparison) -> None:
     text = as_text(verdict)
     first = text.splitlines()
-    assert first[0] == "reviews, tiny-masked: split default, 5 seeds, 1,280 evaluations a run"
+    assert first[0] == "reviews, tiny-masked: split default, 5 seeds, 1,152 evaluations a run"
     assert [line.split()[0] for line in first[2:8]] == [
         "random",
         "again",
@@ -313,7 +313,8 @@ def test_a_scheduler_stops_weak_runs_and_that_is_said(
 ) -> None:
     found = rayprompt.compare(
         reviews, searchers={"random": "random", "stubborn": Stubborn}, seeds=2, budget=64 * 40, baselines=[],
-        max_concurrent=2, scheduler={"name": "median", "grace_period": 64 * 6, "min_samples_required": 2}, out=tmp_path / "s",
+        max_concurrent=2, out=tmp_path / "s",
+        scheduler={"name": "median", "grace_period": 64 * 6, "min_samples_required": 2},
         listener=Leaderboard(),
     )  # fmt: skip
     stopped = [run for run in found.runs if run.end == "scheduler"]
@@ -613,12 +614,12 @@ def test_what_is_wrong_is_said_before_anything_starts(given: dict[str, Any], mes
 def quiet(shared_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """One that is left alone."""
     return rayprompt.compare(
-        searchers=["random", "nevergrad"], seeds=2, budget=3840, settings={"*": {"length": 3}}, baselines=[],
+        searchers=["random", "nevergrad"], seeds=2, budget=1280, settings={"*": {"length": 3}}, baselines=[],
         max_concurrent=2, out=tmp_path_factory.mktemp("quiet") / "study",
     )  # fmt: skip
 
 
-OPTIONS = ["--searchers", "random,nevergrad", "--seeds", "2", "--budget", "3840", "--set", "length=3"]
+OPTIONS = ["--searchers", "random,nevergrad", "--seeds", "2", "--budget", "1280", "--set", "length=3"]
 OPTIONS += ["--baselines", "none", "--max-concurrent", "2"]
 
 
