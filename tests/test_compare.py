@@ -36,7 +36,7 @@ from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.significance import permutation_p_value
 from rayprompt.comparison.tables import Prices, tables_of
 from rayprompt.store.files import Folder
-from rayprompt.study.progress import silent
+from rayprompt.study.progress import Progress, silent
 from rayprompt.study.session import Cluster
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.trace import Trace, write_run
@@ -679,3 +679,16 @@ def test_what_a_choice_among_configurations_does_to_the_tests() -> None:
         best = int(dev[:6].mean(axis=1).argmax())
         found += permutation_p_value({"x": test[best]}, {"x": test[6]}) <= 0.05
     assert 0.055 < found / repetitions < 0.095
+
+
+def test_the_live_leaderboard() -> None:
+    board = Leaderboard()
+    about = {"phase": "search", "budget": 100, "runs": 5, "ended": 2}
+    board(Progress(search="a-s0", searcher="a", evaluations=40, best_score=0.5, best_prompt="it was", **about))
+    board(Progress(search="b-s0", searcher="b", evaluations=100, best_score=0.8, best_prompt="so", over=True, **about))
+    board(Progress(search="a-s1", searcher="a", evaluations=20, best_score=0.7, best_prompt="truly", **about))
+    head, first, second, state = board._table()
+    assert head.split("  ")[0] == "searcher"
+    assert first.split() == ["b", "0.800", "1", "of", "1", "begun", "100", "so"]
+    assert second.split() == ["a", "0.600", "0", "of", "2", "begun", "60", "truly"]
+    assert state.startswith("3 of 5 runs are over, 160 of 300 evaluations, ")

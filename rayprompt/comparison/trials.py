@@ -30,18 +30,30 @@ PENDING = "8"  # trials whose process is on its way; Tune starts one after the o
 
 @dataclass(frozen=True)
 class Searches:
-    """All that a trial needs to make its search: it travels once, every trial takes its own out of it."""
+    """All that a trial needs to make its search: it travels once, every trial takes its own out of it.
 
-    problems: Mapping[Stratum, Problem]
+    Problems travel as bytes: a process holds the one that it works on, however many splits there are.
+    """
+
+    problems: Mapping[Stratum, Problem | bytes]
     pools: Mapping[str, ScoringPool]
     plans: Mapping[str, SearchPlan]
     runs: Mapping[str, Run]
     objective: str | None
 
+    def __getstate__(self) -> dict[str, Any]:
+        problems = {s: p if isinstance(p, bytes) else cloudpickle.dumps(p) for s, p in self.problems.items()}
+        return {**self.__dict__, "problems": problems}
+
+    def problem(self, stratum: Stratum) -> Problem:
+        """The problem of a task, split and LM, as a searcher sees it."""
+        problem = self.problems[stratum]
+        return cloudpickle.loads(problem) if isinstance(problem, bytes) else problem
+
     def searcher(self, name: str) -> PromptSearcher:
         """The searcher of a run, in its first state."""
         run = self.runs[name]
-        problem = self.problems[run.stratum]
+        problem = self.problem(run.stratum)
         candidates = planned(problem, self.plans[name].budget)
         return make_searcher(problem, run.entry.searcher, candidates, run.seed, self.objective, run.entry.settings)
 
@@ -128,7 +140,7 @@ def run_searches(
         most_at_a_time: trials side by side; None is as many as the cluster has room for.
     """
     for stratum in {run.stratum for run in runs}:
-        searches.pools[stratum[2]].add(searches.problems[stratum].part("train"))
+        searches.pools[stratum[2]].add(searches.problem(stratum).part("train"))
     resources: dict[str, float] = {}
     for cls in {run.entry.cls for run in runs}:
         resources = {
