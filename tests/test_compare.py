@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY, PoolOf
-from killing import Run, await_end, descendants
+from killing import Run
 from ray import cloudpickle
 from scipy import stats
 from test_search import check
@@ -35,6 +36,7 @@ from rayprompt.comparison.plan import entries_of, runs_of
 from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.significance import permutation_p_value
 from rayprompt.comparison.tables import Prices, tables_of
+from rayprompt.errors import Interrupted
 from rayprompt.store.files import Folder
 from rayprompt.study.progress import Progress, silent
 from rayprompt.study.session import Cluster
@@ -610,29 +612,42 @@ def test_what_is_wrong_is_said_before_anything_starts(given: dict[str, Any], mes
     assert not (tmp_path / "s").exists()
 
 
+AS_QUIET: dict[str, Any] = {
+    "searchers": ["random", "nevergrad"],
+    "seeds": 2,
+    "budget": 1280,
+    "settings": {"*": {"length": 3}},
+    "baselines": [],
+    "max_concurrent": 2,
+}
+
+
 @pytest.fixture(scope="module")
 def quiet(shared_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """One that is left alone."""
-    return rayprompt.compare(
-        searchers=["random", "nevergrad"], seeds=2, budget=1280, settings={"*": {"length": 3}}, baselines=[],
-        max_concurrent=2, out=tmp_path_factory.mktemp("quiet") / "study",
-    )  # fmt: skip
+    return rayprompt.compare(**AS_QUIET, out=tmp_path_factory.mktemp("quiet") / "study")
 
 
 OPTIONS = ["--searchers", "random,nevergrad", "--seeds", "2", "--budget", "1280", "--set", "length=3"]
 OPTIONS += ["--baselines", "none", "--max-concurrent", "2"]
 
 
-def test_killed_and_resumed_it_gives_the_same_table(quiet: Comparison, tmp_path: Path) -> None:
-    run = Run(tmp_path / "killed", OPTIONS, "compare")
-    run.start()
-    run.await_scores()
-    assert run.process is not None
-    family = descendants(run.process.pid)
-    run.process.kill()
-    run.process.wait()
-    await_end(family)
-    found = rayprompt.resume_comparison(tmp_path / "killed")
+def test_interrupted_and_resumed_it_gives_the_same_table(quiet: Comparison, tmp_path: Path) -> None:
+    """Ctrl-C in the middle. The slow test beside it kills the command with SIGKILL, too."""
+    reports = 0
+
+    def interrupt(progress: Progress) -> None:
+        nonlocal reports
+        reports += progress.phase == "search"
+        if reports == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as interrupted:
+        rayprompt.compare(**AS_QUIET, out=tmp_path / "study", listener=interrupt)
+    line = str(interrupted.value)
+    assert "of 4 runs have ended; dev and test of tiny-masked were not opened" in line
+    assert line.endswith(f"to go on: rayprompt compare --resume {tmp_path / 'study'}")
+    found = rayprompt.resume_comparison(tmp_path / "study")
     assert stable(found.to_json()) == stable(quiet.to_json())
 
 

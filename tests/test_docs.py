@@ -220,6 +220,7 @@ def test_tune_restore(tune_space: dict[str, Any], tmp_path: Path, monkeypatch: p
     assert len({c.key for r in results for c in rayprompt.candidates(r.config)}) == 80
 
 
+@pytest.mark.slow  # quick: a scheduler over whole searches is in tests/test_compare.py
 def test_tune_asha(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """How many it stops depends on the order in which searches come to a rung; that the best one is not stopped does
     not."""

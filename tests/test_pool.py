@@ -104,6 +104,7 @@ def test_a_dead_scorer_loses_nothing(pool_of: PoolOf, problem: Problem) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow  # quick: test_a_dead_scorer_loses_nothing, and test_resume's scorer that cannot load again
 def test_a_scorer_that_dies_while_it_loads_is_started_again(problem: Problem, ray_session: None) -> None:
     killed: list[int] = []
 

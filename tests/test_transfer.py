@@ -205,7 +205,7 @@ def test_the_command(
     arguments = ["transfer", str(study.study_dir), "--models", "tiny-causal, tiny-masked", "--scorers", "1"]
     assert run(app, [*arguments, "--store", str(folder / "scores"), "--out", str(out), "--json"]) == 0
     printed = capsys.readouterr()
-    content = json.loads(printed.out)
+    content = json.loads(printed.out.splitlines()[-1])
     Draft202012Validator(SCHEMA).validate(content)
     assert json.loads(out.read_text()) == content
     assert "on tiny-causal" in printed.err
