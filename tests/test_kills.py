@@ -88,7 +88,7 @@ def quiet(kept_pool: None, tmp_path: Path) -> Callable[[int, int], Path]:
 @pytest.mark.parametrize(
     "kinds",
     [
-        pytest.param(["trial", "driver"], id="trial-driver"),  # dead scorers and routers: tests/test_pool.py
+        pytest.param(["trial"], id="trial"),  # dead scorers and routers: tests/test_pool.py; resumes: test_resume.py
         pytest.param(["trial", "scorer", "router", "driver"], id="each", marks=pytest.mark.slow),
     ],
 )

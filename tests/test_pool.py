@@ -82,6 +82,7 @@ def test_orders_hold_every_pair_once_and_never_split_a_forward_pass(problem: Pro
             assert {order.passes for order in orders} == {1}
 
 
+@pytest.mark.slow  # quick: the same of a whole search, in tests/test_search.py
 def test_two_scorers_give_the_same_bits(pool_of: PoolOf, problem: Problem) -> None:
     one, two = (score(pool_of(problem.lm, scorers), problem, 12) for scorers in (1, 2))
     assert len({info.pid for info in pool_of(problem.lm, 2).infos}) == 2

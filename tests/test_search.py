@@ -185,6 +185,7 @@ def test_a_failing_searcher_ends_the_run_with_its_reason(
         rayprompt.search(budget=640, scorers=1, out=tmp_path / "s")
 
 
+@pytest.mark.slow  # quick: this LM against a plain forward pass on this text, in tests/test_lm.py
 def test_real_text_and_a_real_lm(mr_folder: Path, minilm: str, tmp_path: Path) -> None:
     """MR and minilm-reviews: a plain forward pass of the manual prompt is right on 65 of 100 of test."""
     result = rayprompt.search(
