@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-from first_run import memory, tree
+from first_run import memory, watched
 
 OUT = Path(__file__).with_suffix(".json")
 SEARCHERS = "random,nevergrad,random-soft,cma-es"
@@ -45,6 +42,16 @@ def main() -> None:
 
 def measure(options: list[str]) -> dict[str, Any]:
     """One comparison: its seconds, its memory at its peak (GB), and the processes that it had."""
+    peaks: list[float] = []
+    scorers: set[int] = set()
+    trials: list[int] = []
+
+    def look(pids: list[int]) -> None:
+        peaks.append(memory(pids))
+        titles = {pid: title(pid) for pid in pids}
+        scorers.update(pid for pid, name in titles.items() if name.startswith("ray::ScorerActor"))
+        trials.append(sum(name.startswith("ray::ResourceTrainable") for name in titles.values()))
+
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -56,30 +63,7 @@ def measure(options: list[str]) -> dict[str, Any]:
             f"{folder}/study",
             *options,
         ]
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        peaks: list[float] = []
-        scorers: set[int] = set()
-        trials: list[int] = []
-        ended = threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(1.0):
-                pids = tree(process.pid)
-                peaks.append(memory(pids))
-                titles = {pid: title(pid) for pid in pids}
-                scorers.update(pid for pid, name in titles.items() if name.startswith("ray::ScorerActor"))
-                trials.append(sum(name.startswith("ray::ResourceTrainable") for name in titles.values()))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        output, _ = process.communicate()
-        seconds = time.perf_counter() - started
-        ended.set()
-        watcher.join()
-        if process.returncode:
-            raise SystemExit(f"the comparison failed with exit code {process.returncode}")
-    found = json.loads(output.splitlines()[-1])
+        found, seconds = watched(command, look)
     third = len(peaks) // 3
     return {
         "command": " ".join(["rayprompt compare", *options]),

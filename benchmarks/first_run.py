@@ -17,8 +17,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,28 +58,34 @@ def memory(pids: list[int]) -> float:
     return total / 1024**2
 
 
-def run_search(options: list[str]) -> tuple[dict[str, object], float, float]:
+def watched(command: list[str], look: Callable[[list[int]], None]) -> tuple[dict[str, Any], float]:
+    """The JSON object that a command prints last, and its seconds; ``look`` sees its process tree twice a second."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            look(tree(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output, _ = process.communicate()
+    seconds = time.perf_counter() - started
+    ended.set()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
+    return json.loads(output.splitlines()[-1]), seconds
+
+
+def run_search(options: list[str]) -> tuple[dict[str, Any], float, float]:
     """The search's JSON object, its wall-clock seconds as a process, and the peak memory of its tree in GB."""
+    peaks = [0.0]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "rayprompt.cli.main", "search", "--json", "--out", f"{folder}/study", *options]
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        peak, ended = 0.0, threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not ended.wait(0.5):
-                peak = max(peak, memory(tree(process.pid)))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        output, _ = process.communicate()
-        seconds = time.perf_counter() - started
-        ended.set()
-        watcher.join()
-        if process.returncode:
-            raise SystemExit(f"the search failed with exit code {process.returncode}")
-        return json.loads(output.splitlines()[-1]), seconds, peak
+        content, seconds = watched(command, lambda pids: peaks.append(memory(pids)))
+    return content, seconds, max(peaks)
 
 
 def bare_rate(task: str, model: str, split: str | None, seconds: float = 10.0) -> float:

@@ -24,6 +24,7 @@ from rayprompt.cli.options import (
     OutOption,
     ScorersOption,
     StoreOption,
+    is_given,
 )
 from rayprompt.errors import InputError, did_you_mean
 
@@ -94,7 +95,7 @@ def compare(
     """Compare searchers at equal budgets: curves, intervals, and tests that say which cannot be told apart."""
     if format_ not in FORMATS:
         raise InputError(f"--format {format_}{did_you_mean(format_, FORMATS)}: must be {', '.join(FORMATS)}")
-    given = {name for name in context.params if _is_given(context, name)}
+    given = {name for name in context.params if is_given(context, name)}
     if resume is not None and given - RESUME:
         name = min(given - RESUME).strip("_").replace("_", "-")
         raise InputError(
@@ -390,8 +391,3 @@ def _setting(pair: str) -> tuple[str, str, Any]:
         except yaml.YAMLError:
             raise InputError(f"--set {pair}: not a range, as {{uniform: [1, 20]}}") from None
     return label if dot else "*", name, value
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")

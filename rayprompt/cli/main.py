@@ -26,6 +26,7 @@ from rayprompt.cli.options import (
     SplitOption,
     StoreOption,
     TaskArgument,
+    is_given,
 )
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.task import PARTS, load_task
@@ -114,7 +115,7 @@ def search(
         if resume is not None:
             result = studies.resume(
                 resume,
-                budget=budget if _is_given(context, "budget") else None,
+                budget=budget if is_given(context, "budget") else None,
                 address=address,
                 scorers=scorers,
                 gpus_per_scorer=gpus_per_scorer,
@@ -142,7 +143,7 @@ def search(
                 "scorers": scorers,
                 "gpus_per_scorer": gpus_per_scorer,
             }
-            options |= {name: value for name, value in file.arguments.items() if not _is_given(context, name)}
+            options |= {name: value for name, value in file.arguments.items() if not is_given(context, name)}
             options["settings"] = {**file.arguments.get("settings", {}), **parse_settings(set_ or [])}
             result = studies.search(**options, listener=display)
     show_result(result, to_stderr=json_)
@@ -351,14 +352,9 @@ def check_resume(context: typer.Context) -> None:
         InputError: something else was given beside --resume.
     """
     for name in context.params:
-        if name not in RESUME_OPTIONS and _is_given(context, name):
+        if name not in RESUME_OPTIONS and is_given(context, name):
             option = "TASK" if name == "task" else "--" + name.strip("_").replace("_", "-")
             raise InputError(f"{option} beside --resume: a study goes on as it began; only --budget may grow")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def parse_settings(pairs: list[str]) -> dict[str, str]:

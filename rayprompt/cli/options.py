@@ -31,3 +31,9 @@ ObjectiveOption = Annotated[
     str | None, typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap.")
 ]
 OutOption = Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")]
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")

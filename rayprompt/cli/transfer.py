@@ -33,10 +33,9 @@ def check_output(format_: str, out: Path | None) -> None:
 
 def as_text(found: Transfer) -> str:
     """The table, the prompts, and what is to be said of them."""
-    rows = _rows(found)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *_legend(found), *_prompts(found), *_remarks(found), _cost(found)])
+    from rayprompt.cli.display import columns
+
+    return "\n".join([*columns(_rows(found)), *_legend(found), *_prompts(found), *_remarks(found), _cost(found)])
 
 
 def as_markdown(found: Transfer) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +11,6 @@ from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.tuning import TuningPlan
 from rayprompt.lm.vectors import vectors_digest
-from rayprompt.objective import OBJECTIVES
 from rayprompt.scores import FloatArray
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
@@ -163,7 +161,11 @@ def gradient_tuned(
     )
     states = sorted(tuned.states, key=lambda state: state.loss)
     prompts = [tuned_prompt(problem, space, state.vectors) for state in states]
-    best, dev = _best_on_dev(closer, prompts)
+    dev = closer.scorer("dev")
+    scores = dev.scores(prompts)
+    if not any(len(s) for s in scores):
+        raise ScoringError(f"{problem.lm.name} gave no number for any gradient-tuned soft prompt on dev")
+    best = dev.best_first(scores)[0]
     for prompt in prompts:
         if prompt.subspace.p0 != prompts[best].subspace.p0:
             problem.vectors.pop(prompt.subspace.p0, None)  # they would travel with the problem
@@ -176,21 +178,8 @@ def gradient_tuned(
         passes=tuned.passes,
         seconds=tuned.seconds,
         train_loss=states[best].loss,
-        dev=dev,
+        dev=dev.estimate(scores[best]),
     )
-
-
-def _best_on_dev(closer: Closer, prompts: Sequence[SoftPrompt]) -> tuple[int, Estimate]:
-    """Which prompt is the best on dev, as searches choose: of equal metrics the likelier labels decide, then order."""
-    dev = closer.scorer("dev")
-    scores = dev.scores(prompts)
-    estimates = [dev.estimate(s) for s in scores]
-    known = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in scores]
-    if not np.isfinite(known).any():
-        raise ScoringError(f"{closer.problem.lm.name} gave no number for any gradient-tuned soft prompt on dev")
-    likelihood = np.nan_to_num(known, nan=-np.inf).tolist()
-    best = max(range(len(prompts)), key=lambda i: (estimates[i].value, likelihood[i], -i))
-    return best, estimates[best]
 
 
 def tuned_prompt(problem: Problem, space: Subspace, vectors: FloatArray) -> SoftPrompt:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayprompt.budget import Ledger
-from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json, digest
+from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json, digest
 from rayprompt.comparison.baselines import GRADIENT, IN_CONTEXT, BaselinePrompt, gradient_tuned, in_context
 from rayprompt.comparison.curves import grid_of
 from rayprompt.comparison.outcome import COMPARISON_SCHEMA, BaselineOutcome, RunOutcome
@@ -260,8 +260,7 @@ def _tokens_per_use(closer: Closer, prompt: Candidate) -> float:
 
 
 def _scalars(outcome: RunOutcome) -> dict[str, float]:
-    top = {"test_top3": outcome.top_mean}
-    return {"dev": outcome.dev.value, "test": outcome.test.value, **top}
+    return {"dev": outcome.dev.value, "test": outcome.test.value, "test_top3": outcome.top_mean}
 
 
 def _text(outcome: RunOutcome) -> str:
@@ -270,6 +269,4 @@ def _text(outcome: RunOutcome) -> str:
     if isinstance(prompt, TextPrompt):
         return f"`{prompt.text}`"
     near = "" if outcome.decoded is None else f"; nearest text: `{outcome.decoded['text']}`"
-    return (
-        f"soft prompt of {prompt.subspace.length} tokens, {prompt.key}{near}" if isinstance(prompt, SoftPrompt) else ""
-    )
+    return f"soft prompt of {prompt.subspace.length} tokens, {prompt.key}{near}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError
+from rayprompt.study.results import read_outcome
 from rayprompt.study.statistics import Estimate
-from rayprompt.tables import read_text
 
 COMPARE_SCHEMA = "rayprompt.compare/1"  # of the outcome
 COMPARISON_SCHEMA = "rayprompt.comparison/1"  # of study.yaml
@@ -222,10 +221,4 @@ def read_comparison(study: str | Path) -> Comparison:
     file = Path(study) / RESULT_FILE
     if not file.is_file():
         raise InputError(f"{study}: not the directory of a finished comparison (it holds no {RESULT_FILE})")
-    try:
-        content = json.loads(read_text(file))
-        if content["schema"] != COMPARE_SCHEMA:
-            raise InputError(f"{file}: schema {content['schema']!r}; this version reads {COMPARE_SCHEMA!r}")
-        return Comparison.from_json(content)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not the outcome of a comparison ({error!r})") from None
+    return read_outcome(file, COMPARE_SCHEMA, Comparison.from_json, "the outcome of a comparison")

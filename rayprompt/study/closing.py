@@ -91,6 +91,13 @@ class PartScorer:
         """The task metric of one prompt's scores."""
         return estimate(self.metric, scores, self.gold, OBJECTIVES[self.metric])
 
+    def best_first(self, scores: Sequence[Scores]) -> list[int]:
+        """Positions of prompts, best first: of equal metrics the likelier labels decide, then the earlier one."""
+        known = [float(OBJECTIVES["cross_entropy"](s, self.gold)[0]) for s in scores]
+        likelihood = [float("-inf") if math.isnan(x) else x for x in known]
+        values = [self.estimate(s).value for s in scores]
+        return sorted(range(len(scores)), key=lambda i: (-values[i], -likelihood[i], i))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -183,10 +190,7 @@ class Closer:
         dev = self.scorer("dev")
         scores = dev.scores([*finalists, *baselines.values()])
         estimates = [dev.estimate(s) for s in scores]
-        known = [float(OBJECTIVES["cross_entropy"](s, dev.gold)[0]) for s in scores]
-        log_likelihood = [float("-inf") if math.isnan(x) else x for x in known]
-        # Of equal dev metrics the likelier labels decide, then the better on train (the earlier one).
-        order = sorted(range(len(finalists)), key=lambda i: (-estimates[i].value, -log_likelihood[i], i))
+        order = dev.best_first(scores[: len(finalists)])  # finalists are best on train first
         decoded = None
         if isinstance(finalists[order[0]], SoftPrompt):
             text = _likeliest(self.scorer, decode(self.problem, self.pool, finalists[order[0]]))

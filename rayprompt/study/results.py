@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
@@ -20,6 +20,7 @@ SEARCH_SCHEMA = "rayprompt.search/1"
 EVALUATE_SCHEMA = "rayprompt.evaluate/1"
 SCORE_SCHEMA = "rayprompt.score/1"
 PROMPT_SCHEMA = "rayprompt.prompt/1"
+T = TypeVar("T")
 VECTORS_FILE = "prompt.safetensors"  # of a soft prompt, beside prompt.json
 
 
@@ -246,13 +247,22 @@ def read_result(path: Path) -> Result:
     Raises:
         InputError: it is not one, or of another version.
     """
+    return read_outcome(path, SEARCH_SCHEMA, Result.from_json, "the result of a study")
+
+
+def read_outcome(path: Path, schema: str, make: Callable[[Mapping[str, Any]], T], what: str) -> T:
+    """What a JSON file of a schema holds; ``what`` that is, for messages.
+
+    Raises:
+        InputError: it holds something else, or is of another version.
+    """
     try:
         content = json.loads(read_text(path))
-        if content["schema"] != SEARCH_SCHEMA:
-            raise InputError(f"{path}: schema {content['schema']!r}; this version reads {SEARCH_SCHEMA!r}")
-        return Result.from_json(content)
+        if content["schema"] != schema:
+            raise InputError(f"{path}: schema {content['schema']!r}; this version reads {schema!r}")
+        return make(content)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the result of a study ({error!r})") from None
+        raise InputError(f"{path}: not {what} ({error!r})") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
