@@ -90,30 +90,27 @@ def run_search(options: list[str]) -> tuple[dict[str, Any], float, float]:
 
 def bare_rate(task: str, model: str, split: str | None, seconds: float = 10.0) -> float:
     """Evaluations a second of a bare loop: the same LM, shapes and threads; prompts like the search's."""
-    from rayprompt.lm.scorer import Bucket, LMScorer
-    from rayprompt.lm.shapes import ShapeTable
+    from rayprompt.lm.loads import Request, score_request
+    from rayprompt.lm.scorer import LMScorer
+    from rayprompt.lm.shapes import table_of
     from rayprompt.scoring.pool import plan_scorers
     from rayprompt.searcher.problem import Problem
 
     problem = Problem(task, model, split=split)
     part, scorer = problem.part("train"), LMScorer(problem.lm)
     rng = np.random.default_rng(0)
-    prompts = tuple(
+    prompts = [
         tuple(int(problem.words[i].later[0]) for i in rng.integers(len(problem.words), size=5)) for _ in range(16)
-    )
-    prompt, example = np.repeat(np.arange(16), len(part)), np.tile(np.arange(len(part)), 16)
-    lengths = part.lengths(np.full(len(prompt), 5), example)
-    batches = [
-        Bucket(part.key, length, rows, prompts, prompt[members], example[members])
-        for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).batches(lengths)
     ]
-    threads = plan_scorers({"CPU": float(len(os.sched_getaffinity(0)))}, None, None).lanes
+    request = Request.of_all(part, prompts)
+    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length)
+    lanes = plan_scorers({"CPU": float(len(os.sched_getaffinity(0)))}, None, None).lanes
     done, started = 0, 0.0
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(lanes) as threads:
         while not started or time.perf_counter() - started < seconds:
-            list(pool.map(lambda batch: scorer.score(batch, part), batches))
+            score_request(scorer, table, request, threads=threads)
             if started:
-                done += len(prompt)
+                done += len(request.prompt)
             else:
                 started = time.perf_counter()  # the first round warms up
         return done / (time.perf_counter() - started)

@@ -28,8 +28,9 @@ import numpy as np
 import ray
 
 import rayprompt
-from rayprompt.lm.scorer import Bucket, LMScorer
-from rayprompt.lm.shapes import ShapeTable
+from rayprompt.lm.loads import Request, loads_of, passes_of
+from rayprompt.lm.scorer import LMScorer
+from rayprompt.lm.shapes import table_of
 from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, connect
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
@@ -92,19 +93,14 @@ def floor(problem: Problem, seconds: float) -> float:
     part, scorer = problem.part("train"), LMScorer(problem.lm)
     rng = np.random.default_rng(0)
     prompts = [tuple(int(i) for i in rng.integers(1000, 2000, size=5)) for _ in range(GENERATION)]
-    prompt, example = np.repeat(np.arange(GENERATION), len(part)), np.tile(np.arange(len(part)), GENERATION)
-    lengths = part.lengths(np.full(len(prompt), 5), example)
-    batches = []
-    for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).buckets(lengths):
-        used, index = np.unique(prompt[members], return_inverse=True)
-        batches.append(
-            Bucket(part.key, length, rows, tuple(prompts[i] for i in used), index.astype(np.int32), example[members])
-        )
+    request = Request.of_all(part, prompts)
+    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length)
+    batches = loads_of(table, request, passes_of(table, request))
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         for batch in batches:
             scorer.score(batch, part)
-        done += len(prompt)
+        done += len(request.prompt)
     return done / (time.perf_counter() - started)
 
 

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 
 from rayprompt import Problem
+from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.projection import projection_digest, projection_matrix
-from rayprompt.lm.scorer import Bucket, LMScorer
-from rayprompt.lm.shapes import ShapeTable
+from rayprompt.lm.scorer import LMScorer
+from rayprompt.lm.shapes import table_of
 from rayprompt.scores import Scores
 from rayprompt.scoring.pool import block_of
 from searchers.cma_es import CMAESSearcher
@@ -58,7 +59,7 @@ def generations(problem: Problem, count: int) -> dict[str, Any]:
     """Median milliseconds of each part of a generation; the first, which draws the matrix, is given apart."""
     searcher = CMAESSearcher(problem, seed=0, alpha=10.0)
     scorer, part, gold = LMScorer(problem.lm), problem.part("train"), problem.gold
-    shapes = ShapeTable.of("cpu", problem.lm.max_length)
+    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length)
     times: dict[str, list[float]] = {"ask": [], "projection": [], "tell": [], "scoring": []}
     with ThreadPoolExecutor(LANES) as pool:
         for _ in range(count + 1):
@@ -70,7 +71,9 @@ def generations(problem: Problem, count: int) -> dict[str, Any]:
                 torch.set_num_threads(1)
                 scorer.soft.vectors(block, np.arange(len(prompts)))  # kept: scoring finds it done
             clock = lap(times["projection"], clock)
-            values = score(scorer, problem, prompts, shapes, block, pool)
+            ids = [problem.token_ids(p) for p in prompts]
+            request = replace(Request.of_all(part, ids), soft=np.arange(len(prompts)))
+            values = score_request(scorer, table, request, block, threads=pool)[0].reshape(len(prompts), len(part), -1)
             clock = lap(times["scoring"], clock)
             searcher.tell(prompts, Scores.of_values(prompts, values[:, np.arange(len(gold)), gold].mean(axis=1)))
             lap(times["tell"], clock)
@@ -87,27 +90,6 @@ def generations(problem: Problem, count: int) -> dict[str, Any]:
         "first_projection_milliseconds": round(1000 * times["projection"][0], 1),
         "own_share_of_scoring": round(own / middle["scoring"], 4),
     }
-
-
-def score(
-    scorer: LMScorer, problem: Problem, prompts: list[Any], shapes: ShapeTable, block: Any, pool: ThreadPoolExecutor
-) -> Any:
-    """(C, E, L) label log-probabilities, in the batches of the shape table, side by side on two threads."""
-    part, count = problem.part("train"), len(problem.gold)
-    ids = tuple(problem.token_ids(p) for p in prompts)
-    prompt, example = np.repeat(np.arange(len(prompts)), count), np.tile(np.arange(count), len(prompts))
-    lengths = part.lengths(np.array([len(i) for i in ids])[prompt], example)
-    out = np.empty((len(prompt), len(problem.label_ids)))
-    rows = np.arange(len(prompts))
-
-    def run(batch: tuple[int, int, Any]) -> None:
-        length, size, members = batch
-        out[members] = scorer.score(
-            Bucket(part.key, length, size, ids, prompt[members], example[members], rows), part, block
-        )[0]
-
-    list(pool.map(run, shapes.batches(lengths)))
-    return out.reshape(len(prompts), count, -1)
 
 
 def projection(problem: Problem) -> dict[str, float]:

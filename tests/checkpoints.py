@@ -37,8 +37,8 @@ ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def make_checkpoint(family: str, folder: Path) -> str:
-    """A family's checkpoint with tiny-masked's tokenizer, which gets T5's sentinel."""
+def make_checkpoint(family: str, folder: Path, **changes: Any) -> str:
+    """A family's checkpoint with tiny-masked's tokenizer, which gets T5's sentinel; ``changes`` of its config."""
     cls, extra = (FAMILIES | ENCODER_DECODERS)[family]
     tokenizer = load_tokenizer("tiny-masked")
     if family == "t5":
@@ -47,7 +47,7 @@ def make_checkpoint(family: str, folder: Path) -> str:
         "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
-        "decoder_start_token_id": tokenizer.sep_token_id, **extra,
+        "decoder_start_token_id": tokenizer.sep_token_id, **extra, **changes,
     }  # fmt: skip
     torch.manual_seed(0)
     model_class = getattr(transformers, cls)

@@ -6,13 +6,13 @@ import json
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import REPOSITORY
+from loads import passes_for
 
 import rayprompt
-from rayprompt.lm.scorer import Bucket, LMScorer
-from rayprompt.lm.shapes import ShapeTable
+from rayprompt.lm.loads import Request, score_request
+from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.source import BUNDLED
 from rayprompt.searcher.problem import Problem
 
@@ -31,12 +31,8 @@ class Local:
 
     def accuracy(self, prompt: str) -> float:
         ids = self.problem.prompt(prompt).token_ids or ()
-        size = len(self.part)
-        answers = np.empty(size, dtype=int)
-        lengths = self.part.lengths(np.full(size, len(ids)), np.arange(size))
-        for length, rows, members in ShapeTable.of("cpu", self.problem.lm.max_length).batches(lengths):
-            batch = Bucket(self.part.key, length, rows, (ids,), np.zeros(len(members), int), members)
-            answers[members] = self.scorer.score(batch, self.part)[0].argmax(axis=1)
+        passes = passes_for(self.scorer, self.problem)
+        answers = score_request(self.scorer, passes, Request.of_all(self.part, [ids]))[0].argmax(axis=1)
         return float((answers == self.gold).mean())
 
 

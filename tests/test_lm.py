@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch
 import transformers
 from checkpoints import FAMILIES, make_checkpoint
 from conftest import task_of
+from loads import passes_for
 
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart, Encoder, Segment
+from rayprompt.lm.labels import Labels
+from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.shapes import ShapeTable
 from rayprompt.lm.source import BUNDLED, describe_model, load_tokenizer
@@ -44,29 +48,26 @@ def plain_log_probs(problem: Problem, prompts: list[str], part: str, count: int)
     return np.array(rows).reshape(len(prompts), count, -1)
 
 
-def our_log_probs(problem: Problem, prompts: list[str], part: str, count: int, alone: bool) -> np.ndarray:
-    """The same through LMScorer, in the batches of the shape table, or each pair in a batch of its own."""
+def our_log_probs(problem: Problem, prompts: list[str], part: str, count: int, alone: bool, packed: bool) -> np.ndarray:
+    """The same through LMScorer, in passes of many pairs, or each pair asked for on its own."""
     scorer = LMScorer(problem.lm)
     encoded = problem.part(part)
-    ids = [problem.prompt(p).token_ids or () for p in prompts]
-    prompt = np.repeat(np.arange(len(ids)), count)
-    example = np.tile(np.arange(count), len(ids))
-    lengths = encoded.lengths(np.array([len(i) for i in ids])[prompt], example)
-    result = np.full((len(prompt), len(problem.label_ids)), np.nan)
-    for length, rows, members in ShapeTable.of("cpu", problem.lm.max_length).batches(lengths):
-        for group in members.reshape(-1, 1) if alone else [members]:
-            batch = Bucket(encoded.key, length, 1 if alone else rows, tuple(ids), prompt[group], example[group])
-            log_probs, tokens, _ = scorer.score(batch, encoded)
-            assert tokens.tolist() == lengths[group].tolist()
-            result[group] = log_probs
+    request = Request.of_all(encoded, [problem.prompt(p).token_ids or () for p in prompts], count)
+    lengths = encoded.lengths(request.sizes[request.prompt], request.example)
+    result = np.full((len(lengths), len(problem.label_ids)), np.nan)
+    for pairs in np.arange(len(lengths)).reshape(-1, 1) if alone else [np.arange(len(lengths))]:
+        some = replace(request, prompt=request.prompt[pairs], example=request.example[pairs])
+        result[pairs], tokens = score_request(scorer, passes_for(scorer, problem, packed), some)
+        assert tokens.tolist() == lengths[pairs].tolist()
     return result.reshape(len(prompts), count, -1)
 
 
 def check_equal(problem: Problem, count: int) -> None:
     plain = plain_log_probs(problem, PROMPTS, "test", count)
-    for alone in (True, False):
-        ours = our_log_probs(problem, PROMPTS, "test", count, alone)
-        assert np.abs(ours - plain).max() < 1e-4
+    for packed in (True, False):
+        for alone in (True, False):
+            ours = our_log_probs(problem, PROMPTS, "test", count, alone, packed)
+            assert np.abs(ours - plain).max() < 1e-4
 
 
 @pytest.mark.parametrize("model", ["tiny-masked", "tiny-causal"])
@@ -168,7 +169,7 @@ def random_part(rng: np.random.Generator, read: tuple[str, int] | None, has_empt
     after = tuple(side(most_after) for _ in range(count))
     after_empty = tuple((segment(2, False), *row[1:]) for row in after) if has_empty else None
     pad, longest = int(rng.integers(0, 2)), int(rng.integers(24, 80))
-    return EncodedPart("key", before, after, after_empty, read, np.array([1, 2]), pad, longest)
+    return EncodedPart("key", before, after, after_empty, read, Labels(((1,), (2,))), pad, longest)
 
 
 @pytest.mark.parametrize("has_empty", [False, True])
@@ -326,9 +327,9 @@ def test_special_tokens_in_the_text_are_plain_text() -> None:
 def test_label_words() -> None:
     tokenizer = load_tokenizer("tiny-causal")
     encoder = Encoder(tokenizer, "tiny-causal", 128)
-    assert tokenizer.convert_ids_to_tokens([encoder.label_id("great", " ", "here")]) == ["Ġgreat"]
+    assert tokenizer.convert_ids_to_tokens(list(encoder.label_word("great", " ", "here"))) == ["Ġgreat"]
     with pytest.raises(InputError, match=r"here: label word ' zyxwv' is \d+ tokens in tiny-causal .*must be one token"):
-        encoder.label_id("zyxwv", " ", "here")
+        encoder.label_word("zyxwv", " ", "here")
     with pytest.raises(InputError, match="two tokens|is [0-9]+ tokens"):
         Problem(task_of(label_words={0: "terrible", 1: "not great"}), "tiny-masked")
 
@@ -337,9 +338,9 @@ def test_shape_table() -> None:
     table = ShapeTable.of("cpu", 100)
     assert table.lengths[-1] == 100
     lengths = np.array([5, 8, 9, 100, 100, 3])
-    seen = np.concatenate([members for _, _, members in table.batches(lengths)])
+    seen = np.concatenate([members for _, members in table.passes(lengths)])
     assert sorted(seen.tolist()) == list(range(6))
-    for length, rows, members in table.batches(lengths):
+    for (length, rows), members in table.passes(lengths):
         assert len(members) <= rows
         assert all(lengths[m] <= length for m in members)
     assert all(n * r <= 16384 or r == 1 for n, r in zip(*vars(ShapeTable.of("cuda", 4096)).values(), strict=True))

@@ -20,8 +20,10 @@ from killing import descendants
 from rayprompt.budget import Ledger
 from rayprompt.candidate import TextPrompt
 from rayprompt.errors import InputError, ScoringError
-from rayprompt.lm.scorer import Bucket, LMScorer
-from rayprompt.lm.shapes import ShapeTable
+from rayprompt.lm.loads import Request, passes_of, score_request
+from rayprompt.lm.packed import Pack
+from rayprompt.lm.scorer import LMScorer
+from rayprompt.lm.shapes import PackTable, ShapeTable
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.orders import cut_orders
 from rayprompt.scoring.pool import PairResult, ScoringPool, plan_scorers
@@ -47,35 +49,41 @@ def test_the_pool_gives_what_one_scorer_gives(pool: ScoringPool, problem: Proble
     prompts, prompt, example = pairs(problem, 6, "train")
     result = score(pool, problem)
     scorer = LMScorer(problem.lm)
-    lengths = encoded.lengths(np.array([len(p) for p in prompts])[prompt], example)
-    for length, rows, members in pool.shapes.batches(lengths):
-        batch = Bucket(encoded.key, length, rows, tuple(prompts), prompt[members], example[members])
-        log_probs, tokens, _ = scorer.score(batch, encoded)
-        assert result.label_log_probs[members].tobytes() == log_probs.tobytes()
-        assert result.tokens[members].tolist() == tokens.tolist()
+    log_probs, tokens = score_request(scorer, pool.shapes, Request(encoded, prompts, prompt, example))
+    assert result.label_log_probs.tobytes() == log_probs.tobytes()
+    assert result.tokens.tolist() == tokens.tolist()
     assert (result.seconds > 0).all()
 
 
+@pytest.mark.parametrize(
+    "table", [ShapeTable.of("cpu", 128), PackTable.of(512, 128, causal=False)], ids=["rows", "pack"]
+)
 @pytest.mark.parametrize("seconds", [None, 1e-5, 6e-3, 10.0])
-def test_orders_hold_every_pair_once_and_never_split_a_forward_pass(problem: Problem, seconds: float | None) -> None:
+def test_orders_hold_every_pair_once_and_never_split_a_forward_pass(
+    problem: Problem, seconds: float | None, table: ShapeTable | PackTable
+) -> None:
     rng = np.random.default_rng(0)
-    part, shapes = problem.part("train"), ShapeTable.of("cpu", 128)
+    part = problem.part("train")
     for pairs, lanes in ((1, 2), (17, 1), (640, 2), (640, 9)):
         prompts = [tuple(rng.integers(200, 900, size=rng.integers(0, 40)).tolist()) for _ in range(20)]
         prompt, example = rng.integers(20, size=pairs), rng.integers(len(part), size=pairs)
-        lengths = part.lengths(np.array([len(p) for p in prompts])[prompt], example)
-        orders = cut_orders(shapes, lanes, seconds, part, prompts, prompt, example, lengths)
+        request = Request(part, prompts, prompt, example)
+        orders = cut_orders(table, lanes, seconds, request)
         assert sorted(np.concatenate([order.rows for order in orders])) == list(range(pairs))
-        whole = {(n, tuple(members)) for n, _, members in shapes.batches(lengths)}
+        whole = {(shape, tuple(members)) for shape, members in passes_of(table, request)}
         passes = []
         for order in orders:
             at = 0
-            for bucket in pickle.loads(order.content):
-                rows = order.rows[at : at + len(bucket.prompt)]
+            for load in pickle.loads(order.content):
+                rows = order.rows[at : at + len(load.prompt)]
                 at += len(rows)
-                assert [bucket.prompts[i] for i in bucket.prompt] == [prompts[prompt[i]] for i in rows]
-                assert bucket.example.tolist() == example[rows].tolist()
-                passes += [(bucket.length, tuple(rows[i : i + bucket.rows])) for i in range(0, len(rows), bucket.rows)]
+                assert [load.prompts[i] for i in load.prompt] == [prompts[prompt[i]] for i in rows]
+                assert load.example.tolist() == example[rows].tolist()
+                if isinstance(load, Pack):
+                    passes += [((load.tokens,), tuple(some)) for some in np.split(rows, load.ends[:-1])]
+                else:
+                    shape, starts = (load.length, load.rows), range(0, len(rows), load.rows)
+                    passes += [(shape, tuple(rows[i : i + load.rows])) for i in starts]
         assert set(passes) == whole
         assert len(passes) == len(whole) == sum(order.passes for order in orders)
         if seconds == 10.0:

@@ -13,10 +13,12 @@ import torch
 import transformers
 from checkpoints import ENCODER_DECODERS, FAMILIES, make_checkpoint
 from conftest import task_of
+from loads import passes_for
 from safetensors.numpy import save_file
 
 from rayprompt.candidate import SoftPrompt, Subspace, TextPrompt
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.projection import Bounded, projection_digest, projection_matrix
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.source import load_tokenizer
@@ -51,6 +53,10 @@ def score(scorer: LMScorer, problem: Problem, prompts: list[SoftPrompt], count: 
     ids = tuple(problem.token_ids(p) for p in prompts)
     bucket = Bucket(part.key, 48, 8, ids, prompt, example, np.arange(len(prompts)), front)
     log_probs, tokens, _ = scorer.score(bucket, part, block_of(prompts, problem.vectors))
+    if scorer.packed is not None:  # the same in passes without padding
+        request = replace(Request.of_all(part, ids, count), soft=np.arange(len(prompts)), front=front)
+        packed, _ = score_request(scorer, passes_for(scorer, problem), request, block_of(prompts, problem.vectors))
+        assert np.abs(packed - log_probs).max() < 1e-4
     assert (tokens == np.tile(part.base_lengths[int(front > 0)][:count] + space.length, len(prompts))).all()
     return np.asarray(log_probs).reshape(len(prompts), count, -1)
 

@@ -121,7 +121,7 @@ def _with_template(problem: Problem, template: Template) -> Problem:
     own.task = replace(problem.task, templates={**problem.task.templates, problem.family: template})
     own._parts, own._known_ids, own._known_options, own.starts = {}, {}, ((), ()), {}
     own.__dict__.pop("words", None)
-    own.label_ids = own.encoder.label_ids(template, own.task.label_words, reads_mask=own._reads_mask, where=own._where)
+    own.labels = own.encoder.labels(template, own.task.label_words, reads_mask=own._reads_mask, where=own._where)
     return own
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError
 from rayprompt.lm.family import Family
+from rayprompt.lm.labels import Labels, Word
 from rayprompt.scores import IntArray
 from rayprompt.template import Piece, Template
 
 ANCHOR = "a"
+DERIVED = ("flat", "starts", "text_first", "_reserving")  # not pickled
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class EncodedPart:
         after_empty: what stands behind an empty prompt, where that is not ``after``: without a prompt before it, the
             first piece of a template has no space before it either. None where it makes no difference.
         read: where the answer is read: ``("before" | "after", segment index)`` of the mask, or None = the last token.
-        label_ids: (L,) one token id per label word.
+        labels: the label words.
         pad_id: the id of padding.
         max_length: the longest input, in tokens.
     """
@@ -79,7 +81,7 @@ class EncodedPart:
     after: tuple[tuple[Segment, ...], ...]
     after_empty: tuple[tuple[Segment, ...], ...] | None
     read: tuple[str, int] | None
-    label_ids: IntArray
+    labels: Labels
     pad_id: int
     max_length: int
 
@@ -87,7 +89,11 @@ class EncodedPart:
         return len(self.before)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("flat", "_reserving")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("flat", "_reserving", "starts", "text_first")
+        }
 
     def reserving(self, tokens: int) -> EncodedPart:
         """The same examples for an LM that takes so many tokens less: a soft prompt in front takes their place."""
@@ -174,38 +180,70 @@ class EncodedPart:
             (count,) where the prompt begins.
         """
         n = len(prompt)
+        flat, tokens, read, start = self.splice(prompts, prompt, example)
+        longest = int(tokens.max())
+        if longest > length:
+            raise ValueError(f"an input of {longest} tokens in a batch of length {length}")
+        ids = np.full((n, length), self.pad_id, dtype=np.int64)
+        ids[np.arange(length) < tokens[:, None]] = flat
+        if n == count:
+            return ids, tokens, read, start
+        rows = np.minimum(np.arange(count), n - 1)
+        return ids[rows], tokens[rows], read[rows], start[rows]
+
+    def splice(
+        self, prompts: Sequence[tuple[int, ...]], prompt: IntArray, example: IntArray
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """What :meth:`row` gives for n pairs, of ``prompts[prompt[i]]`` and ``example[i]`` each, end to end.
+
+        Returns:
+            (N,) ids of all inputs; (n,) tokens of each; (n,) where it is read; (n,) where its prompt begins.
+        """
         sizes = np.fromiter(map(len, prompts), np.int64, len(prompts))
         own = sizes[prompt]
-        form = example if self.after_empty is None else example + len(self) * (own == 0)
-        start, before, after, read = self.flat.forms.take(form, axis=1)
-        tokens = before + own + after
-        if self.read is None or self.read[0] == "after":
-            read = read + own
-        longest = int(tokens.max())
-        if min(longest, self.max_length) > length:
-            raise ValueError(f"an input of {min(longest, self.max_length)} tokens in a batch of length {length}")
-        slow = np.flatnonzero(tokens > self.max_length) if longest > self.max_length else ()
-        if len(slow):  # rows to be cut are left to row(), which has the rule
-            before[slow] = own[slow] = after[slow] = 0
-        left = np.arange(0, n * length, length)
+        tokens, read, start = self.places(own, example)
+        ends = tokens.cumsum()
+        left = ends - tokens
+        first, before, after, _ = self._forms(own, example)
+        cut = np.flatnonzero(before + own + after != tokens)  # left to row(), which has the rule
+        before[cut] = own[cut] = after[cut] = 0
         middle = left + before
-        sources = np.concatenate(((sizes.cumsum() - sizes)[prompt], start, start + before))
+        sources = np.concatenate(((sizes.cumsum() - sizes)[prompt], first, first + before))
         targets = np.concatenate((middle, left, middle + own))
         source, target = _runs(np.concatenate((own, before, after)), sources, targets)
         spliced = int(own.sum())
         prompt_ids = np.fromiter(chain.from_iterable(prompts), np.int64)
-        ids = np.empty((n, length), dtype=np.int64)
-        ids.fill(self.pad_id)
-        ids.reshape(-1)[target] = np.concatenate(
-            (prompt_ids.take(source[:spliced]), self.flat.ids.take(source[spliced:]))
-        )
-        for i in slow:
-            row, read[i], before[i] = self.row(int(example[i]), prompts[prompt[i]])
-            ids[i, : len(row)], tokens[i] = row, len(row)
-        if n == count:
-            return ids, tokens, read, before
-        rows = np.minimum(np.arange(count), n - 1)
-        return ids[rows], tokens[rows], read[rows], before[rows]
+        ids = np.empty(int(ends[-1]), dtype=np.int64)
+        ids[target] = np.concatenate((prompt_ids.take(source[:spliced]), self.flat.ids.take(source[spliced:])))
+        for i in cut:
+            ids[left[i] : ends[i]] = self.row(int(example[i]), prompts[prompt[i]])[0]
+        return ids, tokens, read, start
+
+    def places(self, sizes: IntArray, example: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """For n pairs of an example and a prompt of ``sizes[i]`` tokens: (n,) tokens, where to read, prompt's start."""
+        _, before, after, read = self._forms(sizes, example)
+        tokens = before + sizes + after
+        if self.read is None or self.read[0] == "after":
+            read = read + sizes
+        for i in np.flatnonzero(tokens > self.max_length):
+            _, read[i], before[i] = self.row(int(example[i]), (self.pad_id,) * int(sizes[i]))
+            tokens[i] = self.max_length
+        return tokens, read, before
+
+    def _forms(self, sizes: IntArray, example: IntArray) -> IntArray:
+        """(4, n) of ``FlatPart.forms``: those of the examples, as they are with prompts of so many tokens."""
+        form = example if self.after_empty is None else example + len(self) * (sizes == 0)
+        return self.flat.forms.take(form, axis=1)
+
+    @cached_property
+    def starts(self) -> IntArray:
+        """(E,) tokens before the prompt, before any cut."""
+        return self.flat.forms[1, : len(self)]
+
+    @cached_property
+    def text_first(self) -> bool:
+        """Whether a text stands before the prompt."""
+        return any(segment.field for segment in self.before[0]) if len(self) else False
 
 
 def _runs(widths: IntArray, *starts: IntArray) -> list[IntArray]:
@@ -246,6 +284,7 @@ class Encoder:
         self.max_length = max_length
         self.mask_id = tokenizer.mask_token_id if family is None else family.mask_id(tokenizer)
         self.answers_next = family is not None and family.answers_next
+        self.several_tokens = family is not None and family.several_tokens
         self._anchor = len(self._plain([ANCHOR])[0])
         whole = tokenizer(ANCHOR)["input_ids"]
         inner = self._plain([ANCHOR])[0]
@@ -260,22 +299,22 @@ class Encoder:
         rows = self._plain([ANCHOR + space + text if text else ANCHOR for text in texts])
         return [np.array(row[self._anchor :], dtype=np.int64) for row in rows]
 
-    def label_id(self, word: str, space: str, where: str) -> int:
-        """The one token that ``word`` is, behind ``space``.
+    def label_word(self, word: str, space: str, where: str) -> Word:
+        """The tokens that ``word`` is, behind ``space``; one only in an LM that reads a mask.
 
         Raises:
-            InputError: it is several tokens, or not in the vocabulary.
+            InputError: it is several tokens there, or not in the vocabulary.
         """
         ids = self.ids([word], space)[0].tolist()
         shown = space + word
-        if len(ids) != 1:
+        if len(ids) != 1 and not self.several_tokens:
             tokens = self.tokenizer.convert_ids_to_tokens(ids)
             raise InputError(
                 f"{where}: label word {shown!r} is {len(ids)} tokens in {self.model} ({tokens}); it must be one token"
             )
-        if ids[0] == self.tokenizer.unk_token_id:
+        if not ids or self.tokenizer.unk_token_id in ids:
             raise InputError(f"{where}: label word {shown!r} is not in the vocabulary of {self.model}")
-        return int(ids[0])
+        return tuple(int(i) for i in ids)
 
     def part(
         self, template: Template, examples: Sequence[Any], label_words: Sequence[str], *, reads_mask: bool, where: str
@@ -296,30 +335,35 @@ class Encoder:
         if at == 0 and len(template.pieces) > 1:
             first = self._piece(template.pieces[1], True, examples)
             after_empty = tuple((segment, *row[1:]) for segment, row in zip(first, after, strict=True))
-        label_ids = self.label_ids(template, label_words, reads_mask=reads_mask, where=where)
+        labels = self.labels(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
         pad = self.tokenizer.pad_token_id
         content = [[s.ids.tolist() for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
-        key = digest([self.model, content, at, read, label_ids, self.max_length])
+        key = digest([self.model, content, at, read, labels.words, self.max_length])
         return EncodedPart(
             key,
             before,
             after,
             after_empty,
             read,
-            np.array(label_ids, dtype=np.int64),
+            labels,
             0 if pad is None else int(pad),
-            self.max_length,
+            self.max_length - labels.depth,
         )
 
-    def label_ids(self, template: Template, words: Sequence[str], *, reads_mask: bool, where: str) -> list[int]:
-        """The token id of each label word: with a leading space where the mask has one, and always as next token."""
+    def labels(self, template: Template, words: Sequence[str], *, reads_mask: bool, where: str) -> Labels:
+        """The tokens of each label word: with a leading space where the mask has one, and always as next tokens.
+
+        Raises:
+            InputError: a label word cannot be scored, or two are the same.
+        """
         mask = [p.space for p in template.pieces if p.kind == "mask"]
         space = mask[0] if reads_mask and not self.answers_next else " "
-        ids = [self.label_id(word, space, where) for word in words]
-        if len(set(ids)) < len(ids):
-            raise InputError(f"{where}: two label words of {list(words)} are the same token in {self.model}")
-        return ids
+        found = tuple(self.label_word(word, space, where) for word in words)
+        if len(set(found)) < len(found):
+            alike = "token" if all(len(word) == 1 for word in found) else "tokens"
+            raise InputError(f"{where}: two label words of {list(words)} are the same {alike} in {self.model}")
+        return Labels(found)
 
     def _piece(self, piece: Piece, first: bool, examples: Sequence[Any]) -> list[Segment]:
         if piece.kind == "mask":

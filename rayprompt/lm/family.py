@@ -20,12 +20,14 @@ class Family:
         template: the family's name in a task's ``template``.
         auto_class: the transformers class that loads it.
         reads_mask: True reads the ``{mask}``'s position, False the last token's.
+        several_tokens: a label word may be several tokens.
         answers_next: the answer is written behind what is read, not in its place: a word of its own, with its space.
     """
 
     template: ClassVar[str]
     auto_class: ClassVar[str]
     reads_mask: ClassVar[bool]
+    several_tokens: ClassVar[bool] = True
     answers_next: ClassVar[bool] = False
 
     def mask_id(self, tokenizer: Any) -> int | None:
@@ -58,6 +60,7 @@ class Masked(Family):
     template = "masked"
     auto_class = "AutoModelForMaskedLM"
     reads_mask = True
+    several_tokens = False  # there is one mask
 
     def matches(self, config: Any) -> bool:
         return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())

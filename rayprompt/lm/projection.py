@@ -96,9 +96,25 @@ class Bounded(Generic[T]):
                 self.entries.move_to_end(key)
                 return self.entries[key]
             entry = make()
-            self.entries[key] = entry
-            self.bytes += self.size(entry)
-            while self.bytes > self.most and len(self.entries) > 1:
-                _, oldest = self.entries.popitem(last=False)
-                self.bytes -= self.size(oldest)
+            self._keep(key, entry)
             return entry
+
+    def find(self, key: object) -> T | None:
+        """The entry of that key, if there is one."""
+        with self.lock:
+            if key in self.entries:
+                self.entries.move_to_end(key)
+            return self.entries.get(key)
+
+    def put(self, key: object, entry: T) -> None:
+        """Keep an entry that was made elsewhere; one that is there already stays."""
+        with self.lock:
+            if key not in self.entries:
+                self._keep(key, entry)
+
+    def _keep(self, key: object, entry: T) -> None:
+        self.entries[key] = entry
+        self.bytes += self.size(entry)
+        while self.bytes > self.most and len(self.entries) > 1:
+            _, oldest = self.entries.popitem(last=False)
+            self.bytes -= self.size(oldest)

@@ -1,7 +1,8 @@
-"""Batch shapes: a fixed table, so that a score does not depend on chance.
+"""Shapes of forward passes: fixed tables, so that a score does not depend on chance.
 
-A forward pass gives other last bits in another batch shape. So the bucket of a row comes from its own length alone,
-the number of rows of a bucket is fixed, and short batches are filled up with dummy rows.
+A forward pass gives other last bits in another shape. So the shape of a pass follows from the pair alone (its own
+length, and that of what it shares), and a pass that is not full is filled up with dummies. Where inputs lie end to end
+only the number of tokens in all is the shape of the linear layers; which others are in the pass changes nothing.
 """
 
 from __future__ import annotations
@@ -12,48 +13,181 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rayprompt.candidate import digest
+from rayprompt.lm.encode import EncodedPart
 from rayprompt.scores import IntArray
 
 DeviceClass = Literal["cpu", "cuda"]
+Reuse = Literal["none", "text", "prompt"]
 LENGTHS = (*range(8, 129, 8), *range(144, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), 1536, 2048, 3072, 4096)
-TOKENS_A_BATCH: dict[DeviceClass, int] = {"cpu": 512, "cuda": 16384}
+TOKENS_A_PASS: dict[DeviceClass, int] = {"cpu": 512, "cuda": 16384}
 MOST_ROWS: dict[DeviceClass, int] = {"cpu": 16, "cuda": 512}
+PREFIX_SHARE = 4  # a pass that computes prefixes alone has this share of the tokens of others
+TEXT_SHARE = 2  # a pass over what stands behind cached texts, a few tokens an input, has this share of the tokens
+CELL = 4  # inputs that meet the prefix they share in one product
+PACKED_LENGTHS = (*range(1, 9), *range(10, 17, 2), *(n for n in LENGTHS if n > 16), *(8192 << i for i in range(12)))
+READS: dict[Reuse, int] = {"none": 8, "text": 2, "prompt": 8}  # tokens of a pass for one input that is read
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What n inputs are laid out by; one that shares its first tokens with others need not compute them.
+
+    Attributes:
+        tokens: (n,) of each, all in all; the last ones are the nodes of the label words, where there are any.
+        read, start: (n,) where it is read and where its prompt begins.
+        split: (n,) how many of its tokens stand in a prefix; it is read behind them.
+        prefix: (n,) tokens of that prefix, at least ``split``; 0 = it has none.
+        group: (n,) inputs with the same number share their prefix.
+    """
+
+    tokens: IntArray
+    read: IntArray
+    start: IntArray
+    split: IntArray
+    prefix: IntArray
+    group: IntArray
+
+    @property
+    def own(self) -> IntArray:
+        """(n,) tokens of each that are computed for it alone."""
+        return self.tokens - self.split
+
+    @classmethod
+    def of(
+        cls, part: EncodedPart, sizes: IntArray, prompt: IntArray, example: IntArray, reuse: Reuse, front: int = 0
+    ) -> Inputs:
+        """Of n pairs: ``example[i]`` of ``part`` with prompt ``prompt[i]``, which has ``sizes[prompt[i]]`` tokens.
+
+        ``reuse``: what all inputs with one example, or with one prompt, share. ``front``: positions that a soft prompt
+        takes in front of everything.
+        """
+        own = sizes[prompt]
+        tokens, read, start = part.reserving(front).places(own, example)
+        tokens, read, start = tokens + front, read + front, start + front
+        if reuse == "text":
+            prefix, group = start, example * np.int64(part.max_length + 1) + start  # a cut text is another one
+        elif reuse == "prompt":
+            prefix, group = np.full(len(own), front) if part.text_first else start + own, prompt.astype(np.int64)
+        else:
+            prefix, group = np.zeros(len(own), dtype=np.int64), np.zeros(len(own), dtype=np.int64)
+        split = np.minimum(prefix, read)
+        tokens = tokens + len(part.labels.nodes)
+        return cls(tokens, read, np.zeros_like(start) if front else start, split, prefix * (split > 0), group)
+
+
+def most_inputs(tokens: int, reuse: Reuse, nodes: int) -> int:
+    """How many inputs a pass holds at most: what is read has a fixed shape too, small where it is a vocabulary wide."""
+    return max(1, tokens // (max(READS.values()) if nodes else READS[reuse]))
+
+
+def bucket(lengths: IntArray) -> IntArray:
+    """(n,) the lengths of the table that these (n,) are padded to; 0 stays 0."""
+    table = np.array((0, *PACKED_LENGTHS))
+    return np.asarray(table[np.searchsorted(table, lengths)])
+
+
+@dataclass(frozen=True)
+class PackTable:
+    """Passes in which inputs lie end to end.
+
+    Attributes:
+        tokens: increasing numbers of tokens of a pass; an input stands in the smallest one that holds it.
+        causal: the LM reads from left to right, so that what stands before is the same for all that stands behind.
+    """
+
+    tokens: tuple[int, ...]
+    causal: bool
+
+    @classmethod
+    def of(cls, tokens: int, max_length: int, *, causal: bool) -> PackTable:
+        """The table for an LM that takes ``max_length`` tokens, with passes of ``tokens`` tokens where that will do."""
+        sizes = [max(1, tokens // TEXT_SHARE), tokens] if causal else [tokens]
+        while sizes[-1] < max_length:
+            sizes.append(2 * sizes[-1])
+        return cls(tuple(sizes), causal)
+
+    def reuse(self, part: EncodedPart, front: int = 0) -> Reuse:
+        """What the inputs of a part share: in a causal LM, what stands before all that differs."""
+        if not self.causal:
+            return "none"
+        return "text" if part.text_first and not front else "prompt"
+
+    def size_of(self, own: IntArray, reuse: Reuse) -> IntArray:
+        """(n,) tokens of the pass that an input with so many of its own stands in."""
+        table = np.array(self.tokens if reuse == "text" or not self.causal else self.tokens[1:])
+        return np.asarray(table[np.searchsorted(table, own)])
+
+    def passes(self, inputs: Inputs, reuse: Reuse, nodes: int = 0) -> Iterator[tuple[int, IntArray]]:
+        """Sort inputs into passes: (tokens of the pass, indices of its inputs); label words have ``nodes`` nodes.
+
+        Those whose attention has one shape, and those that share a prefix, come together.
+        """
+        own = inputs.own
+        size = self.size_of(own, reuse)
+        order = np.lexsort((inputs.group, bucket(inputs.prefix), bucket(own), size))
+        for members in np.split(order, np.flatnonzero(np.diff(size[order])) + 1):
+            if not len(members):
+                continue
+            tokens = int(size[members[0]])
+            ends = own[members].cumsum()
+            at, done, most = 0, 0, most_inputs(tokens, reuse, nodes)
+            while at < len(members):
+                end = min(int(np.searchsorted(ends, done + tokens, side="right")), at + most)
+                yield tokens, members[at:end]
+                at, done = end, int(ends[end - 1])
+
+    def to_json(self) -> dict[str, Any]:
+        """For study.yaml."""
+        reads = {name: READS[name] for name in (("text", "prompt") if self.causal else ("none",))}
+        return {
+            "layout": "packed", "tokens": list(self.tokens), "tokens_a_read": reads, "cell": CELL,
+            "prefix_share": PREFIX_SHARE, "attention_lengths": digest(PACKED_LENGTHS),
+        }  # fmt: skip
+
+
+def table_of(
+    device: DeviceClass, token_bytes: float | None, max_length: int, tokens: int | None = None
+) -> PackTable | ShapeTable:
+    """The passes for an LM that takes ``max_length`` tokens: packed where it can be, else padded rows.
+
+    ``token_bytes`` is ``LMScorer.token_bytes``; ``tokens`` of a pass, None is what suits the device.
+    """
+    tokens = tokens or TOKENS_A_PASS[device]
+    if token_bytes is None:
+        return ShapeTable.of(device, max_length, tokens)
+    return PackTable.of(tokens, max_length, causal=token_bytes > 0)
 
 
 @dataclass(frozen=True)
 class ShapeTable:
-    """The batch shapes of a search: a row of ``length`` tokens or fewer goes into a batch of ``rows`` rows.
+    """Passes of padded rows: a row of ``length`` tokens or fewer goes into a pass of ``rows`` rows.
 
     Attributes:
         lengths: increasing padded lengths, the last one the LM's longest input.
-        rows: rows of a batch at each length.
+        rows: rows of a pass at each length.
     """
 
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
 
     @classmethod
-    def of(cls, device: DeviceClass, max_length: int) -> ShapeTable:
-        """The table of a device class for an LM that takes ``max_length`` tokens."""
+    def of(cls, device: DeviceClass, max_length: int, tokens: int | None = None) -> ShapeTable:
+        """The table of a device class for an LM that takes ``max_length`` tokens; ``tokens`` of a pass."""
         lengths = (*(n for n in LENGTHS if n < max_length), max_length)
-        budget, most = TOKENS_A_BATCH[device], MOST_ROWS[device]
+        budget, most = tokens or TOKENS_A_PASS[device], MOST_ROWS[device]
         rows = tuple(max(1, min(most, 2 ** int(np.log2(max(1, budget // n))))) for n in lengths)
         return cls(lengths, rows)
 
-    def buckets(self, lengths: IntArray) -> Iterator[tuple[int, int, IntArray]]:
-        """Sort rows of the given lengths (P,) into buckets: (padded length, rows of a pass, indices of its rows)."""
+    def passes(self, lengths: IntArray) -> Iterator[tuple[tuple[int, int], IntArray]]:
+        """Sort rows of the given lengths (P,) into passes: ((padded length, rows), indices of its rows)."""
         bucket = np.searchsorted(np.array(self.lengths), lengths)
         order = np.argsort(bucket, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(bucket[order])) + 1):
             if len(members):
-                b = bucket[members[0]]
-                yield self.lengths[b], self.rows[b], members
-
-    def batches(self, lengths: IntArray) -> Iterator[tuple[int, int, IntArray]]:
-        """The same, cut into forward passes: (padded length, rows of the pass, indices of its rows)."""
-        for length, rows, members in self.buckets(lengths):
-            for start in range(0, len(members), rows):
-                yield length, rows, members[start : start + rows]
+                length, rows = self.lengths[bucket[members[0]]], self.rows[bucket[members[0]]]
+                for start in range(0, len(members), rows):
+                    yield (length, rows), members[start : start + rows]
 
     def to_json(self) -> list[dict[str, Any]]:
         """For study.yaml."""

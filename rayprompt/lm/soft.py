@@ -50,14 +50,24 @@ class SoftBlock:
 
 @dataclass(frozen=True)
 class Injection:
-    """What is put into the model's input: vectors (B, n, width) from position ``start`` (B,) of each row on.
+    """What is put into the model's input: vectors (B, n, width) at ``row`` (B or 1, 1) and ``at`` (B, n) of it.
 
     ``replace``: instead of the embeddings there; else added to them.
     """
 
     vectors: torch.Tensor
-    start: torch.Tensor
+    row: torch.Tensor
+    at: torch.Tensor
     replace: bool
+
+    @classmethod
+    def from_start(cls, vectors: torch.Tensor, start: torch.Tensor, *, replace: bool) -> Injection:
+        """Vectors (B, n, width) into the B rows of an input, from position ``start`` (B,) of each on."""
+        import torch
+
+        places = torch.arange(vectors.shape[1], device=start.device)
+        row = torch.arange(len(start), device=start.device)[:, None]
+        return cls(vectors, row, start[:, None] + places, replace)
 
 
 class _Captured(Exception):
@@ -80,7 +90,6 @@ class SoftInput:
             embeddings.register_forward_hook(lambda module, inputs, output: self._put(output))
         else:
             _first_layer(body, model.config).register_forward_pre_hook(self._before_layer, with_kwargs=True)
-        self.takes_positions = _has_learned_positions(body)
 
     def put(self, injection: Injection | None) -> None:
         """What this thread's next forward passes get; None for nothing."""
@@ -109,8 +118,6 @@ class SoftInput:
         return inputs, {**keywords, "hidden_states": self._put(keywords["hidden_states"])}
 
     def _put(self, hidden: torch.Tensor) -> torch.Tensor:
-        import torch
-
         if getattr(self.local, "capture", False):
             raise _Captured(hidden)
         injection: Injection | None = getattr(self.local, "injection", None)
@@ -119,8 +126,7 @@ class SoftInput:
         vectors = injection.vectors.to(hidden.dtype)
         if vectors.shape[2] != hidden.shape[2]:
             raise ScoringError(f"a soft prompt of width {vectors.shape[2]} in an LM of width {hidden.shape[2]}")
-        row = torch.arange(len(hidden), device=hidden.device)[:, None]
-        at = injection.start[:, None] + torch.arange(vectors.shape[1], device=hidden.device)
+        row, at = injection.row, injection.at
         hidden = hidden.clone()
         hidden[row, at] = vectors if injection.replace else hidden[row, at] + vectors
         return hidden
@@ -229,14 +235,3 @@ def _first_layer(body: Any, config: Any) -> Any:
         if isinstance(module, ModuleList) and len(module) == count:
             return module[0]
     raise ScoringError(f"{type(body).__name__}: its layers were not found, so it takes no soft prompts")
-
-
-def _has_learned_positions(body: Any) -> bool:
-    """Whether positions are a table that is looked up by position ids which begin with 0.
-
-    In RoBERTa and its kin they count what is not padding, and so leave out what is put in front by themselves.
-    """
-    from torch.nn import Embedding
-
-    tables = [(name, m) for name, m in body.named_modules() if isinstance(m, Embedding)]
-    return any(m.padding_idx is None for name, m in tables if "position" in name or "wpe" in name)

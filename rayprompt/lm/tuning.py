@@ -16,7 +16,8 @@ import numpy as np
 
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.scorer import LMScorer, is_out_of_memory
+from rayprompt.lm.forward import is_out_of_memory
+from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.soft import Injection, SoftBlock
 from rayprompt.scores import FloatArray, IntArray
 
@@ -128,7 +129,7 @@ class Tuner:
         self.space = block.subspace
         # Through NumPy: what was made under inference_mode, by whoever scored this prompt before, takes no gradient.
         self.start: FloatArray = scorer.soft.vectors(block, np.zeros(1, dtype=np.int64))[0].cpu().numpy()
-        self.labels = torch.from_numpy(part.label_ids).to(scorer.device)
+        self.labels = part.labels
         self.batches = list(self._batches(part, gold))
         self.count = len(gold)
 
@@ -208,9 +209,9 @@ class Tuner:
         """A batch's share of the mean."""
         import torch
 
-        injection = Injection(vectors.expand(len(batch.ids), -1, -1), batch.start, replace=self.space.front > 0)
-        site, front = self.scorer.soft.site, self.space.front
-        logits = self.scorer.forward(batch.ids, batch.mask, batch.read, self.labels, site, injection, front)
+        front = self.space.front
+        injection = Injection.from_start(vectors.expand(len(batch.ids), -1, -1), batch.start, replace=front > 0)
+        logits = self.scorer.forward(batch.ids, batch.mask, batch.read, self.labels, injection, front)
         total: torch.Tensor = torch.nn.functional.cross_entropy(logits.float(), batch.gold, reduction="sum")
         return total / self.count
 

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 
 from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.packed import Pack
 from rayprompt.lm.projection import Bounded
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.soft import SoftBlock
@@ -25,7 +26,7 @@ BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Answers to an order, the n pairs of its buckets: (n, L) label log-probabilities, (n,) tokens, (n,) seconds.
+    """Answers to an order, the n pairs of its loads: (n, L) label log-probabilities, (n,) tokens, (n,) seconds.
 
     ``breaks`` counts the forward passes that were cut in two for lack of memory.
     """
@@ -47,6 +48,7 @@ class ScorerInfo:
     pid: int
     load_seconds: float
     gpus: tuple[int, ...]
+    token_bytes: float | None = None  # of a token's keys and values; None where the LM takes padded rows
 
 
 def cuda_is_available() -> bool:
@@ -86,26 +88,27 @@ class ScorerActor:
             pid=os.getpid(),
             load_seconds=self.load_seconds,
             gpus=tuple(int(i) for i in ray.get_gpu_ids()),
+            token_bytes=self.scorer.token_bytes,
         )
 
     def score(self, order: bytes, part: list[Any] | None, soft: list[Any] | None = None) -> bytes | None:
-        """Score an order, the pickled buckets of one part, one after the other; gives a pickled :class:`BatchResult`.
+        """Score an order, the pickled loads of one part, one after the other; gives a pickled :class:`BatchResult`.
 
         ``part`` holds the reference to the part's examples. It travels only where it is wanted: None is answered by
         None if the actor does not have them. ``soft`` holds the key of the soft prompts and the reference to them.
         """
-        buckets: list[Bucket] = pickle.loads(order)
+        loads: list[Bucket | Pack] = pickle.loads(order)
         block = None if soft is None else self._block(soft)
-        key = buckets[0].part
+        key = loads[0].part
         if key not in self.parts:
             if part is None:
                 return None
             self.parts[key] = ray.get(part[0])
         log_probs, tokens, seconds, breaks = [], [], [], 0
         with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
-            for bucket in buckets:
+            for load in loads:
                 started = time.perf_counter()
-                scores, sizes, broken = self.scorer.score(bucket, self.parts[key], block)
+                scores, sizes, broken = self.scorer.score(load, self.parts[key], block)
                 log_probs.append(scores)
                 tokens.append(sizes)
                 seconds.append(np.full(len(sizes), (time.perf_counter() - started) / len(sizes), dtype=np.float32))

@@ -59,7 +59,7 @@ class Evaluator:
         self.longest_prompt = 0
         self.candidates = 0  # of which a pair was asked for
         digests = list(examples) if examples is not None else [str(i) for i in range(len(part))]
-        self.table = PairTable(list(dict.fromkeys(digests)), len(part.label_ids))
+        self.table = PairTable(list(dict.fromkeys(digests)), len(part.labels))
         self.column = np.array([self.table.columns[d] for d in digests], dtype=np.int64)  # (E,) of each example
         self.position = np.unique(self.column, return_index=True)[1]  # and back
         pool.add(part)

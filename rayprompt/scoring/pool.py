@@ -20,13 +20,15 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from rayprompt.candidate import ZEROS, SoftPrompt, digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.shapes import DeviceClass, ShapeTable
+from rayprompt.lm.loads import Request
+from rayprompt.lm.scorer import CACHE_BYTES
+from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
 from rayprompt.lm.tuning import Tuned, TuningPlan
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
-from rayprompt.scoring.orders import Order, SoftRows, cut_orders
+from rayprompt.scoring.orders import Order, cut_orders
 from rayprompt.scoring.router import Answer, Router
 
 START_TIMEOUT_SECONDS = 600.0
@@ -72,7 +74,7 @@ class ScoringPool:
         self.infos = infos
         self.parts = parts
         self.device_class: DeviceClass = "cuda" if infos[0].device == "cuda" else "cpu"
-        self.shapes = ShapeTable.of(self.device_class, source.max_length)
+        self.shapes = self._table()
         self.pass_seconds: float | None = None
         self.window = 2 * sum(info.lanes + 1 for info in infos)
 
@@ -131,6 +133,20 @@ class ScoringPool:
             "decoding": None,
         }
 
+    def _table(self) -> ShapeTable | PackTable:
+        """The shapes of forward passes: inputs end to end where the LM can take them so, else padded rows."""
+        return table_of(self.device_class, self.infos[0].token_bytes, self.source.max_length)
+
+    def prefix_bytes(self, part: EncodedPart) -> int:
+        """What the keys and values of a part's texts take on a scorer, where many prompts stand behind a text."""
+        if not isinstance(self.shapes, PackTable) or self.shapes.reuse(part) != "text":
+            return 0
+        return int(bucket(part.starts).sum() * (self.infos[0].token_bytes or 0))
+
+    def keeps(self, part: EncodedPart) -> bool:
+        """Whether scorers keep the keys and values of a part's texts; else they compute them for every order."""
+        return self.prefix_bytes(part) <= CACHE_BYTES
+
     def add(self, part: EncodedPart) -> None:
         """Make a part's examples known to the actors (put into the object store once)."""
         if part.key not in self.parts:
@@ -161,12 +177,10 @@ class ScoringPool:
             InputError: a prompt does not fit the LM.
             ScoringError: the LM raised, or the pool is lost.
         """
-        if soft is None or not any(soft):
-            orders = self._cut(part, prompts, prompt, example)
-        else:
-            orders = self._cut_soft(part, prompts, prompt, example, soft, p0)
+        request = Request(part, prompts, prompt, example, keep=self.keeps(part))
+        orders = self._orders(request, soft, p0)
         result = PairResult(
-            np.empty((len(prompt), len(part.label_ids)), dtype=np.float32),
+            np.empty((len(prompt), len(part.labels)), dtype=np.float32),
             np.empty(len(prompt), dtype=np.int32),
             np.empty(len(prompt), dtype=np.float32),
         )
@@ -271,43 +285,29 @@ class ScoringPool:
                     raise
                 time.sleep(RESTART_PAUSE_SECONDS)
 
-    def _cut(
+    def _orders(
         self,
-        part: EncodedPart,
-        prompts: Sequence[tuple[int, ...]],
-        prompt: IntArray,
-        example: IntArray,
-        soft: SoftRows | None = None,
-    ) -> list[Order]:
-        front = 0 if soft is None else soft.front
-        sizes = np.array([len(ids) for ids in prompts], dtype=np.int64)
-        lengths = part.reserving(front).lengths(sizes[prompt], example) + front
-        lanes = sum(info.lanes for info in self.infos)
-        return cut_orders(self.shapes, lanes, self.pass_seconds, part, prompts, prompt, example, lengths, soft)
-
-    def _cut_soft(
-        self,
-        part: EncodedPart,
-        prompts: Sequence[tuple[int, ...]],
-        prompt: IntArray,
-        example: IntArray,
-        soft: Sequence[SoftPrompt | None],
+        request: Request,
+        soft: Sequence[SoftPrompt | None] | None,
         p0: Mapping[str, FloatArray],
     ) -> list[Order]:
-        """Orders of one subspace each, and of the text prompts."""
+        """Orders for all soft prompts, subspace by subspace, and for the text prompts."""
+        lanes = sum(info.lanes for info in self.infos)
+        if soft is None or not any(soft):
+            return cut_orders(self.shapes, lanes, self.pass_seconds, request)
         orders: list[Order] = []
         spaces = [None if s is None else s.subspace for s in soft]
         for space in dict.fromkeys(spaces):
             mine = np.array([s == space for s in spaces])
-            rows = None
+            members = np.flatnonzero(mine[request.prompt])
+            some = replace(request, prompt=request.prompt[members], example=request.example[members])
+            reference = None
             if space is not None:
                 block = block_of([s for s in soft if s is not None and s.subspace == space], p0)
-                rows = SoftRows(np.where(mine, np.cumsum(mine) - 1, -1), space.front, [block.key, ray.put(block)])
-            members = np.flatnonzero(mine[prompt])
-            orders += [
-                replace(order, rows=members[order.rows])
-                for order in self._cut(part, prompts, prompt[members], example[members], rows)
-            ]
+                reference = [block.key, ray.put(block)]
+                some = replace(some, soft=np.where(mine, np.cumsum(mine) - 1, -1), front=space.front)
+            found = cut_orders(self.shapes, lanes, self.pass_seconds, some, reference)
+            orders += [replace(order, rows=members[order.rows]) for order in found]
         return orders
 
     def _learn(self, order: Order, answer: BatchResult) -> None:

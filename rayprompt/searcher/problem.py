@@ -15,6 +15,7 @@ from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart, Encoder
 from rayprompt.lm.family import load_family
+from rayprompt.lm.labels import Labels
 from rayprompt.lm.source import describe_model, load_tokenizer
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.task import Task, load_task
@@ -44,7 +45,7 @@ class Problem:
         lm: the LM (:class:`rayprompt.lm.source.LMSource`).
         family: of the LM: masked, causal or encoder-decoder.
         template: the task's template for it.
-        label_ids: token ids of the label words, in the order of ``task.labels``.
+        labels: tokens of the label words, in the order of ``task.labels``.
         vectors: initial vectors (length, width) of soft prompts, by digest.
 
     Raises:
@@ -84,9 +85,15 @@ class Problem:
         self.starts: dict[tuple[Any, ...], Any] = {}
         self.projections: dict[tuple[Any, ...], str] = {}
         self.embedding_std: dict[str, float] = {}
-        self.label_ids: list[int] = self.encoder.label_ids(
+        self.labels: Labels = self.encoder.labels(
             self.template, self.task.label_words, reads_mask=self._reads_mask, where=self._where
         )
+
+    @property
+    def label_ids(self) -> list[int] | list[list[int]]:
+        """The token id of each label word; where one is several tokens, the list of each."""
+        words = self.labels.words
+        return [word[0] for word in words] if self.labels.single else [list(word) for word in words]
 
     @property
     def _where(self) -> str:

@@ -1,0 +1,368 @@
+"""Forward passes over inputs that lie end to end, and keys/values that are computed once for many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayprompt.errors import ScoringError
+from rayprompt.lm.attention import Group, Packing
+from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
+from rayprompt.lm.projection import Bounded
+from rayprompt.lm.shapes import CELL, PREFIX_SHARE, Inputs, Reuse, bucket, most_inputs
+from rayprompt.lm.soft import Injection
+from rayprompt.scores import BoolArray, IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+Prefixes = dict[int, "torch.Tensor"]  # by group: (layers, 2, heads, p, width)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pairs of (prompt, example) whose inputs lie end to end in forward passes of ``tokens`` tokens.
+
+    Attributes:
+        part: key of the :class:`EncodedPart` that the examples are of.
+        tokens: the shape of every pass; what is left of it is filled up with dummies.
+        ends: (k,) behind which pair each pass ends.
+        reuse: what inputs share.
+        keep: whether the keys and values of texts are kept for later calls.
+        prompts: token ids of the prompts that occur.
+        prompt, example: (n,) what each pair is made of.
+        soft: for soft prompts, the row of each prompt in the request's block.
+        front: positions in front of the input that a soft prompt takes.
+    """
+
+    part: str
+    tokens: int
+    ends: IntArray
+    reuse: Reuse
+    keep: bool
+    prompts: tuple[tuple[int, ...], ...]
+    prompt: IntArray
+    example: IntArray
+    soft: IntArray | None = None
+    front: int = 0
+
+
+@dataclass(frozen=True)
+class SoftVectors:
+    """Vectors (S, length, width) of a pack's prompts; ``name`` tells them from those of other requests."""
+
+    name: str
+    vectors: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the inputs of a pass stand for attention: groups of one shape, in them cells that share a prefix.
+
+    Attributes:
+        members: per group, (slots,) the input in each; -1 = none.
+        own, prefix: per group, the lengths that own and shared tokens are padded to.
+        inverse: (T,) for each token, where it is among all slots' tokens end to end.
+    """
+
+    members: list[IntArray]
+    own: list[int]
+    prefix: list[int]
+    inverse: IntArray
+
+
+def lay_out(own: IntArray, prefix: IntArray, group: IntArray, tokens: int) -> Slots:
+    """Give n inputs, with ``own`` (n,) tokens behind ``prefix`` (n,) shared ones, their slots in a pass.
+
+    The slots of a cell hold inputs of one ``group`` (n,), those with the same prefix; the first is filled.
+    """
+    starts = own.cumsum() - own
+    shape = (bucket(own) << 32) + bucket(prefix)
+    slots = Slots([], [], [], np.zeros(tokens, dtype=np.int64))
+    base = 0
+    for code in np.unique(shape):
+        members = np.flatnonzero(shape == code)
+        length, behind = int(code >> 32), int(code & 0xFFFFFFFF)
+        place, count = np.arange(len(members)), len(members)
+        if behind:
+            members = members[np.argsort(group[members], kind="stable")]
+            new = np.diff(group[members], prepend=group[members[0]] - 1) != 0
+            run = new.cumsum() - 1
+            nth = place - np.flatnonzero(new)[run]  # of its run
+            cells = -(-np.bincount(run) // CELL)
+            place = ((cells.cumsum() - cells)[run] + nth // CELL) * CELL + nth % CELL
+            count = int(cells.sum()) * CELL
+        filled = np.full(count, -1, dtype=np.int64)
+        filled[place] = members
+        sizes = own[members]
+        offsets = _offsets(sizes)
+        slots.inverse[starts[members].repeat(sizes) + offsets] = (base + place * length).repeat(sizes) + offsets
+        base += count * length
+        slots.members.append(filled)
+        slots.own.append(length)
+        slots.prefix.append(behind)
+    return slots
+
+
+class _Work:
+    """A pack with its inputs: ids end to end, what is shared, where soft prompts go."""
+
+    def __init__(self, pack: Pack, part: EncodedPart, soft: SoftVectors | None) -> None:
+        self.pack, self.part, self.soft = pack, part, soft
+        sizes = np.fromiter(map(len, pack.prompts), np.int64, len(pack.prompts))
+        self.inputs = Inputs.of(part, sizes, pack.prompt, pack.example, pack.reuse, pack.front)
+        self.left = self.inputs.tokens.cumsum() - self.inputs.tokens
+
+    @cached_property
+    def ids(self) -> IntArray:
+        """(N,) the tokens of all inputs, dummies in front of them where a soft prompt stands there."""
+        pack, front, tail = self.pack, self.pack.front, self.part.labels.tokens
+        ids = self.part.reserving(front).splice(pack.prompts, pack.prompt, pack.example)[0]
+        if not front and not len(tail):
+            return ids
+        tokens = self.inputs.tokens
+        result = np.full(int(tokens.sum()), self.part.pad_id, dtype=np.int64)
+        at = _offsets(tokens)
+        behind = tokens.repeat(tokens) - at <= len(tail)
+        result[(at >= front) & ~behind] = ids
+        result[behind] = np.tile(tail, len(tokens))
+        return result
+
+    def name(self, pair: int) -> tuple[Any, ...]:
+        """What tells a pair's prefix from all others."""
+        pack = self.pack
+        if pack.reuse == "text":
+            return pack.part, int(self.inputs.group[pair])
+        row = int(pack.prompt[pair])
+        soft = None if self.soft is None or pack.soft is None else (self.soft.name, int(pack.soft[row]))
+        return pack.part, pack.prompts[row], pack.front, soft
+
+    def injection(self, pairs: IntArray, begin: IntArray, own: IntArray, device: torch.device) -> Injection | None:
+        """What is put in where, for a pass over ``own`` tokens of each pair from ``begin`` on."""
+        import torch
+
+        if self.soft is None:
+            return None
+        length = self.soft.vectors.shape[1]
+        at = self.inputs.start[pairs] - begin
+        inside = np.flatnonzero((at >= 0) & (at < own))
+        if not len(inside):
+            return None
+        places = (own.cumsum() - own + at)[inside][:, None] + np.arange(length)
+        vectors = self.soft.vectors[torch.from_numpy(self.pack.prompt[pairs[inside]].astype(np.int64)).to(device)]
+        row = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        return Injection(vectors, row, torch.from_numpy(places).to(device), replace=self.pack.front > 0)
+
+
+class PackedForward:
+    """The LM's forward pass over packed inputs.
+
+    Args:
+        forward: the LM.
+        causal: it reads from left to right.
+        cache_bytes: of keys and values that are kept for later calls.
+    """
+
+    def __init__(self, forward: LabelForward, causal: bool, cache_bytes: int) -> None:
+        self.forward = forward
+        self.causal = causal
+        self.cache: Bounded[torch.Tensor] = Bounded(cache_bytes, lambda t: t.numel() * t.element_size())
+
+    def score(
+        self, pack: Pack, part: EncodedPart, soft: SoftVectors | None = None
+    ) -> tuple[torch.Tensor, IntArray, int]:
+        """(n, L) logits of the label words, (n,) tokens of each input, and breaks: see ``LMScorer.score``."""
+        import torch
+
+        work = _Work(pack, part, soft)
+        prefixes = self._prefixes(work)
+        passes = [
+            self._pass(work, np.arange(start, end), pack.tokens, prefixes)
+            for start, end in zip((0, *pack.ends[:-1]), pack.ends, strict=True)
+        ]
+        return torch.cat([logits for logits, _ in passes]), work.inputs.tokens, sum(breaks for _, breaks in passes)
+
+    def _prefixes(self, work: _Work) -> Prefixes:
+        """Keys and values of every prefix that the inputs stand behind."""
+        inputs = work.inputs
+        behind = np.flatnonzero(inputs.prefix)
+        _, first = np.unique(inputs.group[behind], return_index=True)
+        names = {int(pair): work.name(int(pair)) for pair in behind[first]}
+        entries = {pair: self.cache.find(name) for pair, name in names.items()}
+        missing = np.array([pair for pair, entry in entries.items() if entry is None], dtype=np.int64)
+        for pairs in _fitting(inputs.prefix[missing], missing, work.pack.tokens):
+            for pair, entry in zip(pairs.tolist(), self._compute(work, pairs), strict=True):
+                entries[pair] = entry
+                if work.pack.keep:
+                    self.cache.put(names[pair], entry)
+        return {int(inputs.group[pair]): entry for pair, entry in entries.items() if entry is not None}
+
+    def _compute(self, work: _Work, pairs: IntArray) -> list[torch.Tensor]:
+        """Keys and values (layers, 2, heads, p, width) of the prefixes of some pairs, in one pass."""
+        import torch
+
+        lengths = work.inputs.prefix[pairs]
+        tokens = int(_prefix_tokens(lengths[:1], work.pack.tokens)[0])
+        slots = lay_out(lengths, np.zeros_like(lengths), lengths, tokens)
+        captured: list[list[torch.Tensor]] = [[] for _ in slots.members]
+        read = np.zeros((1 + len(work.part.labels.nodes), 1), dtype=np.int64)
+        self._run(work, pairs, np.zeros_like(lengths), lengths, slots, {}, read=read, captured=captured)
+        result: list[Any] = [None] * len(pairs)
+        for members, layers in zip(slots.members, captured, strict=True):
+            for slot, i in enumerate(members.tolist()):
+                result[i] = torch.stack([layer[:, slot] for layer in layers])
+        return result
+
+    def _pass(self, work: _Work, pairs: IntArray, tokens: int, prefixes: Prefixes) -> tuple[torch.Tensor, int]:
+        """(n, L) logits of some pairs, and breaks: a pass that finds no memory is cut into passes of half the size."""
+        import torch
+
+        inputs, reuse = work.inputs, work.pack.reuse
+        split, own = inputs.split[pairs], inputs.own[pairs]
+        nodes = len(work.part.labels.nodes)
+        read = np.zeros((1 + nodes, max(len(pairs), most_inputs(tokens, reuse, nodes))), dtype=np.int64)
+        read[0, : len(pairs)] = own.cumsum() - own + inputs.read[pairs] - split
+        read[1:, : len(pairs)] = own.cumsum() - nodes + np.arange(nodes)[:, None]
+        slots = lay_out(own, inputs.prefix[pairs], inputs.group[pairs], tokens)
+        try:
+            return self._run(work, pairs, split, own, slots, prefixes, read=read)[: len(pairs)], 0
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the except clause: there the error's traceback would hold on to what the pass has allocated.
+        forget(self.forward.device)
+        half = tokens // 2
+        if own.max() > half:
+            raise ScoringError(
+                f"out of memory on {self.forward.device}: not even one input of {int(own.max())} tokens fits"
+            )
+        parts, start, ends = [], 0, own.cumsum()
+        while start < len(pairs):
+            room = half + int(ends[start]) - int(own[start])
+            end = min(int(np.searchsorted(ends, room, side="right")), start + most_inputs(half, reuse, nodes))
+            parts.append(self._pass(work, pairs[start:end], half, prefixes))
+            start = end
+        return torch.cat([logits for logits, _ in parts]), 1 + sum(breaks for _, breaks in parts)
+
+    def _run(
+        self,
+        work: _Work,
+        pairs: IntArray,
+        begin: IntArray,
+        own: IntArray,
+        slots: Slots,
+        prefixes: Prefixes,
+        *,
+        read: IntArray,
+        captured: list[list[torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """One pass over ``own[i]`` tokens of each pair's input from ``begin[i]`` on; scores (R, L), see ``packed``."""
+        import torch
+
+        device = self.forward.device
+        positions = np.zeros(len(slots.inverse), dtype=np.int64)
+        ids = np.full(len(slots.inverse), work.part.pad_id, dtype=np.int64)
+        at = begin.repeat(own) + _offsets(own)
+        ids[: len(at)] = work.ids[work.left[pairs].repeat(own) + at]
+        positions[: len(at)] = self._positions(work, pairs, at, own)
+        groups = [
+            self._group(work, pairs, begin, own, *group, prefixes)
+            for group in zip(slots.members, slots.own, slots.prefix, strict=True)
+        ]
+        packing = Packing(
+            groups, torch.from_numpy(positions).to(device), torch.from_numpy(slots.inverse).to(device), captured
+        )
+        return self.forward.packed(
+            torch.from_numpy(ids).to(device),
+            packing,
+            torch.from_numpy(read).to(device),
+            work.part.labels,
+            work.injection(pairs, begin, own, device),
+            work.pack.front,
+        )
+
+    def _group(
+        self,
+        work: _Work,
+        pairs: IntArray,
+        begin: IntArray,
+        own: IntArray,
+        members: IntArray,
+        length: int,
+        behind: int,
+        prefixes: Prefixes,
+    ) -> Group:
+        """Some inputs of a pass as attention takes them; empty slots repeat the first input."""
+        import torch
+
+        device = self.forward.device
+        some = np.maximum(members, 0)
+        places = np.arange(length)
+        starts = (own.cumsum() - own)[some][:, None]
+        index = torch.from_numpy(starts + np.minimum(places, own[some][:, None] - 1)).to(device)
+        mask = self._mask(work, begin[some] + own[some] == work.inputs.tokens[pairs[some]], own[some], length)
+        if not behind:
+            return Group(index, mask)
+        first = members[::CELL]
+        entries = [prefixes[int(group)] for group in work.inputs.group[pairs[first]]]
+        return Group(index, mask, torch.stack(entries, dim=2), torch.from_numpy(begin[some]).to(device))
+
+    @staticmethod
+    def _positions(work: _Work, pairs: IntArray, at: IntArray, own: IntArray) -> IntArray:
+        """Of the tokens ``at``: their places, but those of the label words' nodes stand where their depth says."""
+        labels = work.part.labels
+        if labels.single:
+            return at
+        base = work.inputs.tokens[pairs].repeat(own) - len(labels.nodes)
+        node = at - base
+        return np.where(node >= 0, base - 1 + np.append(labels.depths, 0)[np.maximum(node, -1)], at)
+
+    def _mask(self, work: _Work, whole: BoolArray, own: IntArray, length: int) -> torch.Tensor | None:
+        """Which of ``own`` (n,) tokens, padded to ``length``, each sees: as :class:`Group` has it.
+
+        ``whole`` (n,): an input's own tokens go to its end, where the nodes of the label words stand.
+        """
+        import torch
+
+        labels, device = work.part.labels, self.forward.device
+        places = np.arange(length)
+        if not self.causal:
+            return torch.from_numpy(places < own[:, None])[:, None, None].to(device)
+        if labels.single or not whole.all():
+            return None
+        base = (own - len(labels.nodes))[:, None]
+        node = places - base  # (n, length)
+        inside = (node >= 0) & (node < len(labels.nodes))
+        seen = (places <= places[:, None]) & (places < base[:, :, None])
+        of, to = np.where(inside, node, 0)[:, :, None], np.where(inside, node, 0)[:, None]
+        seen |= labels.behind[of, to] & inside[:, :, None] & inside[:, None]
+        return torch.from_numpy(seen)[:, None].to(device)
+
+
+def _offsets(sizes: IntArray) -> IntArray:
+    """0, ..., size - 1 for each of ``sizes`` (n,), end to end."""
+    result: IntArray = np.arange(int(sizes.sum())) - (sizes.cumsum() - sizes).repeat(sizes)
+    return result
+
+
+def _prefix_tokens(lengths: IntArray, tokens: int) -> IntArray:
+    """(n,) the tokens of the pass that computes a prefix of so many."""
+    least = max(1, tokens // PREFIX_SHARE)
+    return np.asarray(least << np.maximum(0, np.ceil(np.log2(np.maximum(lengths, 1) / least))).astype(np.int64))
+
+
+def _fitting(lengths: IntArray, pairs: IntArray, tokens: int) -> Iterator[IntArray]:
+    """Cut pairs, whose prefixes have ``lengths`` (n,), into passes that compute prefixes alone."""
+    size = _prefix_tokens(lengths, tokens)
+    order = np.lexsort((bucket(lengths), size))
+    while len(order):
+        room = size[order[0]]
+        same = order[size[order] == room]
+        count = int(np.searchsorted(lengths[same].cumsum(), room, side="right"))
+        yield pairs[same[:count]]
+        order = order[count:]
