@@ -1,6 +1,6 @@
 """How fast an LM scores prompts: the originals' way, ours in process, ours through the pool, and the floor.
 
-    python benchmarks/scoring.py [--seconds 8] [--settings masked-mr,causal-mr] [--device cuda]
+    python benchmarks/scoring.py [--seconds 6] [--settings masked-mr,causal-mr,roberta-large,llama-1b]
 
 One run, the same LM, candidates, examples and device for
 (a) the originals' way: a candidate a forward pass over all examples, its text tokenised with every example every
@@ -9,12 +9,19 @@ One run, the same LM, candidates, examples and device for
 (c) ours through the scoring pool: Ray, router and actor between us and the LM;
 (d) the floor: bare torch forward passes of the LM's body over as many new tokens in full batches without padding: no
     tokeniser, no head, nothing shared to attend to.
-(a), (b) and (c) must give the same scores within 1e-4 (fp32). Writes benchmarks/scoring.json.
+(a), (b) and (c) must give the same scores within 1e-4 (in fp32). Writes a row for each device and LM into
+benchmarks/scoring.json. Needs the shared data (RAYPROMPT_SHARED, or ../shared). Causal LMs are random, with the shared
+LM's tokenizer; the settings ``roberta-large`` and ``llama-1b`` are random LMs of those sizes, in bf16 on a GPU, and say
+what share of the device's measured matrix rate they reach.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import platform
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,14 +35,15 @@ import transformers
 
 from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.scorer import LMScorer
-from rayprompt.lm.shapes import PackTable, ShapeTable
+from rayprompt.lm.shapes import Inputs, PackTable, ShapeTable, table_of
 from rayprompt.scores import FloatArray
-from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.pool import ScoringPool, connect, plan_scorers
 from rayprompt.searcher.problem import Problem
 from rayprompt.task import Task
 
 OUT = Path(__file__).with_suffix(".json")
-CANDIDATES, EXAMPLES = 20, 32
+CANDIDATES, EXAMPLES = 64, 32
+ORIGINALS = 8  # candidates that (a) scores: one after the other, so that its time is proportional to their number
 PASSES = 4  # of the floor, a lane
 WORDS = {"mr": ["terrible", "great"], "agnews": ["world", "sports", "business", "technology"]}
 
@@ -49,14 +57,40 @@ class Setting:
     template: str
     prompt_tokens: int
     aim: float
+    size: str = ""  # a random LM of that size, where it is not the shared one
 
 
+SPECIAL = {"bos_token_id": 101, "eos_token_id": 102}
 SETTINGS = {
     "masked-mr": Setting("mr", "masked", "{text} {prompt} {mask} .", 5, 3.5),
     "causal-mr": Setting("mr", "causal", "{text} {prompt}", 5, 8.0),
     "causal-agnews": Setting("agnews", "causal", "{text} {prompt}", 5, 12.0),
     "causal-before-mr": Setting("mr", "causal", "{prompt} {text}", 50, 3.0),
+    "roberta-large": Setting("mr", "masked", "{text} {prompt} {mask} .", 5, 20.0, "roberta-large"),
+    "llama-1b": Setting("mr", "causal", "{text} {prompt}", 5, 20.0, "llama-1b"),
 }
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2-6x384": (
+        "GPT2LMHeadModel",
+        {"vocab_size": 30522, "n_embd": 384, "n_layer": 6, "n_head": 12, "n_positions": 512, **SPECIAL},
+    ),
+    "roberta-large": (
+        "RobertaForMaskedLM",
+        {
+            "vocab_size": 50265, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "intermediate_size": 4096, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 0,
+            **SPECIAL,
+        },
+    ),
+    "llama-1b": (
+        "LlamaForCausalLM",
+        {
+            "vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "intermediate_size": 8192, "max_position_embeddings": 4096,
+            "tie_word_embeddings": True, **SPECIAL,
+        },
+    ),
+}  # fmt: skip
 
 
 def problem_of(setting: Setting, data: Path, model: str) -> Problem:
@@ -111,7 +145,7 @@ def originals(work: Work, device: str) -> Callable[[], FloatArray]:
     def run() -> FloatArray:
         torch.set_num_threads(os.cpu_count() or 1)
         rows = []
-        for text in work.texts:
+        for text in work.texts[:ORIGINALS]:
             inputs = [problem.template.render(e.fields, text, tokenizer.mask_token or "") for e in examples]
             batch = tokenizer(inputs, return_tensors="pt", padding=True, return_token_type_ids=False).to(device)
             with torch.inference_mode():
@@ -156,14 +190,132 @@ def floor(work: Work, scorer: LMScorer, lanes: int, length: int, batch: int) -> 
     return lambda: list(threads.map(one, range(lanes * PASSES)))
 
 
-def seconds_of(run: Callable[[], Any], least: float) -> float:
-    """Seconds a call takes: the median over ``least`` seconds, behind two calls that warm up."""
-    run(), run()
-    times: list[float] = []
-    while sum(times) < least or len(times) < 3:
-        started = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+def seconds_of(runs: dict[str, Callable[[], Any]], least: float) -> dict[str, float]:
+    """Seconds a call of each takes: the median, all in turn, so that what slows the machine slows them all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # warms up, and fills what is kept
+    started = time.perf_counter()
+    while time.perf_counter() - started < least * len(runs) or len(times["a"]) < 3:
+        for name, run in runs.items():
+            clock = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - clock)
+    return {name: float(np.median(seconds)) for name, seconds in times.items()}
+
+
+def random_lm(folder: Path, size: str, tokenizer: Path) -> str:
+    """A random LM of a size, with the tokenizer of ``tokenizer``, which puts nothing around a causal LM's input."""
+    cls, settings = SIZES[size]
+    config = getattr(transformers, cls).config_class(**settings)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = getattr(transformers, cls)(config)
+    model.to(torch.bfloat16 if torch.cuda.is_available() else torch.float32).save_pretrained(folder)
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    if "Masked" not in cls:
+        content["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    named = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]", "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **named}))
+    return str(folder)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product: what the device does at best."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def product() -> None:
+        for _ in range(4):
+            torch.mm(a, b)
+
+    return 4 * 2 * size**3 / seconds_of({"a": product}, 1.0)["a"]
+
+
+def row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) -> dict[str, Any]:
+    """Measure one setting."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    work = Work.of(problem_of(setting, data, model), setting.prompt_tokens)
+    lanes = plan_scorers({"CPU": float(os.cpu_count() or 1)}, None, 0.0).lanes if device == "cpu" else 1
+    scorer = LMScorer(work.problem.lm, device)
+    table = table_of(device, scorer.token_bytes, work.problem.lm.max_length)
+    pool = ScoringPool.start(work.problem.lm, gpus_per_scorer=None if device == "cuda" else 0.0)
+    request = work.request
+    inputs = Inputs.of(request.part, request.sizes, request.prompt, request.example, table.reuse(request.part))
+    own = int(inputs.own.sum())
+    length = max(4, round(float(inputs.own.mean())))
+    batch = table.tokens[0]
+    runs = {
+        "a": originals(work, device),
+        "b": in_process(work, scorer, table, lanes),
+        "c": through_pool(work, pool),
+        "d": floor(work, scorer, lanes, length, batch),
+    }
+    scores = {way: runs[way]() for way in "abc"}
+    count = ORIGINALS * len(request.part)
+    worst = max(float(np.abs(scores[way][:count] - scores["a"]).max()) for way in "bc")
+    took = seconds_of(runs, seconds)
+    pool.shutdown()
+    took["a"] *= CANDIDATES / ORIGINALS
+    took["d"] *= own / (lanes * PASSES * max(1, batch // length) * length)
+    pairs = len(request.prompt)
+    row = {
+        "setting": name,
+        "lm": f"{type(scorer.forward.model).__name__} {work.problem.lm.layers} x {work.problem.lm.hidden_size}",
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{os.cpu_count()} cores ({platform.machine()})",
+        "dtype": str(scorer.dtype).removeprefix("torch."),
+        "candidates": CANDIDATES,
+        "examples": len(request.part),
+        "tokens_an_input": round(float(inputs.tokens.mean()), 1),
+        "new_tokens_an_input": round(own / pairs, 1),
+        "largest_difference": worst,
+        **{f"candidates_per_second_{way}": round(CANDIDATES / took[way], 2) for way in took},
+        **{f"evaluations_per_second_{way}": round(pairs / took[way]) for way in took},
+        "tokens_per_second_a": round(int(inputs.tokens.sum()) / took["a"]),
+        **{f"new_tokens_per_second_{way}": round(own / took[way]) for way in "bcd"},
+        "b/a": round(took["a"] / took["b"], 2),
+        "c/b": round(took["b"] / took["c"], 3),
+        "b/d": round(took["d"] / took["b"], 3),
+        "aim_b/a": setting.aim,
+    }
+    if setting.size:
+        body = sum(p.numel() for p in scorer.forward.model.base_model.parameters() if p.ndim == 2)
+        body -= scorer.forward.model.get_input_embeddings().weight.numel()
+        rate = matrix_rate(scorer.device, scorer.dtype)
+        row |= {"matrix_rate": f"{rate:.3g}", "of_matrix_rate": round(2 * body * own / took["b"] / rate, 3)}
+    return row
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each way, a setting")
+    parser.add_argument("--settings", default=",".join(name for name, s in SETTINGS.items() if not s.size))
+    args = parser.parse_args()
+    shared = Path(os.environ.get("RAYPROMPT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    data, minilm = shared / "data" / "few-shot", shared / "models" / "minilm-reviews"
+    if not data.is_dir() or not minilm.is_dir():
+        raise SystemExit(f"needs {data} and {minilm}: set RAYPROMPT_SHARED")
+    rows = json.loads(OUT.read_text()) if OUT.exists() else []
+    connect("local")
+    for name in args.settings.split(","):
+        setting = SETTINGS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            size = setting.size or ("gpt2-6x384" if setting.family == "causal" else "")
+            model = random_lm(Path(folder), size, minilm) if size else str(minilm)
+            row = row_of(name, setting, model, data, args.seconds)
+        print(json.dumps(row, indent=1), flush=True)
+        key = ("setting", "lm", "device")
+        rows = [r for r in rows if any(r[k] != row[k] for k in key)] + [row]
+        OUT.write_text(json.dumps(rows, indent=1) + "\n")
+    for row in rows:
+        print(f"{row['setting']:18} {row['device']:24} b/a {row['b/a']:6} c/b {row['c/b']:6} b/d {row['b/d']:6}")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rayprompt.errors import InputError, did_you_mean
 
-PieceKind = Literal["literal", "field", "prompt", "mask"]
+PieceKind = Literal["literal", "field", "prompt", "mask", "raw"]  # raw: as it is, special tokens and all
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,15 @@ class Template:
         return template
 
     @property
+    def is_chat(self) -> bool:
+        """Whether it stands in a chat template, which says by itself how an input begins."""
+        return self.pieces[0].kind == "raw"
+
+    def begins(self, i: int) -> bool:
+        """Whether a piece begins a text, and so has no space before it."""
+        return i == 0 or self.pieces[i - 1].kind == "raw"
+
+    @property
     def has_mask(self) -> bool:
         """Whether there is a ``{mask}``."""
         return any(p.kind == "mask" for p in self.pieces)
@@ -79,11 +88,14 @@ class Template:
     def render(self, fields: Mapping[str, str], prompt: str, mask: str = "") -> str:
         """The whole input as one string, as a person would write it (an empty prompt takes its space with it)."""
         out = ""
+        begins = True  # nothing has come yet that a space could stand behind
         for piece in self.pieces:
-            text = {"literal": piece.text, "prompt": prompt, "mask": mask}.get(piece.kind, "")
+            text = {"literal": piece.text, "raw": piece.text, "prompt": prompt, "mask": mask}.get(piece.kind, "")
             text = fields[piece.text] if piece.kind == "field" else text
-            out += piece.space + text if text else ""
-        return re.sub(r"^\s+", "", out)
+            if text:
+                out += text if begins and self.is_chat else piece.space + text
+                begins = piece.kind == "raw"
+        return out if self.is_chat else re.sub(r"^\s+", "", out)
 
 
 def _kind_of(name: str, fields: Sequence[str], source: str, where: str) -> PieceKind:

@@ -18,6 +18,7 @@ from rayprompt.errors import ScoringError
 from rayprompt.lm.loads import Request, loads_of, passes_of, score_request
 from rayprompt.lm.packed import Pack, lay_out
 from rayprompt.lm.scorer import LMScorer
+from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.shapes import CELL, Inputs, PackTable, bucket
 from rayprompt.lm.source import load_tokenizer
 from rayprompt.scores import FloatArray
@@ -198,7 +199,7 @@ def test_keys_and_values_take_no_more_memory_than_allowed() -> None:
     expected, _ = score_request(free, passes_for(free, problem), request)
     assert free.packed is not None
     assert free.packed.cache.bytes == pytest.approx(int(bucket(part.starts).sum()) * (free.token_bytes or 0))
-    little = LMScorer(problem.lm, cache_bytes=free.packed.cache.bytes // 3)
+    little = LMScorer(replace(problem.lm, settings=LMSettings(cache=free.packed.cache.bytes // 3)))
     for keep in (True, False):
         found, _ = score_request(little, passes_for(little, problem), replace(request, keep=keep))
         assert found.tobytes() == expected.tobytes()

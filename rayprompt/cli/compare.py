@@ -20,11 +20,13 @@ from rayprompt.cli.options import (
     GpusOption,
     JsonOption,
     LeaksOption,
+    LMOption,
     ObjectiveOption,
     OutOption,
     ScorersOption,
     StoreOption,
     is_given,
+    parse_settings,
 )
 from rayprompt.errors import InputError, did_you_mean
 
@@ -86,6 +88,7 @@ def compare(
     max_concurrent: Annotated[
         int | None, typer.Option(help="Runs side by side; as many as there is room for unless said.")
     ] = None,
+    lm: LMOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -121,6 +124,7 @@ def compare(
         "finalists": finalists,
         "allow_leaks": allow_leaks,
         "max_concurrent": max_concurrent,
+        "lm": parse_settings(lm or [], "--lm"),
         "address": address,
         "scorers": scorers,
         "gpus_per_scorer": gpus_per_scorer,
@@ -150,6 +154,7 @@ def _run(
             note(file.description)
         settings = {label: dict(own) for label, own in file.arguments.pop("settings", {}).items()}
         names = {"models": "model"}
+        options["lm"] = {**file.arguments.pop("lm", {}), **options["lm"]}
         options |= {k: v for k, v in file.arguments.items() if names.get(k, k) not in given}
     seen: set[tuple[str, str]] = set()
     for label, key, value in map(_setting, pairs):

@@ -19,6 +19,7 @@ from rayprompt.cli.options import (
     GpusOption,
     JsonOption,
     LeaksOption,
+    LMOption,
     ModelOption,
     ObjectiveOption,
     OutOption,
@@ -27,6 +28,7 @@ from rayprompt.cli.options import (
     StoreOption,
     TaskArgument,
     is_given,
+    parse_settings,
 )
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.task import PARTS, load_task
@@ -96,6 +98,7 @@ def search(
     warm_start: Annotated[
         str | None, typer.Option(help="Begin with the finalists of this finished study, or with a store's best.")
     ] = None,
+    lm: LMOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -139,11 +142,13 @@ def search(
                 "batch_size": batch_size,
                 "proxy_model": proxy_model,
                 "warm_start": warm_start,
+                "lm": parse_settings(lm or [], "--lm"),
                 "address": address,
                 "scorers": scorers,
                 "gpus_per_scorer": gpus_per_scorer,
             }
             options |= {name: value for name, value in file.arguments.items() if not is_given(context, name)}
+            options["lm"] = {**file.arguments.get("lm", {}), **parse_settings(lm or [], "--lm")}
             options["settings"] = {**file.arguments.get("settings", {}), **parse_settings(set_ or [])}
             result = studies.search(**options, listener=display)
     show_result(result, to_stderr=json_)
@@ -163,6 +168,7 @@ def evaluate(
     split: SplitOption = None,
     data: DataOption = None,
     store: StoreOption = None,
+    lm: LMOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -184,7 +190,8 @@ def evaluate(
     loaded = load_task(task, data=data, split=split or (exported.split if exported else None))
     if exported and split is None and exported.split in loaded.splits:
         split = exported.split
-    problem = Problem(loaded, model or named or defaults.MODEL, split=split, allow_leaks=True)
+    settings = {**(exported.lm if exported else {}), **parse_settings(lm or [], "--lm")}
+    problem = Problem(loaded, model or named or defaults.MODEL, split=split, allow_leaks=True, lm=settings)
     if exported and exported.task_digest not in (None, problem.task.digest):
         note(f"{prompt_file} was found on another task or version than {problem.task.name}")
     candidate = exported.on(problem) if exported else problem.prompt(prompt or "")
@@ -209,6 +216,7 @@ def score(
     split: SplitOption = None,
     data: DataOption = None,
     store: StoreOption = None,
+    lm: LMOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -217,11 +225,13 @@ def score(
     """Score a file of prompts on a task: every (prompt, example) pair."""
     from rayprompt.cli.display import note
     from rayprompt.cli.scoring import score_file
+    from rayprompt.searcher.problem import Problem
     from rayprompt.study.session import Cluster
 
     check_part(on)
     cluster = Cluster(address, scorers, gpus_per_scorer)
-    report = score_file(task, prompts, out, on=on, model=model, split=split, data=data, store=store, cluster=cluster)
+    problem = Problem(task, model, split=split, data=data, allow_leaks=True, lm=parse_settings(lm or [], "--lm"))
+    report = score_file(problem, prompts, out, on=on, store=store, cluster=cluster)
     if report["truncated"]:
         note(f"{report['truncated']} texts were truncated with the longest prompt, to fit {model}")
     for row in report["prompts"]:
@@ -279,6 +289,7 @@ def transfer(
     split: Annotated[str | None, typer.Option(help="Only what was found on this split, of a comparison.")] = None,
     data: DataOption = None,
     store: StoreOption = None,
+    lm: LMOption = None,
     format_: Annotated[str, typer.Option("--format", help="text, md, csv or json.")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here.")] = None,
     scorers: ScorersOption = None,
@@ -301,6 +312,7 @@ def transfer(
             split=split,
             data=data,
             store=store,
+            lm=parse_settings(lm or [], "--lm"),
             address=address,
             scorers=scorers,
             gpus_per_scorer=gpus_per_scorer,
@@ -355,24 +367,6 @@ def check_resume(context: typer.Context) -> None:
         if name not in RESUME_OPTIONS and is_given(context, name):
             option = "TASK" if name == "task" else "--" + name.strip("_").replace("_", "-")
             raise InputError(f"{option} beside --resume: a study goes on as it began; only --budget may grow")
-
-
-def parse_settings(pairs: list[str]) -> dict[str, str]:
-    """``KEY=VALUE`` strings as a mapping; the searcher reads the values by the types of its settings.
-
-    Raises:
-        InputError: no ``=``, or a key given twice.
-    """
-    settings: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise InputError(f"--set {pair}: must be KEY=VALUE")
-        if key in settings:
-            raise InputError(f"--set {key}: given twice")
-        settings[key] = text
-    return settings
 
 
 def check_part(part: str) -> None:

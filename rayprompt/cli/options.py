@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rayprompt.errors import InputError
+
 TaskArgument = Annotated[
     str, typer.Argument(help="A built-in task (see: rayprompt list tasks), or a folder with a task.yaml.")
 ]
@@ -30,6 +32,15 @@ LeaksOption = Annotated[bool, typer.Option(help="Accept texts that stand in trai
 ObjectiveOption = Annotated[
     str | None, typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap.")
 ]
+LMOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lm",
+        metavar="KEY=VALUE",
+        help="How the LM is run: dtype=bf16, tokens=4096 (of a pass), cache=2GB (keys and values), memory=16GB (of a "
+        "scorer), chat=user or system (the LM's chat template).",
+    ),
+]
 OutOption = Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")]
 
 
@@ -37,3 +48,21 @@ def is_given(context: typer.Context, name: str) -> bool:
     """Whether an option was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, str]:
+    """``KEY=VALUE`` strings as a mapping; the searcher reads the values by the types of its settings.
+
+    Raises:
+        InputError: no ``=``, or a key given twice.
+    """
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise InputError(f"{option} {pair}: must be KEY=VALUE")
+        if key in settings:
+            raise InputError(f"{option} {key}: given twice")
+        settings[key] = text
+    return settings

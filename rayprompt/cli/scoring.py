@@ -15,14 +15,11 @@ from rayprompt.tables import read_prompts
 
 
 def score_file(
-    task: str,
+    problem: Problem,
     prompts: Path,
     out: Path | None,
     *,
     on: str,
-    model: str,
-    split: str | None,
-    data: str | None,
     store: str | None,
     cluster: Cluster,
 ) -> dict[str, Any]:
@@ -37,7 +34,6 @@ def score_file(
     texts = read_prompts(prompts)
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out}: no such directory: {out.parent}")
-    problem = Problem(task, model, split=split, data=data, allow_leaks=True)
     scores = score(texts, problem, on=on, store=store, cluster=cluster)
     gold = problem.task.gold(on, problem.split)
     values = OBJECTIVES[problem.task.metric](scores, gold)

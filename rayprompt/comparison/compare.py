@@ -30,6 +30,7 @@ from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.tables import Prices, parse_target, tables_of
 from rayprompt.comparison.trials import run_searches
 from rayprompt.errors import InputError, Interrupted
+from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, plan_scorers
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
@@ -71,6 +72,7 @@ def compare(
     finalists: int = defaults.FINALISTS,
     allow_leaks: bool = False,
     max_concurrent: int | None = None,
+    lm: Mapping[str, Any] | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -99,6 +101,7 @@ def compare(
             first searcher reaches in the end, in half of its runs.
         price_per_hour, price_per_million_tokens: of a scorer's device, or of the LM's input.
         max_concurrent: runs side by side; None is as many as the cluster has room for.
+        lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
         data, out, store, finalists, allow_leaks, address, scorers, gpus_per_scorer, listener: as for
             :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
 
@@ -125,7 +128,7 @@ def compare(
         "allow_leaks": allow_leaks,
         "max_concurrent": max_concurrent,
     }
-    problems = problems_of(listed, names, splits, data, allow_leaks=allow_leaks)
+    problems = problems_of(listed, names, splits, data, allow_leaks=allow_leaks, lm=LMSettings.of(lm))
     study = study_dir(out, f"compare-{'-'.join(dict.fromkeys(stratum[0] for stratum in problems))}")
     job = Job(
         problems, entries, runs_of(entries, list(problems), seeds), seeds, study,
@@ -169,15 +172,20 @@ def resume_comparison(
             return replace(finished, study_dir=path)
     given = {task.name: task for task in tasks}
     problems: dict[Stratum, Problem] = {}
+    settings = {
+        model["location"]: LMSettings.of(model.get("settings")).with_tokens(
+            record["pools"].get(model["name"], {}).get("tokens")
+        )
+        for model in record["models"]
+    }
     for was in record["tasks"]:
         if was["location"] is None and was["name"] not in given:
             raise InputError(f"{path}: its task {was['name']!r} is made of Python objects; give it: tasks=[...]")
         source = given.get(was["name"], was["location"])
         data = was["data"] if was["name"] not in given else None
         models = {model["location"]: model["name"] for model in record["models"]}
-        problems |= problems_of(
-            [source], list(models), list(was["splits"]), data, allow_leaks=record["allow_leaks"], names=models
-        )
+        leaks, splits_of = record["allow_leaks"], list(was["splits"])
+        problems |= problems_of([source], list(models), splits_of, data, allow_leaks=leaks, names=models, lm=settings)
     problems = {stratum: problems[stratum] for stratum in _as_recorded(record)}
     digests = {model["name"]: model["digest"] for model in record["models"]}
     splits = {(was["name"], split): digest for was in record["tasks"] for split, digest in was["splits"].items()}
@@ -264,13 +272,12 @@ def _same_device(job: Job, content: dict[str, Any], model: str, pool: ScoringPoo
     Raises:
         InputError: they are others.
     """
-    was = content["pools"].setdefault(model, pool.content)
-    if was != pool.content:
-        raise InputError(
-            f"{job.study}: the scorers of {model} were {was} when the comparison began, {pool.content} now"
-        )
+    now = {**pool.content, "tokens": pool.tokens}
+    was = content["pools"].setdefault(model, now)
+    if was != now:
+        raise InputError(f"{job.study}: the scorers of {model} were {was} when the comparison began, {now} now")
     write_manifest(job.study, content, COMPARISON_SCHEMA)
-    return {"scorers": len(pool.infos), **pool.content}
+    return {"scorers": len(pool.infos), **now}
 
 
 def _search(job: Job, pools: Mapping[str, ScoringPool]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.tables import parse_target
 from rayprompt.comparison.trials import Searches
 from rayprompt.errors import InputError
+from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.pool import ScoringPool, plan_scorers
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
@@ -112,10 +113,12 @@ def problems_of(
     *,
     allow_leaks: bool,
     names: Mapping[str, str] | None = None,
+    lm: Mapping[str, LMSettings] | LMSettings | None = None,
 ) -> dict[Stratum, Problem]:
     """(task, split, model) -> problem, models outermost: runs on one LM stand together.
 
-    ``names``: what the LM at a location is to be called, of a comparison that is resumed.
+    ``names``: what the LM at a location is to be called, of a comparison that is resumed; ``lm``: how LMs are run, or
+    for each location how that one is.
     """
     if not tasks or not models:
         raise InputError("compare needs a task and a model at least")
@@ -130,7 +133,8 @@ def problems_of(
         read += [(task if n in task.splits else load_task(given, data=folder, split=n), n) for n in listed]
     for model in models:
         for task, split in read:
-            problem = Problem(task, model, split=split, allow_leaks=allow_leaks)
+            settings = lm.get(str(model)) if isinstance(lm, Mapping) else lm
+            problem = Problem(task, model, split=split, allow_leaks=allow_leaks, lm=settings)
             problem.lm = replace(problem.lm, name=(names or {}).get(str(model), problem.lm.name))
             stratum = (problem.task.name, problem.split, problem.lm.name)
             if stratum in found:
@@ -193,7 +197,8 @@ def begin(job: Job, store: ScoreStore) -> dict[str, Any]:
             "splits": {},
         }
         tasks.setdefault(task, about)["splits"][split] = problem.task.digest
-        models[model] = {"name": model, "location": problem.lm.location, "digest": problem.lm.digest}
+        about = {"name": model, "location": problem.lm.location, "digest": problem.lm.digest}
+        models[model] = {**about, "settings": problem.lm.settings.to_json()}
     content: dict[str, Any] = {
         "id": job.id,
         "store": job.store,

@@ -15,6 +15,7 @@ from rayprompt.candidate import TextPrompt
 from rayprompt.comparison.significance import holm
 from rayprompt.comparison.sources import Source, sources_of
 from rayprompt.errors import InputError
+from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
@@ -177,6 +178,7 @@ def transfer(
     task: Task | str | None = None,
     data: str | Path | None = None,
     store: str | Path | None = None,
+    lm: Mapping[str, Any] | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -194,6 +196,7 @@ def transfer(
         task: for studies of a task made of Python objects, that task; or the name of one, of comparisons over several.
         data: where a public task's examples are now, if elsewhere than when it was searched on.
         store: a directory (or URI) where scores are kept and looked up.
+        lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
         address, scorers, gpus_per_scorer: as for :func:`rayprompt.search`; one LM is loaded after the other.
         listener: told of the progress.
 
@@ -207,7 +210,9 @@ def transfer(
     found = [source for path in paths for source in sources_of(path)]
     name = task if isinstance(task, str) else None
     sources = _named([s for s in found if split in (None, s.split) and name in (None, s.task)])
-    problems = _targets(sources, _task_of(sources, None if isinstance(task, str) else task, data), models)
+    problems = _targets(
+        sources, _task_of(sources, None if isinstance(task, str) else task, data), models, LMSettings.of(lm)
+    )
     rows = [_carry(sources, problem, problems) for problem in problems]
     known = None
     if store is not None:
@@ -291,7 +296,7 @@ def _task_of(sources: Sequence[Source], given: Task | None, data: str | Path | N
     return task
 
 
-def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path]) -> list[Problem]:
+def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path], lm: LMSettings) -> list[Problem]:
     """The task on the LM of each source, then on the models given; each LM once.
 
     Raises:
@@ -301,7 +306,7 @@ def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path]
     for source in sources:
         if source.model_digest in found:
             continue
-        problem = _on(task, source.model_location, source.split)
+        problem = _on(task, source.model_location, source.split, lm)
         problem.lm = replace(problem.lm, name=source.model)
         if problem.lm.digest != source.model_digest:
             raise InputError(f"STUDY {source.path}: model {source.model} is another one than when it was searched on")
@@ -310,7 +315,7 @@ def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path]
     for model in map(str, models):
         if model in given.values():
             raise InputError(f"--models {model}: given twice")
-        problem = _on(task, model, sources[0].split)
+        problem = _on(task, model, sources[0].split, lm)
         if problem.lm.digest in given:
             raise InputError(f"--models {model}: the same LM as {given[problem.lm.digest]}; give it once")
         given[problem.lm.digest] = model
@@ -324,8 +329,8 @@ def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path]
     return list(found.values())
 
 
-def _on(task: Task, model: str, split: str) -> Problem:
-    problem = Problem(task, model, split=split, allow_leaks=True)
+def _on(task: Task, model: str, split: str, lm: LMSettings) -> Problem:
+    problem = Problem(task, model, split=split, allow_leaks=True, lm=lm)
     try:
         check_room(problem)
     except InputError as error:

@@ -324,16 +324,17 @@ class Encoder:
         Raises:
             InputError: a label word is not one token, or the LM lacks a mask token.
         """
-        columns = [self._piece(piece, i == 0, examples) for i, piece in enumerate(template.pieces)]
+        columns = [self._piece(piece, template.begins(i), examples) for i, piece in enumerate(template.pieces)]
         at = [p.kind for p in template.pieces].index("prompt")
         rows = list(zip(*(c for i, c in enumerate(columns) if i != at), strict=True))
-        head = (Segment(np.array(self.prefix, dtype=np.int64), field=False),)
+        prefix = [] if template.is_chat else self.prefix
+        head = (Segment(np.array(prefix, dtype=np.int64), field=False),)
         tail = (Segment(np.array(self.suffix if reads_mask else [], dtype=np.int64), field=False),)
         before = tuple(head + row[:at] for row in rows)
         after = tuple(row[at:] + tail for row in rows)
         after_empty = None
-        if at == 0 and len(template.pieces) > 1:
-            first = self._piece(template.pieces[1], True, examples)
+        if template.begins(at) and len(template.pieces) > at + 1:
+            first = self._piece(template.pieces[at + 1], True, examples)
             after_empty = tuple((segment, *row[1:]) for segment, row in zip(first, after, strict=True))
         labels = self.labels(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
@@ -358,7 +359,7 @@ class Encoder:
             InputError: a label word cannot be scored, or two are the same.
         """
         mask = [p.space for p in template.pieces if p.kind == "mask"]
-        space = mask[0] if reads_mask and not self.answers_next else " "
+        space = mask[0] if reads_mask and not self.answers_next else "" if template.is_chat else " "
         found = tuple(self.label_word(word, space, where) for word in words)
         if len(set(found)) < len(found):
             alike = "token" if all(len(word) == 1 for word in found) else "tokens"
@@ -371,6 +372,8 @@ class Encoder:
                 raise InputError(f"model {self.model} has no mask token")
             mask = np.array([self.mask_id], dtype=np.int64)
             return [Segment(mask, field=False)] * len(examples)
+        if piece.kind == "raw":
+            return [Segment(self._raw(piece.text), field=False)] * len(examples)
         space = "" if first else piece.space
         if piece.kind == "field":
             texts = [example.fields[piece.text] for example in examples]
@@ -381,6 +384,10 @@ class Encoder:
     def _read(self, template: Template, prompt_at: int) -> tuple[str, int]:
         mask = [p.kind for p in template.pieces].index("mask")
         return ("before", mask + 1) if mask < prompt_at else ("after", mask - prompt_at - 1)
+
+    def _raw(self, text: str) -> IntArray:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.array(ids, dtype=np.int64)
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = self.tokenizer(

@@ -13,6 +13,7 @@ from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.family import load_family
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
 from rayprompt.lm.labels import Labels
+from rayprompt.lm.memory import check_memory, dtype_of
 from rayprompt.lm.packed import Pack, PackedForward, SoftVectors
 from rayprompt.lm.probe import probe
 from rayprompt.lm.soft import Injection, SoftBlock, SoftInput, SoftPrompts
@@ -21,8 +22,6 @@ from rayprompt.scores import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch
-
-CACHE_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,18 @@ class LMScorer:
     One thread a pass: the result cannot then depend on how many threads there are, and small batches lose nothing.
 
     Attributes:
+        memory: bytes that it may take in all; None where nobody says.
         packed: takes inputs end to end; None where the LM does not give the same scores that way.
         token_bytes: of the keys and values of a token that inputs share; None where ``packed`` is.
     """
 
-    def __init__(self, source: LMSource, device: str = "cpu", cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, source: LMSource, device: str = "cpu") -> None:
         import torch
 
         quiet()
         self.device = torch.device(device)
-        self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        self.dtype: torch.dtype = getattr(torch, dtype_of(source.settings.dtype, self.device.type))
+        self.memory = check_memory(source, self.device, self.dtype)
         family = load_family(source.family)
         model = family.load(str(source.path), self.dtype).to(self.device).requires_grad_(False)
         if hasattr(model.config, "use_cache"):
@@ -73,7 +74,7 @@ class LMScorer:
         self.packed: PackedForward | None = None
         self.token_bytes = probe(self.forward, causal, source.vocab_size)
         if self.token_bytes is not None:
-            self.packed = PackedForward(self.forward, causal, cache_bytes)
+            self.packed = PackedForward(self.forward, causal, source.settings.cache)
         self._soft: SoftPrompts | None = None
         self._lock = threading.Lock()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from rayprompt.errors import InputError, did_you_mean
 from rayprompt.lm.family import Family, family_of
+from rayprompt.lm.settings import LMSettings
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "models"
 ROWS_AT_ONCE = 8192
@@ -34,6 +36,8 @@ class LMSource:
         digest: digest of the weights, config and tokenizer files.
         vocab_size, hidden_size, layers, max_length: from its config; ``max_length`` in tokens, specials included.
         width: of its embedding layer's output, where a soft prompt is put in.
+        parameters: numbers in its files.
+        settings: how it is run.
     """
 
     name: str
@@ -45,6 +49,8 @@ class LMSource:
     layers: int
     max_length: int
     width: int = 0
+    parameters: int = 0
+    settings: LMSettings = LMSettings()
 
     @property
     def path(self) -> Path:
@@ -57,7 +63,7 @@ def model_names() -> list[str]:
     return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
 
 
-def describe_model(name: str) -> tuple[LMSource, Family]:
+def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSource, Family]:
     """Read an LM's config and digest its files; no weights are loaded.
 
     Raises:
@@ -80,8 +86,23 @@ def describe_model(name: str) -> tuple[LMSource, Family]:
         layers=int(config.num_hidden_layers),
         max_length=_max_length(config, folder),
         width=int(getattr(config, "embedding_size", None) or config.hidden_size),
+        parameters=_parameters(name, folder),
+        settings=settings or LMSettings(),
     )
     return source, family
+
+
+def _parameters(name: str, folder: Path) -> int:
+    """How many numbers its files hold; only their headers are read."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            total += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+            raise InputError(f"model {name}: {path} is not a safetensors file") from None
+    return total
 
 
 def embedding_std(name: str) -> float:

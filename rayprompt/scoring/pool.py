@@ -17,11 +17,10 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from rayprompt.candidate import ZEROS, SoftPrompt, digest
+from rayprompt.candidate import ZEROS, SoftPrompt, Subspace, digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.loads import Request
-from rayprompt.lm.scorer import CACHE_BYTES
 from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
@@ -135,7 +134,12 @@ class ScoringPool:
 
     def _table(self) -> ShapeTable | PackTable:
         """The shapes of forward passes: inputs end to end where the LM can take them so, else padded rows."""
-        return table_of(self.device_class, self.infos[0].token_bytes, self.source.max_length)
+        return table_of(self.device_class, self.infos[0].token_bytes, self.source.max_length, self.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Of a forward pass: as the LM's settings say, else what finds room on every scorer."""
+        return self.source.settings.tokens or min(info.tokens for info in self.infos)
 
     def prefix_bytes(self, part: EncodedPart) -> int:
         """What the keys and values of a part's texts take on a scorer, where many prompts stand behind a text."""
@@ -145,7 +149,24 @@ class ScoringPool:
 
     def keeps(self, part: EncodedPart) -> bool:
         """Whether scorers keep the keys and values of a part's texts; else they compute them for every order."""
-        return self.prefix_bytes(part) <= CACHE_BYTES
+        return self.prefix_bytes(part) <= self.source.settings.cache
+
+    def reuse(self, parts: Mapping[str, EncodedPart], space: Subspace | None = None) -> dict[str, Any]:
+        """What is computed once and shared, for study.yaml: ``text`` = by all prompts behind one, ``prompt``, ``none``.
+
+        Of every part the bytes that the keys and values of its texts take, and whether a scorer keeps them.
+        """
+        if not isinstance(self.shapes, PackTable):
+            return {"shared": "none"}
+        front = 0 if space is None else space.front
+        shared = {name: self.shapes.reuse(part, front) for name, part in parts.items()}
+        content: dict[str, Any] = {"shared": next(iter(shared.values())), "cache_bytes": self.source.settings.cache}
+        if content["shared"] == "text":
+            content["bytes_a_token"] = self.infos[0].token_bytes
+            content["texts"] = {
+                name: {"bytes": self.prefix_bytes(part), "kept": self.keeps(part)} for name, part in parts.items()
+            }
+        return content
 
     def add(self, part: EncodedPart) -> None:
         """Make a part's examples known to the actors (put into the object store once)."""

@@ -13,9 +13,11 @@ import numpy as np
 from rayprompt import defaults
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import InputError
+from rayprompt.lm.chat import in_chat
 from rayprompt.lm.encode import EncodedPart, Encoder
 from rayprompt.lm.family import load_family
 from rayprompt.lm.labels import Labels
+from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.source import describe_model, load_tokenizer
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.task import Task, load_task
@@ -46,6 +48,7 @@ class Problem:
         family: of the LM: masked, causal or encoder-decoder.
         template: the task's template for it.
         labels: tokens of the label words, in the order of ``task.labels``.
+        lm.settings: how the LM is run (the argument ``lm``, e.g. ``{"dtype": "bf16"}``; see :class:`LMSettings`).
         vectors: initial vectors (length, width) of soft prompts, by digest.
 
     Raises:
@@ -60,7 +63,9 @@ class Problem:
         split: str | None = None,
         data: str | Path | None = None,
         allow_leaks: bool = False,
+        lm: Mapping[str, Any] | LMSettings | None = None,
     ) -> None:
+        settings = LMSettings.of(lm)
         self.task = load_task(task, data=data, split=split)
         self.split = self.task.default_split if split is None else split
         self.task.parts(self.split)
@@ -71,7 +76,7 @@ class Problem:
                 f"task {self.task.name}, split {self.split}: {leaked} texts of train stand in test too; "
                 "remove them, or allow it with --allow-leaks (allow_leaks=True)"
             )
-        self.lm, family = describe_model(str(model))
+        self.lm, family = describe_model(str(model), settings)
         self.template: Template = self.task.template(family.template)
         self.family = family.template
         self._reads_mask = family.reads_mask
@@ -85,6 +90,10 @@ class Problem:
         self.starts: dict[tuple[Any, ...], Any] = {}
         self.projections: dict[tuple[Any, ...], str] = {}
         self.embedding_std: dict[str, float] = {}
+        if settings.chat is not None:
+            if family.template != "causal":
+                raise InputError(f"--lm chat={settings.chat}: {self.lm.name} is no causal LM, and has no chat template")
+            self.template = in_chat(self.template, self.encoder.tokenizer, settings.chat, self.lm.name)
         self.labels: Labels = self.encoder.labels(
             self.template, self.task.label_words, reads_mask=self._reads_mask, where=self._where
         )
@@ -253,7 +262,7 @@ class Problem:
     def _prompt_space(self) -> str:
         pieces = self.template.pieces
         at = [p.kind for p in pieces].index("prompt")
-        return pieces[at].space if at else ""
+        return "" if self.template.begins(at) else pieces[at].space
 
     def _ids(self, text: str) -> tuple[int, ...]:
         if not text:

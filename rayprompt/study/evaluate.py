@@ -61,6 +61,7 @@ def evaluate(
     on: str = "test",
     split: str | None = None,
     data: str | Path | None = None,
+    lm: Mapping[str, Any] | None = None,
     store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
@@ -72,7 +73,7 @@ def evaluate(
         InputError: something given cannot be used.
         ScoringError: the LM did not load or could not score.
     """
-    problem = _problem(task, model, split, data, on)
+    problem = _problem(task, model, split, data, on, lm)
     candidate = problem.prompt(prompt) if isinstance(prompt, str) else prompt
     size = len(problem.token_ids(candidate))
     front = candidate.subspace.front if isinstance(candidate, SoftPrompt) else 0
@@ -105,6 +106,7 @@ def score(
     on: str = "train",
     split: str | None = None,
     data: str | Path | None = None,
+    lm: Mapping[str, Any] | None = None,
     store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
@@ -121,7 +123,7 @@ def score(
     """
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"prompts must be a list of one or more prompts, not {prompts!r}")
-    problem = _problem(task, model, split, data, on)
+    problem = _problem(task, model, split, data, on, lm)
     candidates = [problem.prompt(p) if isinstance(p, str) else p for p in prompts]
     token_ids = [problem.token_ids(c) for c in candidates]
 
@@ -150,8 +152,9 @@ def _problem(
     split: str | None,
     data: str | Path | None,
     on: str,
+    lm: Mapping[str, Any] | None = None,
 ) -> Problem:
-    problem = bind(task, model, split, data, allow_leaks=True)
+    problem = bind(task, model, split, data, allow_leaks=True, lm=lm)
     problem.task.examples(on, problem.split)
     return problem
 

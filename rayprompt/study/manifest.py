@@ -46,6 +46,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "family": problem.lm.family,
             "label_ids": list(problem.label_ids),
             "max_length": problem.lm.max_length,
+            "settings": problem.lm.settings.to_json(),
         },
         "searcher": {
             "name": searcher.name,
@@ -62,7 +63,9 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "device_class": pool.device_class,
             "dtype": pool.infos[0].dtype,
             "lanes": pool.infos[0].lanes,
+            "tokens": pool.tokens,
             "shapes": pool.shapes.to_json(),
+            "reuse": pool.reuse({part: problem.part(part) for part in problem.own_parts}, searcher.subspace),
         },
         "versions": versions(),
     }

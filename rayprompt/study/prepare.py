@@ -14,6 +14,7 @@ import numpy as np
 from rayprompt import defaults
 from rayprompt.candidate import Candidate, Subspace, TextPrompt
 from rayprompt.errors import InputError
+from rayprompt.lm.settings import LMSettings
 from rayprompt.objective import get_objective
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
@@ -32,6 +33,7 @@ def bind(
     data: str | Path | None = None,
     *,
     allow_leaks: bool,
+    lm: Mapping[str, Any] | LMSettings | None = None,
 ) -> Problem:
     """The problem that ``task``, ``model``, ``split`` and ``data`` name; a ``Problem`` has all of them already.
 
@@ -40,9 +42,9 @@ def bind(
     """
     if not isinstance(task, Problem):
         return Problem(
-            task, defaults.MODEL if model is None else model, split=split, data=data, allow_leaks=allow_leaks
+            task, defaults.MODEL if model is None else model, split=split, data=data, allow_leaks=allow_leaks, lm=lm
         )
-    given = {"model": model, "split": split, "data": data}
+    given = {"model": model, "split": split, "data": data, "lm": lm or None}
     if any(value is not None for value in given.values()):
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
         raise InputError(f"{task} has its model and split, and its data; give {shown} to Problem(...) instead")

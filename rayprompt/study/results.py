@@ -169,14 +169,18 @@ def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Esti
         "task": {"name": problem.task.name, "split": problem.split, "digest": problem.task.digest},
         "template": problem.template.source,
         "label_words": dict(zip(problem.task.labels, problem.task.label_words, strict=True)),
-        "model": {"name": problem.lm.name, "digest": problem.lm.digest},
+        "model": {
+            "name": problem.lm.name,
+            "digest": problem.lm.digest,
+            **({"settings": settings} if (settings := problem.lm.settings.changed()) else {}),
+        },
         "scores": {part: estimate.to_json() for part, estimate in scores.items()},
     }
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """An exported prompt, read back: the candidate, and the LM and task it was found on (None: not said)."""
+    """An exported prompt, read back: the candidate, the LM and task it was found on (None: not said), how LMs ran."""
 
     prompt: Candidate
     source: Path
@@ -185,6 +189,7 @@ class PromptFile:
     model_digest: str | None = None
     task_digest: str | None = None
     round_trips: bool = True
+    lm: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, problem: Problem) -> Candidate:
         """The candidate as it can be used on ``problem``: token ids belong to one vocabulary, text to any.
@@ -238,6 +243,7 @@ def read_prompt_file(path: Path) -> PromptFile:
         model_digest=model.get("digest"),
         task_digest=task.get("digest"),
         round_trips=content.get("round_trips") is not False,
+        lm=model.get("settings") or {},
     )
 
 

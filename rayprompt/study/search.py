@@ -14,6 +14,7 @@ from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
+from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
@@ -107,6 +108,7 @@ def search(
     batch_size: int | None = None,
     proxy_model: str | Path | None = None,
     warm_start: str | Path | None = None,
+    lm: Mapping[str, Any] | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -136,6 +138,7 @@ def search(
         proxy_model: search on this LM instead; what was found there is decoded to text, and dev and test are scored
             on ``model``. The budget counts evaluations of the proxy.
         warm_start: a finished study's directory, whose finalists are scored first, or a store, whose best are.
+        lm: how the LM is run, as ``{"dtype": "bf16", "cache": "2GB"}``: see ``rayprompt.lm.settings.LMSettings``.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
         listener: told of the progress.
 
@@ -146,7 +149,7 @@ def search(
         Interrupted: SIGINT. What was scored is kept, and :func:`resume` goes on.
     """
     started = time.perf_counter()
-    problem = bind(task, model, split, data, allow_leaks=allow_leaks)
+    problem = bind(task, model, split, data, allow_leaks=allow_leaks, lm=lm)
     if batch_size is not None and not tune_native:
         raise InputError(f"--batch-size {batch_size}: is for --tune-native; a search in one trial has no batches")
     target = None
@@ -380,9 +383,10 @@ def _target(job: _Job) -> dict[str, str] | None:
     return None if lm is None else {"name": lm.name, "location": lm.location, "digest": lm.digest}
 
 
-def _on_proxy(problem: Problem, model: str | Path, allow_leaks: bool) -> Problem:
-    """The same task and split on another LM."""
-    return Problem(problem.task, model, split=problem.split, allow_leaks=allow_leaks)
+def _on_proxy(problem: Problem, model: str | Path, allow_leaks: bool, tokens: int | None = None) -> Problem:
+    """The same task and split on another LM, run in the same way; ``tokens`` of a pass as they were."""
+    settings = replace(problem.lm.settings, tokens=tokens or problem.lm.settings.tokens)
+    return Problem(problem.task, model, split=problem.split, allow_leaks=allow_leaks, lm=settings)
 
 
 def _keep_start(job: _Job) -> None:
@@ -398,8 +402,10 @@ def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None)
     if task is None and not was["location"]:
         raise InputError(f"{study}: its task {was['name']!r} is made of Python objects; give it: resume(..., task=...)")
     data = was.get("data") if task is None else None
+    settings = LMSettings.of(record["model"].get("settings")).with_tokens(record["pool"].get("tokens"))
+    leaks = record["allow_leaks"]
     problem = bind(
-        task or was["location"], record["model"]["location"], was["split"], data, allow_leaks=record["allow_leaks"]
+        task or was["location"], record["model"]["location"], was["split"], data, allow_leaks=leaks, lm=settings
     )
     problem.lm = replace(problem.lm, name=record["model"]["name"])
     form = record["searcher"]["subspace"]

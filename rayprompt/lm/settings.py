@@ -1,0 +1,110 @@
+"""How an LM is run: what ``--lm KEY=VALUE`` sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from rayprompt.errors import InputError, unknown
+
+DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+CHATS = ("user", "system")
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
+UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+CACHE = 512_000_000
+
+
+@dataclass(frozen=True)
+class LMSettings:
+    """How an LM is run. All but ``cache`` and ``memory`` can change the last bits of a score, ``chat`` all of it.
+
+    Attributes:
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, bfloat16 on a GPU.
+        tokens: of a forward pass; None is what suits the device and its memory.
+        cache: bytes for keys and values that a scorer keeps, of texts with many prompts behind them, or of prompts.
+        memory: bytes that a scorer may take; None is what its device has.
+        chat: where the prompt stands in the LM's chat template: in the ``user`` message with all else, or in the
+            ``system`` message; None is no chat template.
+    """
+
+    dtype: str = "auto"
+    tokens: int | None = None
+    cache: int = CACHE
+    memory: int | None = None
+    chat: str | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | LMSettings | None) -> LMSettings:
+        """Settings by name, as ``{"dtype": "bf16", "cache": "2GB"}``.
+
+        Raises:
+            InputError: no such setting, or a value that is none of it.
+        """
+        if isinstance(given, LMSettings):
+            return given
+        read: dict[str, Any] = {}
+        for name, value in (given or {}).items():
+            if name not in READERS:
+                raise unknown("LM setting", name, READERS)
+            read[name] = None if value in (None, "none") and name != "dtype" else READERS[name](value)
+        return cls(**{name: value for name, value in read.items() if value is not None or name != "cache"})
+
+    def to_json(self) -> dict[str, Any]:
+        """For study.yaml."""
+        return asdict(self)
+
+    def changed(self) -> dict[str, Any]:
+        """What is not as it is unless said."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def with_tokens(self, tokens: int | None) -> LMSettings:
+        """The same with a forward pass of so many tokens: what a study was begun with."""
+        return replace(self, tokens=tokens or self.tokens)
+
+
+def _dtype(value: Any) -> str:
+    name = DTYPES.get(str(value), str(value))
+    if name not in DTYPES.values():
+        raise InputError(f"--lm dtype={value}: must be auto, fp32, bf16 or fp16")
+    return name
+
+
+def _tokens(value: Any) -> int:
+    text = str(value)
+    if not text.isdigit() or not 8 <= int(text) <= 1 << 20:
+        raise InputError(f"--lm tokens={value}: must be a number of tokens, from 8 to {1 << 20}")
+    return int(text)
+
+
+def _bytes(name: str, least: int) -> Any:
+    def read(value: Any) -> int:
+        found = SIZE.fullmatch(str(value).strip())
+        size = int(float(found[1]) * UNITS[(found[2] or "B").upper()]) if found else -1
+        if size < least:
+            raise InputError(f"--lm {name}={value}: must be a size in bytes, as 500MB or 2GB")
+        return size
+
+    return read
+
+
+def _chat(value: Any) -> str:
+    if value not in CHATS:
+        raise InputError(f"--lm chat={value}: must be {' or '.join(CHATS)}: where the prompt stands")
+    return str(value)
+
+
+READERS = {
+    "dtype": _dtype,
+    "tokens": _tokens,
+    "cache": _bytes("cache", 0),
+    "memory": _bytes("memory", 1),
+    "chat": _chat,
+}
+
+
+def shown(size: float) -> str:
+    """A number of bytes for people."""
+    unit = next((u for u in ("TB", "GB", "MB", "KB") if size >= UNITS[u]), "B")
+    return f"{size / UNITS[unit]:.3g} {unit}"
