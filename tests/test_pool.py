@@ -99,9 +99,9 @@ def test_two_scorers_give_the_same_bits(pool_of: PoolOf, problem: Problem) -> No
 
 def test_a_dead_scorer_loses_nothing(pool_of: PoolOf, problem: Problem) -> None:
     pool = pool_of(problem.lm, 2)
-    quiet = score(pool, problem, 40)
+    quiet = score(pool, problem, 24)
     threading.Timer(0.3, os.kill, (pool.infos[0].pid, signal.SIGKILL)).start()
-    killed = score(pool, problem, 40)
+    killed = score(pool, problem, 24)
     assert quiet.label_log_probs.tobytes() == killed.label_log_probs.tobytes()
     # What the dead scorer had in its hands was run again, and is counted.
     pairs = len(quiet.tokens)

@@ -59,7 +59,7 @@ def test_result_and_files(found: rayprompt.Result, problem: Problem) -> None:
     assert manifest["task"]["digest"] == problem.task.digest
     assert manifest["model"]["digest"] == problem.lm.digest
     assert manifest["searcher"]["settings"]["optimizer"]
-    assert manifest["pool"]["shapes"]["tokens"] == [512]
+    assert manifest["pool"]["shapes"]["tokens"] == [1024]
     assert list(study.glob("*/events.out.tfevents.*")), "TensorBoard reads Tune's files"
     rows = [json.loads(line) for line in (study / "nevergrad-s3" / "result.json").read_text().splitlines()]
     assert [r["timesteps_total"] for r in rows] == sorted(r["evaluations"] for r in rows)

@@ -107,26 +107,29 @@ def test_passes_get_smaller_where_memory_is_short() -> None:
     for tokens in (256, 2048):
         memory = int((weights + 1.5 * tokens * token) / 0.95)
         assert room_for_tokens(source, "cuda", 2, memory) == tokens
-    assert room_for_tokens(source, "cpu", 4, None) == 512
+    assert room_for_tokens(source, "cpu", 4, None) == 1024
+    assert room_for_tokens(replace(source, parameters=22_000_000), "cpu", 4, None) == 512
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_study_keeps_them_and_goes_on_with_them(tmp_path: Path) -> None:
-    study = tmp_path / "study"
-    settings = {"tokens": 64, "cache": "1MB", "dtype": "bf16"}
-    arguments: dict[str, Any] = {"model": "tiny-causal", "searcher": "random", "seed": 1}
-    first = rayprompt.search("reviews", budget=64 * 3, out=study, lm=settings, **arguments)
+    study, task = tmp_path / "study", task_of(train=8)
+    settings = {"tokens": 64, "cache": "1KB", "dtype": "bf16"}
+    arguments: dict[str, Any] = {"model": "tiny-causal", "searcher": "random", "seed": 1, "lm": settings}
+    said: list[str] = []
+    first = rayprompt.search(task, budget=8 * 3, out=study, listener=lambda p: said.append(p.message), **arguments)
+    assert any("of the 8 texts of train take" in line and "keep 1 KB (--lm cache)" in line for line in said)
     content = yaml.safe_load((study / "study.yaml").read_text())
     assert content["model"]["settings"] == LMSettings.of(settings).to_json()
     assert (content["pool"]["dtype"], content["pool"]["tokens"]) == ("bfloat16", 64)
     assert content["pool"]["shapes"]["tokens"] == [32, 64, 128]
     assert content["pool"]["reuse"]["shared"] == "text"
     assert [text["kept"] for text in content["pool"]["reuse"]["texts"].values()] == [False] * 3
-    more = rayprompt.resume(study, budget=64 * 6)
-    whole = rayprompt.search("reviews", budget=64 * 6, out=tmp_path / "whole", lm=settings, **arguments)
+    more = rayprompt.resume(study, budget=8 * 6, task=task)
+    whole = rayprompt.search(task, budget=8 * 6, out=tmp_path / "whole", **arguments)
     assert more.best_prompt == whole.best_prompt
     assert (more.train, more.test) == (whole.train, whole.test)
-    assert first.evaluations == 64 * 3
+    assert first.evaluations == 8 * 3
     exported = json.loads((study / "prompt.json").read_text())["model"]["settings"]
     assert LMSettings.of(exported) == LMSettings.of(settings)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "rayprompt_packed"
+LONG = 16  # own tokens from which on a fused kernel is faster, though the prefix is copied for it
 _local = threading.local()
 
 
@@ -199,15 +200,21 @@ def _behind_prefix(
 ) -> torch.Tensor:
     """Attention of q (n, H, q, D) to own k, v (n, K, q, D) behind a prefix (2, m, K, p, D) that n / m inputs share.
 
-    The inputs of a cell meet their prefix in one matrix product, as if they were one input with more tokens: the
-    prefix is read once for all of them and copied for none. An input's place in its cell changes no bit: the products
-    have the same shape for all, and every row of them adds up in the same order.
+    Inputs of a few tokens: those of a cell meet their prefix in one matrix product, as if they were one input with
+    more tokens; the prefix is read once for all of them and copied for none. An input's place in its cell changes no
+    bit: the products have the same shape for all, and every row of them adds up in the same order.
     """
     import torch
 
     n, heads, length, width = q.shape
     m, kv, p = prefix.shape[1:4]
     cell, rep = n // m, heads // kv
+    if length >= LONG and softcap is None:
+        k = torch.cat([prefix[0].repeat_interleave(cell, 0), k], dim=2)
+        v = torch.cat([prefix[1].repeat_interleave(cell, 0), v], dim=2)
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, scale=scale, enable_gqa=rep > 1
+        )
     q = (q * scale).contiguous()
     by_cell = q.view(m, cell, kv, rep * length, width).transpose(1, 2).reshape(m * kv, cell * rep * length, width)
     to_prefix = by_cell @ prefix[0].reshape(m * kv, p, width).transpose(1, 2)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STATES = 24  # numbers that a token of a pass takes at once, in hidden sizes: a block's intermediate states, twice over
 LEAST_TOKENS = 64
+SMALL = 5_000_000  # parameters; an LM with fewer is done with a pass before the interpreter has the next one ready
 RESERVE = 0.05  # of the memory, for what is not counted: kernels, fragments
 
 
@@ -36,7 +37,7 @@ def token_memory(source: LMSource, itemsize: int) -> int:
 
 def room_for_tokens(source: LMSource, device: DeviceClass, itemsize: int, memory: int | None) -> int:
     """Tokens of a forward pass: what suits the device, or the largest power of two that finds room beside the LM."""
-    most = TOKENS_A_PASS[device]
+    most = TOKENS_A_PASS[device] * (2 if device == "cpu" and source.parameters < SMALL else 1)
     if memory is None:
         return most
     room = memory * (1 - RESERVE) - source.parameters * itemsize - cache_of(source)

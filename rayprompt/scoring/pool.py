@@ -21,6 +21,7 @@ from rayprompt.candidate import ZEROS, SoftPrompt, Subspace, digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.loads import Request
+from rayprompt.lm.settings import shown
 from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
@@ -167,6 +168,16 @@ class ScoringPool:
                 name: {"bytes": self.prefix_bytes(part), "kept": self.keeps(part)} for name, part in parts.items()
             }
         return content
+
+    def unkept(self, parts: Mapping[str, EncodedPart]) -> list[str]:
+        """A line for each part whose texts' keys and values find no room."""
+        keep = shown(self.source.settings.cache)
+        return [
+            f"the keys and values of the {len(part):,} texts of {name} take {shown(self.prefix_bytes(part))}; scorers "
+            f"of {self.source.name} keep {keep} (--lm cache): they are computed for every order"
+            for name, part in parts.items()
+            if not self.keeps(part)
+        ]
 
     def add(self, part: EncodedPart) -> None:
         """Make a part's examples known to the actors (put into the object store once)."""

@@ -294,6 +294,8 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         content = {**job.record, "budget": job.budget, "pool": now["pool"]}
         if job.target is not None and job.target.lm.digest != job.record["target"]["digest"]:
             raise InputError(f"{job.study}: model {job.target.lm.name} is another one than when the study began")
+    for line in pool.unkept({"train": job.problem.part("train")}):
+        job.listener(Progress("start", f"note: {line}"))
     _keep_start(job)
     write_manifest(job.study, content)
     store.prepare()
