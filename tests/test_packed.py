@@ -90,6 +90,10 @@ def test_every_family_and_layout_scores_as_a_plain_forward_pass(place: str, mode
         for _ in range(2):  # the second time with what the first has kept
             found, _ = score_request(scorer, passes_for(scorer, problem, tokens=tokens), request)
             assert np.abs(found - expected).max() < 1e-4
+        for pair in (0, 7, len(found) - 1):  # alone: the same bits
+            one = replace(request, prompt=request.prompt[[pair]], example=request.example[[pair]])
+            alone, _ = score_request(scorer, passes_for(scorer, problem, tokens=tokens), one)
+            assert alone.tobytes() == found[[pair]].tobytes()
     causal = not problem.template.has_mask
     assert bool(scorer.packed.cache.entries) == causal
 
@@ -246,6 +250,47 @@ def test_out_of_memory_halves_a_pass(most: int, breaks: int, monkeypatch: pytest
     short.most = 8
     with pytest.raises(ScoringError, match="out of memory on cpu: not even one input of [0-9]+ tokens fits"):
         scorer.score(load, request.part)
+
+
+def test_a_prefix_that_finds_no_memory_is_tried_again_without_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem("reviews", "tiny-causal")
+    scorer = LMScorer(problem.lm)
+    assert scorer.packed is not None
+    part, table = problem.part("train"), passes_for(scorer, problem)
+    request = Request.of_all(part, [problem.prompt("it was").token_ids or ()])
+    expected, _ = score_request(scorer, table, request)
+    kept = scorer.packed.cache
+    whole = scorer.forward.packed
+
+    def short(*arguments: Any) -> torch.Tensor:
+        if kept.entries or scorer.packed is None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        result: torch.Tensor = whole(*arguments)
+        return result
+
+    monkeypatch.setattr(scorer.forward, "packed", short)
+    other = Request.of_all(problem.part("dev"), [problem.prompt("it was").token_ids or ()], 2)
+    score_request(scorer, table, replace(other, keep=False))
+    assert not kept.entries
+    monkeypatch.setattr(scorer.forward, "packed", ShortOfMemory(whole, 0))
+    with pytest.raises(ScoringError, match="out of memory on cpu: no room for keys and values of [0-9]+ tokens"):
+        score_request(scorer, table, request)
+    monkeypatch.setattr(scorer.forward, "packed", whole)
+    assert score_request(scorer, table, request)[0].tobytes() == expected.tobytes()
+
+
+def test_a_prefix_has_the_same_bits_for_short_and_long_inputs_behind_it() -> None:
+    """Those stand in passes of different sizes, and so do the prefixes that they bring with them."""
+    problem = Problem("reviews", "tiny-causal")
+    table = PackTable.of(32, 128, causal=True)
+    part = problem.part("train")
+    short, long = problem.prompt("it was").token_ids or (), (300,) * 40
+    seen = []
+    for prompts in ([short, long], [long, short], [short], [long]):
+        scorer = LMScorer(problem.lm)
+        found = {p: score_request(scorer, table, Request.of_all(part, [p], 8))[0].tobytes() for p in prompts}
+        seen.append(found)
+    assert seen[0] == seen[1] == {**seen[2], **seen[3]}
 
 
 def test_slots_hold_every_input_once_and_cells_one_prefix() -> None:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from rayprompt.lm.shapes import LONG
+
 if TYPE_CHECKING:
     import torch
 
 NAME = "rayprompt_packed"
-LONG = 16  # own tokens from which on a fused kernel is faster, though the prefix is copied for it
 _local = threading.local()
 
 

@@ -134,13 +134,13 @@ class _Work:
         return result
 
     def name(self, pair: int) -> tuple[Any, ...]:
-        """What tells a pair's prefix from all others."""
+        """What tells a pair's prefix from all others, and from the same one out of a pass of another shape."""
         pack = self.pack
         if pack.reuse == "text":
-            return pack.part, int(self.inputs.group[pair])
+            return pack.part, pack.tokens, int(self.inputs.group[pair])
         row = int(pack.prompt[pair])
         soft = None if self.soft is None or pack.soft is None else (self.soft.name, int(pack.soft[row]))
-        return pack.part, pack.prompts[row], pack.front, soft
+        return pack.part, pack.tokens, pack.prompts[row], pack.front, soft
 
     def injection(self, pairs: IntArray, begin: IntArray, own: IntArray, device: torch.device) -> Injection | None:
         """What is put in where, for a pass over ``own`` tokens of each pair from ``begin`` on."""
@@ -204,6 +204,22 @@ class PackedForward:
 
     def _compute(self, work: _Work, pairs: IntArray) -> list[torch.Tensor]:
         """Keys and values (layers, 2, heads, p, width) of the prefixes of some pairs, in one pass."""
+        try:
+            return self._captured(work, pairs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        self.cache.clear()  # what is kept for later can be had again
+        forget(self.forward.device)
+        try:
+            return self._captured(work, pairs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        tokens = int(work.inputs.prefix[pairs].max())
+        raise ScoringError(f"out of memory on {self.forward.device}: no room for keys and values of {tokens} tokens")
+
+    def _captured(self, work: _Work, pairs: IntArray) -> list[torch.Tensor]:
         import torch
 
         lengths = work.inputs.prefix[pairs]

@@ -112,6 +112,12 @@ class Bounded(Generic[T]):
             if key not in self.entries:
                 self._keep(key, entry)
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self.lock:
+            self.entries.clear()
+            self.bytes = 0
+
     def _keep(self, key: object, entry: T) -> None:
         self.entries[key] = entry
         self.bytes += self.size(entry)

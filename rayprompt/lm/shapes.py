@@ -24,6 +24,7 @@ TOKENS_A_PASS: dict[DeviceClass, int] = {"cpu": 512, "cuda": 16384}
 MOST_ROWS: dict[DeviceClass, int] = {"cpu": 16, "cuda": 512}
 PREFIX_SHARE = 4  # a pass that computes prefixes alone has this share of the tokens of others
 TEXT_SHARE = 2  # a pass over what stands behind cached texts, a few tokens an input, has this share of the tokens
+LONG = 16  # own tokens from which on a fused kernel is faster, though the prefix is copied for it
 CELL = 4  # inputs that meet the prefix they share in one product
 PACKED_LENGTHS = (*range(1, 9), *range(10, 17, 2), *(n for n in LENGTHS if n > 16), *(8192 << i for i in range(12)))
 READS: dict[Reuse, int] = {"none": 8, "text": 2, "prompt": 8}  # tokens of a pass for one input that is read
@@ -141,7 +142,7 @@ class PackTable:
         """For study.yaml."""
         reads = {name: READS[name] for name in (("text", "prompt") if self.causal else ("none",))}
         return {
-            "layout": "packed", "tokens": list(self.tokens), "tokens_a_read": reads, "cell": CELL,
+            "layout": "packed", "tokens": list(self.tokens), "tokens_a_read": reads, "cell": CELL, "fused_from": LONG,
             "prefix_share": PREFIX_SHARE, "attention_lengths": digest(PACKED_LENGTHS),
         }  # fmt: skip
 
