@@ -404,7 +404,7 @@ def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None)
     if task is None and not was["location"]:
         raise InputError(f"{study}: its task {was['name']!r} is made of Python objects; give it: resume(..., task=...)")
     data = was.get("data") if task is None else None
-    settings = LMSettings.of(record["model"].get("settings")).with_tokens(record["pool"].get("tokens"))
+    settings = LMSettings.of(record["model"].get("settings")).with_tokens(record.get("pool", {}).get("tokens"))
     leaks = record["allow_leaks"]
     problem = bind(
         task or was["location"], record["model"]["location"], was["split"], data, allow_leaks=leaks, lm=settings
