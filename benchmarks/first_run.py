@@ -103,7 +103,7 @@ def bare_rate(task: str, model: str, split: str | None, seconds: float = 10.0) -
         tuple(int(problem.words[i].later[0]) for i in rng.integers(len(problem.words), size=5)) for _ in range(16)
     ]
     request = Request.of_all(part, prompts)
-    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length)
+    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length, scorer.tokens)
     lanes = plan_scorers({"CPU": float(len(os.sched_getaffinity(0)))}, None, None).lanes
     done, started = 0, 0.0
     with ThreadPoolExecutor(lanes) as threads:

@@ -94,7 +94,7 @@ def floor(problem: Problem, seconds: float) -> float:
     rng = np.random.default_rng(0)
     prompts = [tuple(int(i) for i in rng.integers(1000, 2000, size=5)) for _ in range(GENERATION)]
     request = Request.of_all(part, prompts)
-    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length)
+    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length, scorer.tokens)
     batches = loads_of(table, request, passes_of(table, request))
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

@@ -241,7 +241,7 @@ def row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) 
     work = Work.of(problem_of(setting, data, model), setting.prompt_tokens)
     lanes = plan_scorers({"CPU": float(os.cpu_count() or 1)}, None, 0.0).lanes if device == "cpu" else 1
     scorer = LMScorer(work.problem.lm, device)
-    table = table_of(device, scorer.token_bytes, work.problem.lm.max_length)
+    table = table_of(device, scorer.token_bytes, work.problem.lm.max_length, scorer.tokens)
     pool = ScoringPool.start(work.problem.lm, gpus_per_scorer=None if device == "cuda" else 0.0)
     request = work.request
     inputs = Inputs.of(request.part, request.sizes, request.prompt, request.example, table.reuse(request.part))

@@ -59,7 +59,7 @@ def generations(problem: Problem, count: int) -> dict[str, Any]:
     """Median milliseconds of each part of a generation; the first, which draws the matrix, is given apart."""
     searcher = CMAESSearcher(problem, seed=0, alpha=10.0)
     scorer, part, gold = LMScorer(problem.lm), problem.part("train"), problem.gold
-    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length)
+    table = table_of("cpu", scorer.token_bytes, problem.lm.max_length, scorer.tokens)
     times: dict[str, list[float]] = {"ask": [], "projection": [], "tell": [], "scoring": []}
     with ThreadPoolExecutor(LANES) as pool:
         for _ in range(count + 1):

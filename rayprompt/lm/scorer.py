@@ -13,7 +13,7 @@ from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.family import load_family
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
 from rayprompt.lm.labels import Labels
-from rayprompt.lm.memory import check_memory, dtype_of
+from rayprompt.lm.memory import check_memory, dtype_of, room_for_tokens
 from rayprompt.lm.packed import Pack, PackedForward, SoftVectors
 from rayprompt.lm.probe import probe
 from rayprompt.lm.soft import Injection, SoftBlock, SoftInput, SoftPrompts
@@ -55,6 +55,7 @@ class LMScorer:
     Attributes:
         memory: bytes that it may take in all; None where nobody says.
         packed: takes inputs end to end; None where the LM does not give the same scores that way.
+        tokens: of a forward pass: what the settings say, or what finds room.
         token_bytes: of the keys and values of a token that inputs share; None where ``packed`` is.
     """
 
@@ -75,8 +76,15 @@ class LMScorer:
         self.token_bytes = probe(self.forward, causal, source.vocab_size)
         if self.token_bytes is not None:
             self.packed = PackedForward(self.forward, causal, source.settings.cache)
+        self.tokens = self._tokens(source)
         self._soft: SoftPrompts | None = None
         self._lock = threading.Lock()
+
+    def _tokens(self, source: LMSource) -> int:
+        # On a CPU others need memory too, and a larger pass is no faster: what it has does not count, a limit does.
+        cpu = self.device.type == "cpu"
+        memory = source.settings.memory if cpu else self.memory
+        return source.settings.tokens or room_for_tokens(source, "cpu" if cpu else "cuda", self.dtype.itemsize, memory)
 
     @property
     def soft(self) -> SoftPrompts:

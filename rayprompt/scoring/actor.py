@@ -13,11 +13,9 @@ import numpy as np
 import ray
 
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.memory import room_for_tokens
 from rayprompt.lm.packed import Pack
 from rayprompt.lm.projection import Bounded
 from rayprompt.lm.scorer import Bucket, LMScorer
-from rayprompt.lm.shapes import DeviceClass
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
 from rayprompt.lm.tuning import Tuned, TuningPlan, tune
@@ -69,7 +67,7 @@ class ScorerActor:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         self.source = source
         # Ray's GPUs are logical: a test may declare some on a machine that has none.
-        self.device: DeviceClass = "cuda" if use_gpu and cuda_is_available() else "cpu"
+        self.device = "cuda" if use_gpu and cuda_is_available() else "cpu"
         self.scorer = LMScorer(source, self.device)
         self.parts: dict[str, EncodedPart] = {}
         self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.nbytes)
@@ -92,13 +90,8 @@ class ScorerActor:
             load_seconds=self.load_seconds,
             gpus=tuple(int(i) for i in ray.get_gpu_ids()),
             token_bytes=self.scorer.token_bytes,
-            tokens=self._tokens(),
+            tokens=self.scorer.tokens,
         )
-
-    def _tokens(self) -> int:
-        # On a CPU others need memory too, and a larger pass is no faster: what it has does not count, a limit does.
-        memory = self.source.settings.memory if self.device == "cpu" else self.scorer.memory
-        return room_for_tokens(self.source, self.device, self.scorer.dtype.itemsize, memory)
 
     def score(self, order: bytes, part: list[Any] | None, soft: list[Any] | None = None) -> bytes | None:
         """Score an order, the pickled loads of one part, one after the other; gives a pickled :class:`BatchResult`.

@@ -139,8 +139,8 @@ class ScoringPool:
 
     @property
     def tokens(self) -> int:
-        """Of a forward pass: as the LM's settings say, else what finds room on every scorer."""
-        return self.source.settings.tokens or min(info.tokens for info in self.infos)
+        """Of a forward pass: what finds room on every scorer."""
+        return min(info.tokens for info in self.infos)
 
     def prefix_bytes(self, part: EncodedPart) -> int:
         """What the keys and values of a part's texts take on a scorer, where many prompts stand behind a text."""
