@@ -93,8 +93,8 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def problem_of(setting: Setting, data: Path, model: str) -> Problem:
-    """The task: 16-shot train of the data, cut to 32 examples."""
+def problem_of(setting: Setting, data: Path, model: str, count: int = EXAMPLES) -> Problem:
+    """The task: so many examples of the 16-shot train of the data."""
     folder = data / setting.data
     rows = (folder / "16-13" / "train.tsv").read_text().splitlines()[1 : 1 + 2 * EXAMPLES]
     examples = [{"text": t, "label": int(label)} for t, label in (row.rsplit("\t", 1) for row in rows)]
@@ -103,7 +103,7 @@ def problem_of(setting: Setting, data: Path, model: str) -> Problem:
         f"scoring-{setting.data}",
         template={setting.family: setting.template},
         label_words=dict(enumerate(WORDS[setting.data])),
-        train=examples[::step][:EXAMPLES],
+        train=examples[::step][:count],
         dev=[{"text": "nothing", "label": 0}],
         test=[{"text": "nothing at all", "label": 0}],
     )
@@ -119,15 +119,14 @@ class Work:
     request: Request
 
     @classmethod
-    def of(cls, problem: Problem, tokens: int) -> Work:
+    def of(cls, problem: Problem, tokens: int, candidates: int = CANDIDATES) -> Work:
         """Candidates of ``tokens`` random words that are a token each."""
         rng = np.random.default_rng(0)
         words = [word for word in problem.words if len(word.later) == 1 == len(word.first)]
-        texts = [" ".join(words[i].text for i in rng.integers(len(words), size=tokens)) for _ in range(CANDIDATES)]
+        texts = [" ".join(words[i].text for i in rng.integers(len(words), size=tokens)) for _ in range(candidates)]
         ids = [problem.prompt(text).token_ids or () for text in texts]
         part = problem.part("train")
-        pairs = np.repeat(np.arange(CANDIDATES), len(part)), np.tile(np.arange(len(part)), CANDIDATES)
-        return cls(problem, texts, Request(part, ids, *pairs))
+        return cls(problem, texts, Request.of_all(part, ids))
 
 
 def originals(work: Work, device: str) -> Callable[[], FloatArray]:
@@ -238,7 +237,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 def row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) -> dict[str, Any]:
     """Measure one setting."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    work = Work.of(problem_of(setting, data, model), setting.prompt_tokens)
+    small = setting.size and device == "cpu"  # such LMs want a GPU: here it is seen to run
+    problem = problem_of(setting, data, model, 8 if small else EXAMPLES)
+    work = Work.of(problem, setting.prompt_tokens, 2 if small else CANDIDATES)
+    candidates, originals_scored = len(work.texts), min(ORIGINALS, len(work.texts))
     lanes = plan_scorers({"CPU": float(os.cpu_count() or 1)}, None, 0.0).lanes if device == "cpu" else 1
     scorer = LMScorer(work.problem.lm, device)
     table = table_of(device, scorer.token_bytes, work.problem.lm.max_length, scorer.tokens)
@@ -255,11 +257,11 @@ def row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) 
         "d": floor(work, scorer, lanes, length, batch),
     }
     scores = {way: runs[way]() for way in "abc"}
-    count = ORIGINALS * len(request.part)
+    count = originals_scored * len(request.part)
     worst = max(float(np.abs(scores[way][:count] - scores["a"]).max()) for way in "bc")
     took = seconds_of(runs, seconds)
     pool.shutdown()
-    took["a"] *= CANDIDATES / ORIGINALS
+    took["a"] *= candidates / originals_scored
     took["d"] *= own / (lanes * PASSES * max(1, batch // length) * length)
     pairs = len(request.prompt)
     row = {
@@ -269,12 +271,12 @@ def row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) 
         if device == "cuda"
         else f"{os.cpu_count()} cores ({platform.machine()})",
         "dtype": str(scorer.dtype).removeprefix("torch."),
-        "candidates": CANDIDATES,
+        "candidates": candidates,
         "examples": len(request.part),
         "tokens_an_input": round(float(inputs.tokens.mean()), 1),
         "new_tokens_an_input": round(own / pairs, 1),
         "largest_difference": worst,
-        **{f"candidates_per_second_{way}": round(CANDIDATES / took[way], 2) for way in took},
+        **{f"candidates_per_second_{way}": round(candidates / took[way], 2) for way in took},
         **{f"evaluations_per_second_{way}": round(pairs / took[way]) for way in took},
         "tokens_per_second_a": round(int(inputs.tokens.sum()) / took["a"]),
         **{f"new_tokens_per_second_{way}": round(own / took[way]) for way in "bcd"},

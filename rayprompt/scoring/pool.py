@@ -498,7 +498,8 @@ def _loaded(answer: Any, source: LMSource) -> ScorerInfo:
     except ActorUnavailableError:
         raise
     except (RayActorError, RayTaskError) as error:
-        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {_last_line(error)}") from None
+        reason = _last_line(error).removeprefix(f"{ScoringError.__module__}.{ScoringError.__name__}: ")
+        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {reason}") from None
     return info
 
 
