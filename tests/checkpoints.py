@@ -43,22 +43,26 @@ def make_checkpoint(family: str, folder: Path, **changes: Any) -> str:
     tokenizer = load_tokenizer("tiny-masked")
     if family == "t5":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
+    write_checkpoint(getattr(transformers, cls), tokenizer, {**extra, **changes}, folder)
+    if family == "t5":
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_checkpoint(model_class: Any, tokenizer: Any, changes: dict[str, Any], folder: Path) -> str:
+    """A random LM of a class with tiny-masked's tokenizer; ``changes`` of its config."""
     settings = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
-        "decoder_start_token_id": tokenizer.sep_token_id, **extra, **changes,
+        "decoder_start_token_id": tokenizer.sep_token_id, **changes,
     }  # fmt: skip
     torch.manual_seed(0)
-    model_class = getattr(transformers, cls)
     model = model_class(model_class.config_class(**settings))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1 or name.endswith("bias"):  # with random norms nothing would depend on the input
                 weight.normal_(0, 0.2)
     model.save_pretrained(folder)
-    if family == "t5":
-        tokenizer.save_pretrained(folder)
-    else:
-        shutil.copy(BUNDLED / "tiny-masked" / "tokenizer.json", folder)
+    shutil.copy(BUNDLED / "tiny-masked" / "tokenizer.json", folder)
     return str(folder)

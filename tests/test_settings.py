@@ -16,6 +16,7 @@ from conftest import task_of
 from loads import passes_for
 
 import rayprompt
+from rayprompt.comparison.sources import sources_of
 from rayprompt.errors import InputError, RayPromptError, ScoringError
 from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.memory import room_for_tokens, token_memory
@@ -128,6 +129,8 @@ def test_a_study_keeps_them_and_goes_on_with_them(tmp_path: Path) -> None:
     assert more.best_prompt == whole.best_prompt
     assert (more.train, more.test) == (whole.train, whole.test)
     assert first.evaluations == 8 * 3
+    (source,) = sources_of(study)  # what transfer takes up
+    assert source.settings == LMSettings.of(settings)
     exported = json.loads((study / "prompt.json").read_text())["model"]["settings"]
     assert LMSettings.of(exported) == LMSettings.of(settings)
 

@@ -10,6 +10,7 @@ from typing import Any
 from rayprompt.candidate import SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.comparison.outcome import COMPARISON_SCHEMA, RESULT_FILE, read_comparison
 from rayprompt.errors import InputError
+from rayprompt.lm.settings import LMSettings
 from rayprompt.study.manifest import FILE, kind_of, read_manifest
 from rayprompt.study.results import Baseline, read_result
 from rayprompt.study.statistics import Estimate
@@ -22,6 +23,7 @@ class Source:
     Attributes:
         name, path: what it is called, and the directory it came from; of a comparison the run, and the comparison's.
         model, model_location, model_digest: the LM that its figures are of; with a proxy the one that counted.
+        settings: how that LM was run.
         task, task_location, task_digest, data, split: of the task; the location is None for Python objects.
         finalists: as text prompts with the token ids they had, best on train first; of a soft winner the one text that
             was measured with it.
@@ -35,6 +37,7 @@ class Source:
     model: str
     model_location: str
     model_digest: str
+    settings: LMSettings
     task: str
     task_location: str | Mapping[str, Any] | None
     task_digest: str
@@ -83,7 +86,7 @@ def _of_search(path: Path, record: Mapping[str, Any]) -> Source:
     result = read_result(path / "result.json")
     finalists, winner = _found(result.finalists, result.best_prompt.key, result.decoded)
     test = result.test if result.decoded is None else result.decoded.test
-    model = record["target"] or record["model"]
+    model = record["target"] or {**record["model"], "tokens": record["pool"].get("tokens")}
     split = record["task"]["split"]
     return _source(path.name, path, model, record["task"], split, finalists, winner, result.decoded is not None, test)
 
@@ -95,7 +98,8 @@ def _of_comparison(path: Path, record: Mapping[str, Any]) -> list[Source]:
         finalists, winner = _found(run.finalists, run.prompt["key"], decoded)
         about = next(about for about in record["tasks"] if about["name"] == run.task)
         task = {**about, "digest": about["splits"][run.split]}
-        model = next(about for about in record["models"] if about["name"] == run.model)
+        found = next(about for about in record["models"] if about["name"] == run.model)
+        model = {**found, "tokens": record["pools"].get(run.model, {}).get("tokens")}
         test = run.test if decoded is None else decoded.test
         sources.append(_source(run.name, path, model, task, run.split, finalists, winner, decoded is not None, test))
     return sources
@@ -118,6 +122,7 @@ def _source(
         model=model["name"],
         model_location=model["location"],
         model_digest=model["digest"],
+        settings=LMSettings.of(model.get("settings")).with_tokens(model.get("tokens")),
         task=task["name"],
         task_location=task["location"],
         task_digest=task["digest"],

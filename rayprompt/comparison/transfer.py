@@ -15,7 +15,6 @@ from rayprompt.candidate import TextPrompt
 from rayprompt.comparison.significance import holm
 from rayprompt.comparison.sources import Source, sources_of
 from rayprompt.errors import InputError
-from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
@@ -196,7 +195,7 @@ def transfer(
         task: for studies of a task made of Python objects, that task; or the name of one, of comparisons over several.
         data: where a public task's examples are now, if elsewhere than when it was searched on.
         store: a directory (or URI) where scores are kept and looked up.
-        lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
+        lm: how the LMs are run, as for :func:`rayprompt.search`; those that were searched on as they were, unless said.
         address, scorers, gpus_per_scorer: as for :func:`rayprompt.search`; one LM is loaded after the other.
         listener: told of the progress.
 
@@ -210,9 +209,7 @@ def transfer(
     found = [source for path in paths for source in sources_of(path)]
     name = task if isinstance(task, str) else None
     sources = _named([s for s in found if split in (None, s.split) and name in (None, s.task)])
-    problems = _targets(
-        sources, _task_of(sources, None if isinstance(task, str) else task, data), models, LMSettings.of(lm)
-    )
+    problems = _targets(sources, _task_of(sources, None if isinstance(task, str) else task, data), models, lm or {})
     rows = [_carry(sources, problem, problems) for problem in problems]
     known = None
     if store is not None:
@@ -296,8 +293,10 @@ def _task_of(sources: Sequence[Source], given: Task | None, data: str | Path | N
     return task
 
 
-def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path], lm: LMSettings) -> list[Problem]:
-    """The task on the LM of each source, then on the models given; each LM once.
+def _targets(
+    sources: Sequence[Source], task: Task, models: Sequence[str | Path], lm: Mapping[str, Any]
+) -> list[Problem]:
+    """The task on the LM of each source, run as it was but for ``lm``, then on the models given; each LM once.
 
     Raises:
         InputError: a model is given twice, is not known, does not fit the task, or is not what it was.
@@ -306,7 +305,7 @@ def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path]
     for source in sources:
         if source.model_digest in found:
             continue
-        problem = _on(task, source.model_location, source.split, lm)
+        problem = _on(task, source.model_location, source.split, {**source.settings.to_json(), **lm})
         problem.lm = replace(problem.lm, name=source.model)
         if problem.lm.digest != source.model_digest:
             raise InputError(f"STUDY {source.path}: model {source.model} is another one than when it was searched on")
@@ -329,7 +328,7 @@ def _targets(sources: Sequence[Source], task: Task, models: Sequence[str | Path]
     return list(found.values())
 
 
-def _on(task: Task, model: str, split: str, lm: LMSettings) -> Problem:
+def _on(task: Task, model: str, split: str, lm: Mapping[str, Any]) -> Problem:
     problem = Problem(task, model, split=split, allow_leaks=True, lm=lm)
     try:
         check_room(problem)

@@ -89,11 +89,7 @@ class EncodedPart:
         return len(self.before)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("flat", "_reserving", "starts", "text_first")
-        }
+        return {name: value for name, value in vars(self).items() if name not in DERIVED}
 
     def reserving(self, tokens: int) -> EncodedPart:
         """The same examples for an LM that takes so many tokens less: a soft prompt in front takes their place."""
@@ -199,7 +195,7 @@ class EncodedPart:
         Returns:
             (N,) ids of all inputs; (n,) tokens of each; (n,) where it is read; (n,) where its prompt begins.
         """
-        sizes = np.fromiter(map(len, prompts), np.int64, len(prompts))
+        sizes = sizes_of(prompts)
         own = sizes[prompt]
         tokens, read, start = self.places(own, example)
         ends = tokens.cumsum()
@@ -252,6 +248,11 @@ def _runs(widths: IntArray, *starts: IntArray) -> list[IntArray]:
     begins = ends - widths
     steps = np.arange(ends[-1])
     return [steps + (start - begins).repeat(widths) for start in starts]
+
+
+def sizes_of(prompts: Sequence[tuple[int, ...]]) -> IntArray:
+    """(n,) the tokens of each prompt."""
+    return np.fromiter(map(len, prompts), np.int64, len(prompts))
 
 
 def cut(

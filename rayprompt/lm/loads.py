@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.encode import EncodedPart, sizes_of
 from rayprompt.lm.packed import Pack
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.shapes import Inputs, PackTable, Reuse, ShapeTable
@@ -43,7 +43,7 @@ class Request:
     @property
     def sizes(self) -> IntArray:
         """(len(prompts),) their tokens."""
-        return np.fromiter(map(len, self.prompts), np.int64, len(self.prompts))
+        return sizes_of(self.prompts)
 
     @classmethod
     def of_all(cls, part: EncodedPart, prompts: Sequence[tuple[int, ...]], count: int | None = None) -> Request:

@@ -11,10 +11,10 @@ import numpy as np
 
 from rayprompt.errors import ScoringError
 from rayprompt.lm.attention import Group, Packing
-from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.encode import EncodedPart, sizes_of
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
 from rayprompt.lm.projection import Bounded
-from rayprompt.lm.shapes import CELL, PREFIX_SHARE, Inputs, Reuse, bucket, most_inputs
+from rayprompt.lm.shapes import CELL, PREFIX_SHARE, Inputs, Reuse, bucket, fill, most_inputs
 from rayprompt.lm.soft import Injection
 from rayprompt.scores import BoolArray, IntArray
 
@@ -114,8 +114,7 @@ class _Work:
 
     def __init__(self, pack: Pack, part: EncodedPart, soft: SoftVectors | None) -> None:
         self.pack, self.part, self.soft = pack, part, soft
-        sizes = np.fromiter(map(len, pack.prompts), np.int64, len(pack.prompts))
-        self.inputs = Inputs.of(part, sizes, pack.prompt, pack.example, pack.reuse, pack.front)
+        self.inputs = Inputs.of(part, sizes_of(pack.prompts), pack.prompt, pack.example, pack.reuse, pack.front)
         self.left = self.inputs.tokens.cumsum() - self.inputs.tokens
 
     @cached_property
@@ -257,12 +256,8 @@ class PackedForward:
             raise ScoringError(
                 f"out of memory on {self.forward.device}: not even one input of {int(own.max())} tokens fits"
             )
-        parts, start, ends = [], 0, own.cumsum()
-        while start < len(pairs):
-            room = half + int(ends[start]) - int(own[start])
-            end = min(int(np.searchsorted(ends, room, side="right")), start + most_inputs(half, reuse, nodes))
-            parts.append(self._pass(work, pairs[start:end], half, prefixes))
-            start = end
+        cuts = fill(own, half, most_inputs(half, reuse, nodes))
+        parts = [self._pass(work, pairs[start:end], half, prefixes) for start, end in cuts]
         return torch.cat([logits for logits, _ in parts]), 1 + sum(breaks for _, breaks in parts)
 
     def _run(
@@ -375,10 +370,8 @@ def _prefix_tokens(lengths: IntArray, tokens: int) -> IntArray:
 def _fitting(lengths: IntArray, pairs: IntArray, tokens: int) -> Iterator[IntArray]:
     """Cut pairs, whose prefixes have ``lengths`` (n,), into passes that compute prefixes alone."""
     size = _prefix_tokens(lengths, tokens)
-    order = np.lexsort((bucket(lengths), size))
-    while len(order):
-        room = size[order[0]]
+    order = np.argsort(bucket(lengths), kind="stable")
+    for room in np.unique(size):
         same = order[size[order] == room]
-        count = int(np.searchsorted(lengths[same].cumsum(), room, side="right"))
-        yield pairs[same[:count]]
-        order = order[count:]
+        for start, end in fill(lengths[same], int(room), len(same)):
+            yield pairs[same[start:end]]

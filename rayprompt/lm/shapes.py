@@ -82,6 +82,16 @@ def most_inputs(tokens: int, reuse: Reuse, nodes: int) -> int:
     return max(1, tokens // (max(READS.values()) if nodes else READS[reuse]))
 
 
+def fill(own: IntArray, tokens: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut inputs in a row, ``own`` (n,) tokens each, into passes of ``tokens`` tokens and ``most`` inputs at most."""
+    ends = own.cumsum()
+    start, done = 0, 0
+    while start < len(own):
+        end = min(int(np.searchsorted(ends, done + tokens, side="right")), start + most)
+        yield start, end
+        start, done = end, int(ends[end - 1])
+
+
 def bucket(lengths: IntArray) -> IntArray:
     """(n,) the lengths of the table that these (n,) are padded to; 0 stays 0."""
     table = np.array((0, *PACKED_LENGTHS))
@@ -131,12 +141,8 @@ class PackTable:
             if not len(members):
                 continue
             tokens = int(size[members[0]])
-            ends = own[members].cumsum()
-            at, done, most = 0, 0, most_inputs(tokens, reuse, nodes)
-            while at < len(members):
-                end = min(int(np.searchsorted(ends, done + tokens, side="right")), at + most)
-                yield tokens, members[at:end]
-                at, done = end, int(ends[end - 1])
+            for start, end in fill(own[members], tokens, most_inputs(tokens, reuse, nodes)):
+                yield tokens, members[start:end]
 
     def to_json(self) -> dict[str, Any]:
         """For study.yaml."""

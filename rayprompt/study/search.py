@@ -154,7 +154,7 @@ def search(
         raise InputError(f"--batch-size {batch_size}: is for --tune-native; a search in one trial has no batches")
     target = None
     if proxy_model is not None:
-        target, problem = problem, _on_proxy(problem, proxy_model, allow_leaks)
+        target, problem = problem, _on_proxy(problem, proxy_model, allow_leaks, problem.lm.settings)
     parts = (problem, searcher, planned(problem, budget), seed, objective, settings or {}, batch_size)
     agent = make_searcher(*parts)
     points = [] if warm_start is None else starting_points(agent, warm_start)
@@ -227,7 +227,8 @@ def resume(
     )
     target = None
     if record["target"]:
-        target = _on_proxy(problem, record["target"]["location"], record["allow_leaks"])
+        given = LMSettings.of(record["model"].get("settings"))  # not the passes that suit the LM searched on
+        target = _on_proxy(problem, record["target"]["location"], record["allow_leaks"], given)
         target.lm = replace(target.lm, name=record["target"]["name"])
     check_room(problem, agent.subspace)
     job = _Job(
@@ -379,15 +380,16 @@ def _decoded(job: _Job, pool: ScoringPool, last: dict[str, Any]) -> list[TextPro
     return list(dict.fromkeys(fitting(job.target, text.text) for text in texts))
 
 
-def _target(job: _Job) -> dict[str, str] | None:
+def _target(job: _Job) -> dict[str, Any] | None:
     """The LM that counts, where another one is searched on, as it stands in study.yaml."""
     lm = None if job.target is None else job.target.lm
-    return None if lm is None else {"name": lm.name, "location": lm.location, "digest": lm.digest}
+    if lm is None:
+        return None
+    return {"name": lm.name, "location": lm.location, "digest": lm.digest, "settings": lm.settings.to_json()}
 
 
-def _on_proxy(problem: Problem, model: str | Path, allow_leaks: bool, tokens: int | None = None) -> Problem:
-    """The same task and split on another LM, run in the same way; ``tokens`` of a pass as they were."""
-    settings = replace(problem.lm.settings, tokens=tokens or problem.lm.settings.tokens)
+def _on_proxy(problem: Problem, model: str | Path, allow_leaks: bool, settings: LMSettings) -> Problem:
+    """The same task and split on another LM."""
     return Problem(problem.task, model, split=problem.split, allow_leaks=allow_leaks, lm=settings)
 
 
