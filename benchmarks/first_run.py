@@ -93,7 +93,7 @@ def bare_rate(task: str, model: str, split: str | None, seconds: float = 10.0) -
     from rayprompt.lm.loads import Request, score_request
     from rayprompt.lm.scorer import LMScorer
     from rayprompt.lm.shapes import table_of
-    from rayprompt.scoring.pool import plan_scorers
+    from rayprompt.scoring.cluster import plan_scorers
     from rayprompt.searcher.problem import Problem
 
     problem = Problem(task, model, split=split)

@@ -31,7 +31,8 @@ import rayprompt
 from rayprompt.lm.loads import Request, loads_of, passes_of
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.shapes import table_of
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, connect
+from rayprompt.scoring.cluster import TRIAL_CPUS, connect
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import SearchLoop, SearchPlan

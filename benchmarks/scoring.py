@@ -37,7 +37,8 @@ from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.shapes import Inputs, PackTable, ShapeTable, table_of
 from rayprompt.scores import FloatArray
-from rayprompt.scoring.pool import ScoringPool, connect, plan_scorers
+from rayprompt.scoring.cluster import connect, plan_scorers
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.task import Task
 

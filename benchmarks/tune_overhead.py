@@ -33,7 +33,8 @@ import ray
 from ray import tune
 from router import Search, problem_of
 
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, connect
+from rayprompt.scoring.cluster import TRIAL_CPUS, connect
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.native import tuner_of, without_loggers

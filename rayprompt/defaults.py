@@ -5,3 +5,4 @@ MODEL = "tiny-masked"
 SEARCHER = "nevergrad"
 BUDGET = 20_000
 FINALISTS = 5
+POLICY_MODEL = "tiny-causal"

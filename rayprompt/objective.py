@@ -2,10 +2,12 @@
 
 Every function takes ``scores`` (C candidates, E examples) and ``gold`` (E,), the label index of each example, and
 returns (C,) float64; NaN for a candidate that has no evaluated pair. Partial rows are averaged over what is there.
+One of the user's own is named by where it is imported from, ``module:function``.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import numpy as np
@@ -41,8 +43,7 @@ def f1(scores: Scores, gold: IntArray) -> FloatArray:
 
 def cross_entropy(scores: Scores, gold: IntArray) -> FloatArray:
     """Minus the mean cross-entropy over the label words (nats): the mean log-probability of the gold label."""
-    own, _ = _own_and_others(scores, gold)
-    return _mean(own)
+    return _mean(_gold_log_prob(scores, gold))
 
 
 def hinge(scores: Scores, gold: IntArray) -> FloatArray:
@@ -50,9 +51,7 @@ def hinge(scores: Scores, gold: IntArray) -> FloatArray:
 
     The loss depends on differences of logits only, so log-probabilities give the same number as logits.
     """
-    own, others = _own_and_others(scores, gold)
-    loss = np.maximum(0.0, others - own[:, :, None] + HINGE_MARGIN).sum(axis=2)
-    return -_mean(loss)
+    return _mean(_minus_hinge(scores, gold))
 
 
 def gap(scores: Scores, gold: IntArray) -> FloatArray:
@@ -61,9 +60,7 @@ def gap(scores: Scores, gold: IntArray) -> FloatArray:
     gap = P(gold) - the greatest P of the other labels, P a softmax over the label words; right means gap > 0. The
     gold label is masked by its index: by equality two tied labels would both vanish.
     """
-    own, others = _own_and_others(scores, gold)
-    difference = np.exp(own) - np.exp(others).max(axis=2)
-    return _mean(np.where(difference > 0, GAP_RIGHT, GAP_WRONG) * difference)
+    return _mean(_weighted_gap(scores, gold))
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -78,18 +75,81 @@ NEEDS_LOG_PROBS = frozenset({"f1", "cross_entropy", "hinge", "gap"})
 
 
 def get_objective(name: str, *, log_probs: bool = True) -> Objective:
-    """The objective called ``name``.
+    """The objective called ``name``, or imported from ``module:function``.
 
     Raises:
-        InputError: no such objective, or it needs label log-probabilities and the LM gives none.
+        InputError: no such objective, it cannot be imported, or it needs label log-probabilities and the LM gives none.
     """
+    if ":" in name:
+        return _imported(name)
     if name not in OBJECTIVES:
-        raise unknown("objective", name, OBJECTIVES)
+        raise unknown("objective", name, OBJECTIVES, "or a function of yours, module:function")
     if name in NEEDS_LOG_PROBS and not log_probs:
         raise InputError(
             f"objective {name!r} needs label log-probabilities, which this LM does not give; use 'accuracy'"
         )
     return OBJECTIVES[name]
+
+
+def objective_name(objective: str | Objective) -> str:
+    """The name of an objective; of a function its ``module:function``.
+
+    Raises:
+        InputError: it is not a function that has a name in its module.
+    """
+    if isinstance(objective, str):
+        return objective
+    module, name = getattr(objective, "__module__", None), getattr(objective, "__qualname__", "")
+    if not callable(objective) or module is None or not name.isidentifier():
+        raise InputError(
+            f"objective {objective!r}: must be a name ({', '.join(OBJECTIVES)}) or a function at the top of a module "
+            "or script: by its name a resumed search finds it again"
+        )
+    return f"{module}:{name}"
+
+
+def pair_values(name: str, scores: Scores, gold: IntArray) -> FloatArray | None:
+    """(C, E) what an objective is the mean of, over the examples; NaN = not evaluated. None where it is no mean."""
+    return PAIRS[name](scores, gold) if name in PAIRS else None
+
+
+def _imported(path: str) -> Objective:
+    module, _, name = path.partition(":")
+    try:
+        found: Objective = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"objective {path}: cannot be imported ({error})") from None
+    if not callable(found):
+        raise InputError(f"objective {path}: is {type(found).__name__}, not a function of scores and gold labels")
+    return found
+
+
+def _value(scores: Scores, gold: IntArray) -> FloatArray:
+    return scores.dense("value")
+
+
+def _gold_log_prob(scores: Scores, gold: IntArray) -> FloatArray:
+    own, _ = _own_and_others(scores, gold)
+    return own
+
+
+def _minus_hinge(scores: Scores, gold: IntArray) -> FloatArray:
+    own, others = _own_and_others(scores, gold)
+    return np.asarray(-np.maximum(0.0, others - own[:, :, None] + HINGE_MARGIN).sum(axis=2))
+
+
+def _weighted_gap(scores: Scores, gold: IntArray) -> FloatArray:
+    own, others = _own_and_others(scores, gold)
+    difference = np.exp(own) - np.exp(others).max(axis=2)
+    return np.asarray(np.where(difference > 0, GAP_RIGHT, GAP_WRONG) * difference)
+
+
+PAIRS: dict[str, Objective] = {
+    "accuracy": _value,
+    "cross_entropy": _gold_log_prob,
+    "hinge": _minus_hinge,
+    "gap": _weighted_gap,
+}
 
 
 def _own_and_others(scores: Scores, gold: IntArray) -> tuple[FloatArray, FloatArray]:

@@ -107,7 +107,7 @@ def pool_of(ray_session: None) -> Iterator[PoolOf]:
         if (lm.digest, scorers) not in pools:
             with pytest.MonkeyPatch.context() as monkey:
                 # Next to none of the CPUs, so that tests can start other pools beside it.
-                monkey.setattr("rayprompt.scoring.pool.CPU_SHARE", 0.02)
+                monkey.setattr("rayprompt.scoring.cluster.CPU_SHARE", 0.02)
                 pools[lm.digest, scorers] = ScoringPool.start(lm, scorers=scorers)
         return pools[lm.digest, scorers]
 

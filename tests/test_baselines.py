@@ -21,11 +21,12 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import SoftPrompt, TextPrompt
 from rayprompt.comparison.baselines import BaselinePrompt, gradient_tuned, in_context, tuned_prompt
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.adam import AdamW
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import load_tokenizer
-from rayprompt.lm.tuning import AdamW, Tuned, Tuner, TuningPlan, tune
+from rayprompt.lm.tuning import Tuned, Tuner, TuningPlan, tune
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.scores import FloatArray
 from rayprompt.scoring.pool import ScoringPool, block_of

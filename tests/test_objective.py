@@ -7,8 +7,9 @@ import pytest
 
 from rayprompt.candidate import TextPrompt
 from rayprompt.errors import InputError
-from rayprompt.objective import OBJECTIVES, get_objective
+from rayprompt.objective import OBJECTIVES, get_objective, objective_name, pair_values
 from rayprompt.scores import Scores, right
+from rayprompt.searcher.problem import Problem
 
 
 def scores_of(log_probs: list[list[list[float]]], gold: list[int]) -> Scores:
@@ -105,3 +106,40 @@ def test_unknown_or_impossible_objectives_are_refused() -> None:
     with pytest.raises(InputError, match="needs label log-probabilities"):
         get_objective("gap", log_probs=False)
     assert get_objective("accuracy", log_probs=False) is OBJECTIVES["accuracy"]
+
+
+def test_a_function_of_ones_own_is_named_by_where_it_is_imported_from(problem: Problem) -> None:
+    from own_objective import brevity, too_many
+
+    from searchers.random import RandomSearcher
+
+    assert objective_name(brevity) == "own_objective:brevity"
+    assert get_objective("own_objective:brevity") is brevity
+    scores = scores_of([[[-0.1, -3.0], [-0.1, -3.0]]], [0, 1])
+    assert brevity(scores, np.array([0, 1]))[0] == pytest.approx(0.499)
+    asked = (searcher := RandomSearcher(problem, objective=too_many)).ask(1)
+    labels = np.log(np.full((1, len(problem.gold), 2), 0.5)).tolist()
+    with pytest.raises(InputError, match=r"own_objective:too_many gave values of shape \(2,\) for 1 candidates"):
+        searcher.objective(scores_of(labels, problem.gold.tolist()))
+    assert asked
+    for wrong, message in (
+        ("no_module:f", "objective no_module:f: cannot be imported"),
+        ("own_objective:none", "objective own_objective:none: cannot be imported"),
+        ("own_objective:np", "is module, not a function"),
+    ):
+        with pytest.raises(InputError, match=message):
+            get_objective(wrong)
+    with pytest.raises(InputError, match="must be a name .* or a function at the top of a module or script"):
+        objective_name(lambda scores, gold: scores.mean_value())
+
+
+def test_what_an_objective_is_the_mean_of() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), size=(4, 5))
+    gold = np.array([0, 1, 2, 1, 0])
+    scores = scores_of(np.log(p).tolist(), gold.tolist())
+    for name in ("accuracy", "cross_entropy", "hinge", "gap"):
+        pairs = pair_values(name, scores, gold)
+        assert pairs is not None
+        assert pairs.mean(axis=1) == pytest.approx(OBJECTIVES[name](scores, gold))
+    assert pair_values("f1", scores, gold) is None

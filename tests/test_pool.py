@@ -24,9 +24,10 @@ from rayprompt.lm.loads import Request, passes_of, score_request
 from rayprompt.lm.packed import Pack
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.shapes import PackTable, ShapeTable
+from rayprompt.scoring.cluster import plan_scorers
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.orders import cut_orders
-from rayprompt.scoring.pool import PairResult, ScoringPool, plan_scorers
+from rayprompt.scoring.pool import PairResult, ScoringPool
 from rayprompt.scoring.router import Router
 from rayprompt.searcher.problem import Problem
 
@@ -229,8 +230,8 @@ def test_an_lm_that_does_not_load_stops_the_start(problem: Problem, ray_session:
 
 
 def test_no_room_on_the_cluster_is_said(problem: Problem, pool: ScoringPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayprompt.scoring.pool.NO_ROOM_SECONDS", 2.0)
-    monkeypatch.setattr("rayprompt.scoring.pool.CPU_SHARE", 0.95)
+    monkeypatch.setattr("rayprompt.scoring.cluster.NO_ROOM_SECONDS", 2.0)
+    monkeypatch.setattr("rayprompt.scoring.cluster.CPU_SHARE", 0.95)
     with pytest.raises(ScoringError, match="no room for 2 scorers: each needs 3.8 CPUs.*are free"):
         ScoringPool.start(problem.lm, scorers=2)
 
@@ -277,6 +278,20 @@ def test_an_example_that_stands_twice_is_scored_and_charged_once(pool: ScoringPo
     dense = scores.dense("label_log_probs")[0]
     assert dense.shape[0] == len(part)
     assert (dense[3] == dense[0]).all()
+
+
+def test_scorers_leave_a_share_of_a_gpu_to_the_searches() -> None:
+    one = plan_scorers({"CPU": 2.0, "GPU": 1.0}, None, None, 0.2)
+    assert (one.count, one.gpus) == (1, 0.8)
+    four = plan_scorers({"CPU": 16.0, "GPU": 4.0}, None, None, 0.2)
+    assert (four.count, four.gpus) == (4, 0.8)
+    assert plan_scorers({"CPU": 2.0}, None, None, 0.2).gpus == 0.0
+    assert plan_scorers({"CPU": 16.0, "GPU": 4.0}, 3, 1.0, 0.2).gpus == 1.0  # one GPU is left over
+    assert plan_scorers({"CPU": 16.0, "GPU": 4.0}, 1, 2.0, 0.2).gpus == 2.0
+    assert plan_scorers({"CPU": 16.0, "GPU": 1.0}, 2, 0.4, 0.2).count == 2
+    for scorers, share in ((4, 1.0), (None, 1.0), (2, 2.0), (8, 0.5)):
+        with pytest.raises(InputError, match=r"leave no GPU with the share of 0.2 .*--gpus-per-scorer 0.8 or less"):
+            plan_scorers({"CPU": 16.0, "GPU": 4.0}, scorers, share, 0.2)
 
 
 def test_plans() -> None:

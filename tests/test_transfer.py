@@ -200,7 +200,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """In pools of its own; the store knows all pairs, and dev of one study alone picks the same."""
-    monkeypatch.setattr("rayprompt.scoring.pool.CPU_SHARE", 0.1)
+    monkeypatch.setattr("rayprompt.scoring.cluster.CPU_SHARE", 0.1)
     out = folder / "transfer.json"
     arguments = ["transfer", str(study.study_dir), "--models", "tiny-causal, tiny-masked", "--scorers", "1"]
     assert run(app, [*arguments, "--store", str(folder / "scores"), "--out", str(out), "--json"]) == 0

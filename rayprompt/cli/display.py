@@ -91,6 +91,10 @@ def _remarks(result: Result) -> list[str]:
         )
         if gain <= 0:
             lines.append("the search found nothing better than the manual prompt: more train and dev examples may help")
+    if result.top:
+        values = [e.value for e in result.top]
+        mean = sum(values) / len(values)
+        lines.append(f"test {result.test.metric} of the {len(values)} best on dev, as papers give it: mean {mean:.3f}")
     if result.test_opened > 1:
         lines.append(
             f"test was opened {result.test_opened} times, with a growing budget: its figures are no longer untouched"

@@ -30,7 +30,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 FinalistsOption = Annotated[int, typer.Option(help="How many of the best on train are scored on dev.")]
 LeaksOption = Annotated[bool, typer.Option(help="Accept texts that stand in train and test.")]
 ObjectiveOption = Annotated[
-    str | None, typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap.")
+    str | None,
+    typer.Option(help="What is maximised: accuracy, f1, cross_entropy, hinge, gap, or a function, module:name."),
 ]
 LMOption = Annotated[
     list[str] | None,

@@ -22,7 +22,7 @@ from rayprompt.searcher.settings import make_settings
 from rayprompt.searcher.soft import SoftSettings
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
-from rayprompt.study.closing import Choice, Closer, baseline_prompts
+from rayprompt.study.closing import TOP, Choice, Closer, baseline_prompts
 from rayprompt.study.manifest import write_manifest
 from rayprompt.study.progress import Progress
 from rayprompt.study.statistics import Estimate
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from rayprompt.comparison.job import Job
 
 BASELINES = (IN_CONTEXT, GRADIENT)
-TOP = 3  # of the best on dev, whose mean on test the papers report
 GRADIENT_LENGTH = 10  # of gradient-tuned soft prompts, where no searcher of the comparison makes soft ones
 
 
@@ -112,6 +111,7 @@ def _choose(closer: Closer, ended: Ended, objective: str | None) -> Choice:
         nominations=[candidate_from_json(form) for form in ended.report["nominations"]],
         objective=objective or ended.run.entry.cls.default_objective,
         tops=TOP,
+        alone=ended.report.get("nominates_alone", False),
     )
 
 

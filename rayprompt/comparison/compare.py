@@ -31,7 +31,9 @@ from rayprompt.comparison.tables import Prices, parse_target, tables_of
 from rayprompt.comparison.trials import run_searches
 from rayprompt.errors import InputError, Interrupted
 from rayprompt.lm.settings import LMSettings
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool, plan_scorers
+from rayprompt.objective import Objective, objective_name
+from rayprompt.scoring.cluster import TRIAL_CPUS, plan_scorers
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
@@ -60,7 +62,7 @@ def compare(
     budget: int = defaults.BUDGET,
     settings: Mapping[str, Settings] | None = None,
     samples: int = SAMPLES,
-    objective: str | None = None,
+    objective: str | Objective | None = None,
     baselines: Sequence[str] = BASELINES,
     scheduler: str | Mapping[str, Any] | None = None,
     target: str | float | None = None,
@@ -119,7 +121,7 @@ def compare(
     options = {
         "budget": budget,
         "finalists": finalists,
-        "objective": objective,
+        "objective": None if objective is None else objective_name(objective),
         "baselines": list(baselines),
         "scheduler": dict(scheduler) if isinstance(scheduler, Mapping) else scheduler,
         "target": target,
@@ -249,10 +251,10 @@ def _run(job: Job) -> Comparison:
 def _together(job: Job) -> list[list[str]]:
     """LMs whose pools stand side by side: all of them where the cluster has room, else one at a time."""
     resources = ray.cluster_resources()
-    plan = plan_scorers(resources, job.cluster.scorers, job.cluster.gpus_per_scorer)
+    plan = plan_scorers(resources, job.cluster.scorers, job.cluster.gpus_per_scorer, job.cluster.spare_gpu)
     number = len(job.models)
     cpus = number * plan.count * plan.cpus + TRIAL_CPUS
-    gpus = number * plan.count * plan.gpus
+    gpus = number * plan.count * plan.gpus + (job.cluster.spare_gpu if plan.gpus else 0.0)
     if cpus <= resources.get("CPU", 1.0) and gpus <= resources.get("GPU", 0.0):
         return [job.models]
     return [[model] for model in job.models]

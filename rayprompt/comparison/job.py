@@ -12,13 +12,14 @@ from typing import Any
 from rayprompt.budget import Ledger
 from rayprompt.comparison.closing import check_baselines
 from rayprompt.comparison.outcome import COMPARISON_SCHEMA, STOPPED
-from rayprompt.comparison.plan import Entry, Run, Stratum
+from rayprompt.comparison.plan import Entry, Run, Stratum, resources_of
 from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.tables import parse_target
 from rayprompt.comparison.trials import Searches
 from rayprompt.errors import InputError
 from rayprompt.lm.settings import LMSettings
-from rayprompt.scoring.pool import ScoringPool, plan_scorers
+from rayprompt.scoring.cluster import plan_scorers
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
@@ -52,6 +53,11 @@ class Job:
     record: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)  # that came up on the way
     over_before: int = 0  # runs that had ended when this began
+
+    @property
+    def spare_gpu(self) -> float:
+        """Share of a GPU that the scorers leave to a searcher's own work."""
+        return resources_of(self.entries).get("GPU", 0.0)
 
     @property
     def models(self) -> list[str]:
@@ -169,6 +175,7 @@ def check(job: Job) -> None:
             raise InputError(f"--{name.replace('_', '-')} {price}: must be a number, 0 or more")
     everything = {"GPU": 1e6, "CPU": 1e6}  # what the cluster has is not known yet
     plan_scorers(everything, job.cluster.scorers, job.cluster.gpus_per_scorer)
+    job.cluster = replace(job.cluster, spare_gpu=job.spare_gpu)
     check_baselines(options["baselines"])
     scheduler_of(options["scheduler"], job.budget)
     parse_target(options["target"])
@@ -231,6 +238,7 @@ def _resolved(job: Job) -> dict[str, Any]:
         searcher = searches.searcher(run.name)
         about = {"objective": searcher.objective_name, "settings": searcher._settings_dict()}
         subspace = None if searcher.subspace is None else searcher.subspace.key
+        about |= {"content": searcher.content} if searcher.content else {}
         found[run.name] = json.loads(json.dumps({**about, "subspace": subspace}, default=str))
     return found
 

@@ -50,6 +50,15 @@ class Entry:
         return load_searcher(self.searcher) if isinstance(self.searcher, str) else self.searcher
 
 
+def resources_of(entries: Iterable[Entry]) -> dict[str, float]:
+    """What a trial that may run any of the entries wants for a searcher's own work."""
+    wanted: dict[str, float] = {}
+    for entry in entries:
+        for name, share in entry.cls.resources(entry.settings).items():
+            wanted[name] = max(wanted.get(name, 0.0), share)
+    return wanted
+
+
 @dataclass(frozen=True)
 class Run:
     """One search of the comparison: a Tune trial."""

@@ -13,10 +13,12 @@ from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from rayprompt.comparison.plan import Run, Stratum
+from rayprompt.comparison.plan import Run, Stratum, resources_of
 from rayprompt.comparison.schedulers import Make, PerStratum
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
-from rayprompt.searcher.base import PromptSearcher
+from rayprompt.objective import Objective, get_objective
+from rayprompt.scoring.cluster import trial_resources
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.base import PromptSearcher, by_value
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.loop import SearchLoop, SearchPlan
 from rayprompt.study.prepare import make_searcher, planned
@@ -40,10 +42,13 @@ class Searches:
     plans: Mapping[str, SearchPlan]
     runs: Mapping[str, Run]
     objective: str | None
+    function: Objective | None = None  # of the user's own, once it has travelled
 
     def __getstate__(self) -> dict[str, Any]:
         problems = {s: p if isinstance(p, bytes) else cloudpickle.dumps(p) for s, p in self.problems.items()}
-        return {**self.__dict__, "problems": problems}
+        own = self.objective is not None and ":" in self.objective
+        function = by_value(get_objective(str(self.objective))) if own and self.function is None else self.function
+        return {**self.__dict__, "problems": problems, "function": function}
 
     def problem(self, stratum: Stratum) -> Problem:
         """The problem of a task, split and LM, as a searcher sees it."""
@@ -55,7 +60,8 @@ class Searches:
         run = self.runs[name]
         problem = self.problem(run.stratum)
         candidates = planned(problem, self.plans[name].budget)
-        return make_searcher(problem, run.entry.searcher, candidates, run.seed, self.objective, run.entry.settings)
+        objective = self.function or self.objective
+        return make_searcher(problem, run.entry.searcher, candidates, run.seed, objective, run.entry.settings)
 
     def loop(self, name: str) -> SearchLoop:
         """The search of a run, where its files say that it stands."""
@@ -141,14 +147,9 @@ def run_searches(
     """
     for stratum in {run.stratum for run in runs}:
         searches.pools[stratum[2]].add(searches.problem(stratum).part("train"))
-    resources: dict[str, float] = {}
-    for cls in {run.entry.cls for run in runs}:
-        resources = {
-            name: max(resources.get(name, 0.0), share) for name, share in {**resources, **cls.resources}.items()
-        }
     trainable = tune.with_resources(
         tune.with_parameters(ComparedSearch, job=cloudpickle.dumps(searches)),
-        tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **resources}]),
+        tune.PlacementGroupFactory([trial_resources(resources_of(run.entry for run in runs))]),
     )
     budget = searches.plans[runs[0].name].budget
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -300,6 +300,27 @@ class Encoder:
         rows = self._plain([ANCHOR + space + text if text else ANCHOR for text in texts])
         return [np.array(row[self._anchor :], dtype=np.int64) for row in rows]
 
+    def plain_ids(self, vocab_size: int) -> list[int]:
+        """The token ids that may stand in a text: neither special nor reserved ones."""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        names = self.tokenizer.convert_ids_to_tokens(list(range(min(len(self.tokenizer), vocab_size))))
+        return [i for i, name in enumerate(names) if i not in special and not name.startswith("[unused")]
+
+    def whole_words(self, vocab_size: int, letters: Set[str]) -> list[tuple[int, str]]:
+        """The vocabulary's whole words, as (id, text) in the order of their ids.
+
+        A word is a token of two letters or more, all of them among ``letters`` (as lower case), that its own text,
+        behind a space, gives back.
+        """
+        special = set(self.tokenizer.all_special_ids)
+        ids = [i for i in range(min(len(self.tokenizer), vocab_size)) if i not in special]
+        texts = [text.strip() for text in self.tokenizer.batch_decode([[i] for i in ids])]
+        chosen = [
+            (i, t) for i, t in zip(ids, texts, strict=True) if len(t) > 1 and t.isalpha() and letters >= set(t.lower())
+        ]
+        again = self.ids([t for _, t in chosen], " ")
+        return [(i, t) for (i, t), row in zip(chosen, again, strict=True) if row.tolist() == [i]]
+
     def label_word(self, word: str, space: str, where: str) -> Word:
         """The tokens that ``word`` is, behind ``space``; one only in an LM that reads a mask.
 
@@ -391,6 +412,8 @@ class Encoder:
         return np.array(ids, dtype=np.int64)
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
         rows: list[list[int]] = self.tokenizer(
             list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False
         )["input_ids"]

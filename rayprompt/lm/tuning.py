@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.adam import AdamW
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.forward import is_out_of_memory
 from rayprompt.lm.scorer import LMScorer
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 64  # of a pass
 MOST_TOKENS = {"cpu": 1024, "cuda": 8192}  # of a pass: what it keeps for its gradient must find room
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of AdamW
 
 
 @dataclass(frozen=True)
@@ -270,27 +270,3 @@ def _state(step: int, vectors: torch.Tensor, loss: float) -> TunedState:
     if not math.isfinite(loss):
         raise ScoringError(f"tuning: the loss is {loss} after {step} steps; take a smaller learning_rate")
     return TunedState(step, vectors.cpu().numpy().copy(), loss)
-
-
-class AdamW:
-    """AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101) for one tensor.
-
-    Torch's own brings a compiler into the process with it: seconds and memory that the LM's actor can do without.
-    """
-
-    def __init__(self, learning_rate: float, weight_decay: float) -> None:
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.t = 0
-        self.m: torch.Tensor | float = 0.0
-        self.v: torch.Tensor | float = 0.0
-
-    def step(self, theta: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """What the parameters become with their gradient."""
-        self.t += 1
-        self.m = BETA1 * self.m + (1 - BETA1) * g
-        self.v = BETA2 * self.v + (1 - BETA2) * g * g
-        m_hat = self.m / (1 - BETA1**self.t)
-        v_hat = self.v / (1 - BETA2**self.t)
-        decayed = theta * (1 - self.learning_rate * self.weight_decay)
-        return decayed - self.learning_rate * m_hat / (v_hat**0.5 + EPSILON)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
 import time
 import uuid
 from collections import deque
@@ -28,18 +26,15 @@ from rayprompt.lm.source import LMSource
 from rayprompt.lm.tuning import Tuned, TuningPlan
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
+from rayprompt.scoring.cluster import PoolPlan, await_room, plan_scorers
 from rayprompt.scoring.orders import Order, cut_orders
 from rayprompt.scoring.router import Answer, Router
 
 START_TIMEOUT_SECONDS = 600.0
-NO_ROOM_SECONDS = 20.0
 MOST_ROUTER_DEATHS = 20
 MOST_START_DEATHS = 5  # of a scorer while it loads its LM
 RESTART_PAUSE_SECONDS = 0.5
 ROUTER_PAUSE_SECONDS = 0.1
-TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
-MOST_LANES = 8
-CPU_SHARE = 0.8  # of the cores; the searches' own work gets the rest
 
 
 NO_VECTORS: Mapping[str, FloatArray] = MappingProxyType({})
@@ -80,7 +75,12 @@ class ScoringPool:
 
     @classmethod
     def start(
-        cls, source: LMSource, *, scorers: int | None = None, gpus_per_scorer: float | None = None
+        cls,
+        source: LMSource,
+        *,
+        scorers: int | None = None,
+        gpus_per_scorer: float | None = None,
+        spare_gpu: float = 0.0,
     ) -> ScoringPool:
         """Start the actors on the connected Ray cluster and wait until each has loaded the LM.
 
@@ -88,13 +88,14 @@ class ScoringPool:
             source: the LM.
             scorers: how many actors; None is one per GPU, or one where there is no GPU.
             gpus_per_scorer: GPUs of each actor; None is 1 where the cluster has GPUs, else 0.
+            spare_gpu: share of a GPU that they leave to the searches' own work, where the cluster has GPUs.
 
         Raises:
             InputError: the cluster cannot hold that many.
             ScoringError: an LM did not load.
         """
-        plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer)
-        _await_room(plan)
+        plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer, spare_gpu)
+        await_room(plan)
         actor = ray.remote(ScorerActor)
         names = [f"scorer-{uuid.uuid4().hex[:12]}-{i}" for i in range(plan.count)]
         handles: list[Any] = [
@@ -366,101 +367,6 @@ def block_of(prompts: Sequence[SoftPrompt], p0: Mapping[str, FloatArray]) -> Sof
     z = np.stack([prompt.vector for prompt in prompts])
     key = digest([space.key, [prompt.key for prompt in prompts]])
     return SoftBlock(key, space, z, None if space.p0 == ZEROS else p0[space.p0])
-
-
-@dataclass(frozen=True)
-class PoolPlan:
-    """How many scorers, and what each asks of Ray; ``lanes`` is how many forward passes it runs side by side."""
-
-    count: int
-    gpus: float
-    cpus: float
-    lanes: int
-
-
-def plan_scorers(resources: dict[str, float], scorers: int | None, gpus_per_scorer: float | None) -> PoolPlan:
-    """Lay scorers over a cluster's ``resources`` (as ``ray.cluster_resources()`` gives them).
-
-    Raises:
-        InputError: the cluster cannot hold them.
-    """
-    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
-    if scorers is not None and scorers < 1:
-        raise InputError(f"--scorers {scorers}: must be 1 or more")
-    share = (1.0 if gpus >= 1 else 0.0) if gpus_per_scorer is None else gpus_per_scorer
-    if not 0 <= share < float("inf") or (share > 1 and share != int(share)):
-        raise InputError(f"--gpus-per-scorer {share}: must be 0, a share of 1, or a whole number")
-    if share > 0:
-        # A share lies on one GPU: on four GPUs there is room for twelve scorers with 0.3 each, not thirteen.
-        room = int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus / share)
-        count = max(1, room) if scorers is None else scorers
-        if count > room:
-            raise InputError(
-                f"{count} scorers with {share:g} GPUs each: there is room for {room}; the cluster has {gpus:g} GPUs"
-            )
-        return PoolPlan(count, share, min(1.0, CPU_SHARE * cpus / count), 1)
-    count = 1 if scorers is None else scorers
-    lanes = max(1, min(MOST_LANES, int(cpus) // count))
-    return PoolPlan(count, 0.0, round(min(CPU_SHARE * lanes, CPU_SHARE * cpus / count), 4), lanes)
-
-
-def connect(address: str | None) -> bool:
-    """Connect to Ray: ``local`` starts one here; ``auto`` or ``host:port`` joins one. True if it was started here.
-
-    ``None`` takes ``RAY_ADDRESS``, else ``local``. An existing connection of this process is used as it is.
-
-    Raises:
-        InputError: there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        return False
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if where == "local":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=200 * 1024**2, **quiet)
-        return True
-    _check_address(where)
-    try:
-        ray.init(address=where, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--address {where}: no Ray cluster there ({reason[:160]})") from None
-    return False
-
-
-def _check_address(address: str) -> None:
-    """Ray itself tries an address for minutes before it gives up."""
-    if address == "auto":
-        return
-    if address.startswith("ray://"):
-        raise InputError(
-            f"--address {address}: Ray Client is not supported; run it on the cluster, as with: ray job submit"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"--address {address}: must be local, auto or host:port")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        raise InputError(f"--address {address}: no Ray cluster there (nothing answers)") from None
-
-
-def _await_room(plan: PoolPlan) -> None:
-    """Wait a little for the cluster to have room: what an ended study held comes free after a moment."""
-    started = time.monotonic()
-    while True:
-        free = ray.available_resources()
-        cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
-        if cpus + 1e-6 >= plan.count * plan.cpus + TRIAL_CPUS and gpus + 1e-6 >= plan.count * plan.gpus:
-            return
-        if time.monotonic() - started > NO_ROOM_SECONDS:
-            raise ScoringError(
-                f"no room for {plan.count} scorers: each needs {plan.cpus:g} CPUs and {plan.gpus:g} GPUs, and "
-                f"{cpus:g} CPUs and {gpus:g} GPUs are free on the cluster (is another study running on it?)"
-            )
-        time.sleep(0.2)
 
 
 def _wait_ready(handles: list[Any], source: LMSource, plan: PoolPlan) -> list[ScorerInfo]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from rayprompt.candidate import (
     candidates,
 )
 from rayprompt.errors import InputError, RestoreError
-from rayprompt.objective import get_objective
+from rayprompt.objective import Objective, get_objective, objective_name
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.searcher.batches import Batches
 from rayprompt.searcher.problem import Problem
@@ -53,11 +54,10 @@ class PromptSearcher(Searcher):
         barrier: an ask needs the tells of all earlier asks.
         learns: later asks depend on what it was told; False for a baseline.
         partial_rows: it can learn from candidates that were scored on some of the examples only.
-        resources: what its own work in a trial wants, as ``{"CPU": 1, "GPU": 0.2}``.
 
     Args:
         problem: what to search on.
-        objective: name of an objective; None is the searcher's default.
+        objective: name of an objective, ``module:function``, or such a function; None is the searcher's default.
         seed: of its own random generator; no library's global generator is touched.
         budget: candidates it may expect to have scored in all, for optimizers that plan ahead; None = not known.
             In a ``Tuner`` it suggests no more than these.
@@ -74,13 +74,12 @@ class PromptSearcher(Searcher):
     barrier: ClassVar[bool] = False
     learns: ClassVar[bool] = True
     partial_rows: ClassVar[bool] = False
-    resources: ClassVar[dict[str, float]] = {}
 
     def __init__(
         self,
         problem: Problem,
         *,
-        objective: str | None = None,
+        objective: str | Objective | None = None,
         seed: int = 0,
         budget: int | None = None,
         metric: str | None = "score",
@@ -100,8 +99,8 @@ class PromptSearcher(Searcher):
         self.seed = int(seed)
         self.budget = budget
         self.settings = make_settings(type(self), settings)
-        self.objective_name = objective or self.default_objective
-        self._objective = get_objective(self.objective_name)
+        self.objective_name = objective_name(objective or self.default_objective)
+        self._objective = objective if callable(objective) else get_objective(self.objective_name)
         self._points = _points(self.problem, points_to_evaluate)
         self._batch_size = batch_size
         self._most_live: int | None = None
@@ -157,6 +156,24 @@ class PromptSearcher(Searcher):
         """Reasons to end the search; empty while it goes on."""
         return {}
 
+    @classmethod
+    def resources(cls, settings: Mapping[str, Any]) -> dict[str, float]:
+        """What its own work in a trial wants, as ``{"GPU": 0.2}``, with these settings.
+
+        A share of a GPU is asked for where the cluster has GPUs, and the scorers leave it; at most one.
+        """
+        return {}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides its run besides its class, settings and seed: the digest of a file or an LM of its own."""
+        return {}
+
+    @property
+    def nominates_alone(self) -> bool:
+        """Whether dev is to pick among its nominations only, and not among the best on train as well."""
+        return False
+
     def metrics(self) -> dict[str, Any]:
         """Numbers and texts of its own for the trial's reports, always of the same names."""
         return {}
@@ -169,7 +186,12 @@ class PromptSearcher(Searcher):
         """(C,) the objective of each candidate over what was evaluated of it; NaN = nothing was, or a pair failed."""
         if scores.objective is not None:
             return scores.objective
-        values = np.array(self._objective(scores, self.problem.gold))
+        values = np.array(self._objective(scores, self.problem.gold), dtype=np.float64)
+        if values.shape != (len(scores.candidates),):
+            raise InputError(
+                f"objective {self.objective_name} gave values of shape {values.shape} for {len(scores.candidates)} "
+                "candidates; it must give one value for each"
+            )
         values[[error.candidate for error in scores.errors]] = np.nan  # the rest of its pairs would flatter it
         return values
 
@@ -426,11 +448,34 @@ class PromptSearcher(Searcher):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as constructor arguments and state, so that no optimizer internals and no handles travel."""
-        kwargs = {"objective": self.objective_name, "seed": self.seed, "budget": self.budget, **self._settings_dict()}
+        objective = self.objective_name if ":" not in self.objective_name else by_value(self._objective)
+        kwargs = {"objective": objective, "seed": self.seed, "budget": self.budget, **self._settings_dict()}
         return _rebuild, (type(self), self.problem, kwargs, self._state())
 
     def _settings_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.settings)}
+
+
+def by_value(function: Objective) -> Any:
+    """A function that is pickled with its code: its module may be on nobody's path but the driver's."""
+    module = sys.modules.get(function.__module__)
+    if module is None or module.__name__ == "__main__":  # cloudpickle does so by itself
+        return function
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return _Unpickled(cloudpickle.dumps(function))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+class _Unpickled:
+    """Becomes what its bytes hold."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return cloudpickle.loads, (self.content,)
 
 
 def _rebuild(

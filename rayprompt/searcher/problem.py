@@ -192,11 +192,7 @@ class Problem:
     @property
     def vocabulary(self) -> IntArray:
         """(V,) the token ids that may stand in a text: neither special nor reserved ones."""
-        tokenizer = self.encoder.tokenizer
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        names = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.lm.vocab_size))))
-        plain = [i for i, name in enumerate(names) if i not in special and not name.startswith("[unused")]
-        return np.array(plain, dtype=np.int64)
+        return np.array(self.encoder.plain_ids(self.lm.vocab_size), dtype=np.int64)
 
     def round_trips(self, prompt: TextPrompt) -> bool:
         """Whether the prompt's text, tokenised again, gives its token ids: then the text alone says it all."""
@@ -214,27 +210,20 @@ class Problem:
         self._known_options = (tuple(texts), options)
         return options
 
+    @property
+    def letters(self) -> frozenset[str]:
+        """a to z and the letters of the task's train texts: what words of a prompt in its script are made of."""
+        return LETTERS | {
+            c for e in self.task.examples("train", self.split) for t in e.fields.values() for c in t.lower()
+        }
+
     @cached_property
     def words(self) -> tuple[Option, ...]:
         """The vocabulary's whole words, most frequent first where the vocabulary is sorted so.
 
-        A word is a token of two letters or more that its own text, behind a space, gives back. Letters are a to z
-        and those of the task's train texts, so that a prompt is in the script of its task.
+        See :meth:`rayprompt.lm.encode.Encoder.whole_words`; in the script of the task.
         """
-        tokenizer = self.encoder.tokenizer
-        special = set(tokenizer.all_special_ids)
-        ids = [i for i in range(min(len(tokenizer), self.lm.vocab_size)) if i not in special]
-        texts = [text.strip() for text in tokenizer.batch_decode([[i] for i in ids])]
-        letters = LETTERS | {
-            c for e in self.task.examples("train", self.split) for t in e.fields.values() for c in t.lower()
-        }
-        chosen = [
-            (i, t)
-            for i, t in zip(ids, texts, strict=True)
-            if len(t) > 1 and t.isalpha() and letters.issuperset(t.lower())
-        ]
-        options = self.options([t for _, t in chosen])
-        return tuple(o for (i, _), o in zip(chosen, options, strict=True) if o.later == (i,))
+        return self.options([text for _, text in self.encoder.whole_words(self.lm.vocab_size, self.letters)])
 
     def for_search(self) -> Problem:
         """A copy that holds the train examples only: what a searcher may see. Its vocabulary is worked out already."""

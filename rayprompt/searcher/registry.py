@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -42,3 +43,12 @@ def load_searcher(name: str) -> type[PromptSearcher]:
     except (ImportError, AttributeError) as error:
         raise InputError(f"searcher {name}: {paths[name]} cannot be loaded ({error})") from None
     return cls
+
+
+def largest_gpu_share() -> float:
+    """The largest share of a GPU that a registered searcher wants for its own work, unless it is told otherwise."""
+    shares = [0.0]
+    for name in searcher_paths():
+        with contextlib.suppress(InputError):  # one that cannot be imported runs nowhere
+            shares.append(load_searcher(name).resources({}).get("GPU", 0.0))
+    return max(shares)

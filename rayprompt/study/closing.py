@@ -12,7 +12,7 @@ import numpy as np
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import ScoringError
-from rayprompt.objective import OBJECTIVES
+from rayprompt.objective import OBJECTIVES, get_objective
 from rayprompt.scores import IntArray, Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
@@ -21,6 +21,8 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.study.measure import evaluator_of
 from rayprompt.study.results import Baseline
 from rayprompt.study.statistics import Estimate, answers, estimate, mcnemar, wilson
+
+TOP = 3  # of the best on dev: papers give the mean of their test scores
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Closing:
     top: tuple[Estimate, ...] = ()  # test of the best on dev, the winner first
 
     def fields(self) -> dict[str, Any]:
-        """As keyword arguments for ``Result``."""
-        return {name: value for name, value in self.__dict__.items() if name != "top"}
+        """As keyword arguments for ``Result``, which has ``top`` only where there are several."""
+        return {**self.__dict__, "top": self.top if len(self.top) > 1 else ()}
 
 
 class PartScorer:
@@ -173,6 +175,7 @@ class Closer:
         nominations: Sequence[Candidate] = (),
         objective: str = "cross_entropy",
         tops: int = 1,
+        alone: bool = False,
     ) -> Choice:
         """Pick the winner on dev, and the ``tops`` best; find the text that is nearest to a soft winner.
 
@@ -182,7 +185,10 @@ class Closer:
             nominations: further candidates for dev; what is not known of them on train is scored, as report.
             objective: the search's.
             tops: how many of the best on dev are to be measured on test.
+            alone: dev picks among the nominations only, where there are any.
         """
+        if alone and nominations:
+            finalists, on_train = [], []
         finalists, on_train = _with_nominations(self.scorer, finalists, on_train, nominations, objective)
         if not finalists:
             raise ScoringError("the search ended without a candidate that could be scored")
@@ -288,7 +294,7 @@ def _with_nominations(
         {
             "candidate": c.to_json(),
             "metric": train.estimate(s).value,
-            "objective": float(OBJECTIVES[objective](s, train.gold)[0]),
+            "objective": float(get_objective(objective)(s, train.gold)[0]),
             "n": train.estimate(s).n,
         }
         for c, s in zip(new, train.scores(new), strict=True)

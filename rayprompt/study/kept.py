@@ -9,13 +9,19 @@ from typing import Any
 import ray
 
 from rayprompt.lm.source import LMSource
-from rayprompt.scoring.pool import ScoringPool, connect
+from rayprompt.scoring.cluster import connect
+from rayprompt.scoring.pool import ScoringPool
 
 _pools: dict[tuple[Any, ...], tuple[ScoringPool, int]] = {}  # of this process: pool, and trainables that use it
 
 
 def shared_pool(
-    source: LMSource, *, address: str | None, scorers: int | None, gpus_per_scorer: float | None
+    source: LMSource,
+    *,
+    address: str | None,
+    scorers: int | None,
+    gpus_per_scorer: float | None,
+    spare_gpu: float = 0.0,
 ) -> tuple[ScoringPool, Callable[[], None]]:
     """A pool for ``source``, started or taken from a trainable that has the same; and what gives it back.
 
@@ -23,9 +29,12 @@ def shared_pool(
         InputError, ScoringError: as ``ScoringPool.start``.
     """
     connect(address)
-    key = (ray.get_runtime_context().get_job_id(), source, scorers, gpus_per_scorer)
+    key = (ray.get_runtime_context().get_job_id(), source, scorers, gpus_per_scorer, spare_gpu)
     if key not in _pools:
-        _pools[key] = (ScoringPool.start(source, scorers=scorers, gpus_per_scorer=gpus_per_scorer), 0)
+        _pools[key] = (
+            ScoringPool.start(source, scorers=scorers, gpus_per_scorer=gpus_per_scorer, spare_gpu=spare_gpu),
+            0,
+        )
     pool, users = _pools[key]
     _pools[key] = (pool, users + 1)
     return pool, lambda: _give_back(key)

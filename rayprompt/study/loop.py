@@ -178,6 +178,7 @@ class SearchLoop:
             "end": self.end or "",
             "error": "",
             "objective": self.searcher.objective_name,
+            "nominates_alone": self.searcher.nominates_alone,
             "searcher": self.searcher.metrics(),
             **(self._best_of_all() if over else {"finalists": [], "nominations": []}),
             "done": over,

@@ -56,6 +56,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "planned_candidates": searcher.budget,
             "settings": _plain(searcher._settings_dict()),
             "subspace": None if searcher.subspace is None else _plain(searcher.subspace.form),
+            "content": _plain(searcher.content),
         },
         "leaks": {f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
         "pool": {
@@ -196,10 +197,12 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
     for part, names in {
         "task": ("digest", "split", "template"),
         "model": ("digest", "label_ids", "max_length", "family"),
-        "searcher": ("class", "objective", "seed", "settings", "subspace"),
+        "searcher": ("class", "objective", "seed", "settings", "subspace", "content"),
         "pool": ("device_class", "dtype", "shapes"),
     }.items():
         for name in names:
+            if name == "content" and name not in was[part]:  # an older study, of a searcher that had none
+                continue
             if _plain(was[part][name]) != _plain(now[part][name]):
                 raise InputError(
                     f"{study}: {part} {name} was {_short(was[part][name])} when the study began and is "

@@ -15,7 +15,7 @@ from rayprompt import defaults
 from rayprompt.candidate import Candidate, Subspace, TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.settings import LMSettings
-from rayprompt.objective import get_objective
+from rayprompt.objective import Objective, get_objective, objective_name
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
@@ -104,7 +104,7 @@ def make_searcher(
     searcher: str | type[PromptSearcher],
     candidates: int | None,
     seed: int,
-    objective: str | None,
+    objective: str | Objective | None,
     settings: Mapping[str, Any],
     batch_size: int | None = None,
     points: Sequence[Candidate] = (),
@@ -117,7 +117,7 @@ def make_searcher(
         InputError: unknown name, setting or objective.
     """
     if objective is not None:
-        get_objective(objective)
+        get_objective(objective_name(objective))
     cls = load_searcher(searcher) if isinstance(searcher, str) else searcher
     taken = {"objective", "seed", "budget", "metric", "mode", "batch_size", "points_to_evaluate"} & set(settings)
     if taken:

@@ -68,6 +68,7 @@ class Result:
         decoded: for a soft winner, the text whose tokens are nearest to it, and what that reaches by itself.
         proxy_model: the LM that was searched on, where that was not ``model``.
         searcher_metrics: what the searcher says of itself, such as why CMA-ES began anew.
+        top: where the searcher alone nominates for dev, as papers do: test of the three best on dev, winner first.
     """
 
     best_prompt: Candidate
@@ -105,6 +106,7 @@ class Result:
     decoded: Baseline | None = None
     proxy_model: str | None = None
     searcher_metrics: Mapping[str, Any] = field(default_factory=dict)
+    top: tuple[Estimate, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
@@ -130,6 +132,7 @@ class Result:
             **{name: getattr(self, name) for name in about},
             "proxy_model": self.proxy_model,
             "searcher_metrics": dict(self.searcher_metrics),
+            "top": [estimate.to_json() for estimate in self.top],
             "truncated": dict(self.truncated),
             "leaks": dict(self.leaks),
             "timings": dict(self.timings),
@@ -150,6 +153,7 @@ class Result:
                 "baselines": {name: Baseline.from_json(b) for name, b in form["baselines"].items()},
                 "decoded": None if form.get("decoded") is None else Baseline.from_json(form["decoded"]),
                 "finalists": tuple(form["finalists"]),
+                "top": tuple(Estimate.from_json(e) for e in form.get("top", [])),
                 "study_dir": Path(form["study_dir"]),
                 **{part: Estimate.from_json(form[part]) for part in ("train", "dev", "test")},
             }

@@ -16,6 +16,7 @@ from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, can
 from rayprompt.errors import InputError
 from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.vectors import write_vectors
+from rayprompt.objective import Objective
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
@@ -23,7 +24,7 @@ from rayprompt.searcher.soft import recall_start
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
-from rayprompt.study.closing import Closer, Closing, decode
+from rayprompt.study.closing import TOP, Closer, Closing, decode
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import (
@@ -98,7 +99,7 @@ def search(
     seed: int = 0,
     split: str | None = None,
     data: str | Path | None = None,
-    objective: str | None = None,
+    objective: str | Objective | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     store: str | Path | None = None,
@@ -125,7 +126,7 @@ def search(
         seed: same seed, same device class, same settings: the same run, bit for bit, on any number of scorers.
         split: of the task; None is its first.
         data: where a public task's examples are: a folder; None is RAYPROMPT_DATA, else the Hugging Face hub.
-        objective: what the searcher maximises; None is its default.
+        objective: what the searcher maximises: a name, ``module:function``, or such a function; None is its default.
         settings: the searcher's own settings.
         out: the study's directory; None makes one under ``rayprompt-studies/``.
         store: a directory (or URI) where scores are kept and looked up, shared with other studies; None is the
@@ -248,7 +249,10 @@ def _run(job: _Job) -> Result:
         store.prepare()
     job.listener(Progress("start", _summary(job)))
     with how_to_go_on(job.study), ExitStack() as until_written:
-        with session(job.problem.lm, job.cluster, job.listener, timings) as pool:
+        # In its own trial the searcher's work may want a share of a GPU; on the driver it takes what is there.
+        wanted = {} if job.native is not None else job.searcher.resources(job.searcher._settings_dict())
+        cluster = replace(job.cluster, spare_gpu=wanted.get("GPU", 0.0))
+        with session(job.problem.lm, cluster, job.listener, timings) as pool:
             make_directory(job.study)
             until_written.enter_context(study_lock(job.study))
             content = _begin(job, pool, store)
@@ -327,6 +331,8 @@ def _close(
         last["finalists"],
         nominations=[candidate_from_json(form) for form in last["nominations"]],
         objective=job.searcher.objective_name,
+        tops=TOP if job.searcher.nominates_alone else 1,
+        alone=job.searcher.nominates_alone,
     )
     if job.budget not in content["test_opened"]:
         content["test_opened"].append(job.budget)

@@ -12,9 +12,10 @@ from ray import cloudpickle, tune
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.errors import InputError
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
+from rayprompt.scoring.cluster import trial_resources
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
-from rayprompt.searcher.registry import load_searcher
+from rayprompt.searcher.registry import largest_gpu_share, load_searcher
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.kept import shared_pool
@@ -61,7 +62,10 @@ def search_trainable(
     ScoreStore(folder).prepare()
     give_back = None
     if pool is None:
-        pool, give_back = shared_pool(problem.lm, address=address, scorers=scorers, gpus_per_scorer=gpus_per_scorer)
+        spare = 0.0 if gpus_per_scorer is not None else largest_gpu_share()  # any searcher may come
+        pool, give_back = shared_pool(
+            problem.lm, address=address, scorers=scorers, gpus_per_scorer=gpus_per_scorer, spare_gpu=spare
+        )
     view = problem.for_search()
     pool.add(view.part("train"))
     job = cloudpickle.dumps((view, pool, budget, folder))
@@ -79,8 +83,10 @@ class ConfiguredSearch(SearchTrial):
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """What a search claims for itself: it waits for the scorers nearly all the time."""
-        own = load_searcher(config["searcher"]).resources if isinstance(config.get("searcher"), str) else {}
-        return tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **own}])
+        own: dict[str, float] = {}
+        if isinstance(config.get("searcher"), str):
+            own = load_searcher(config["searcher"]).resources(config.get("settings", {}))
+        return tune.PlacementGroupFactory([trial_resources(own)])
 
     def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
         """Make the search that ``config`` describes."""

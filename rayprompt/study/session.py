@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import ray
 
 from rayprompt.lm.source import LMSource
-from rayprompt.scoring.pool import ScoringPool, connect
+from rayprompt.scoring.cluster import connect
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.study.progress import Listener, Progress, silent
 
 
@@ -21,6 +22,7 @@ class Cluster:
     address: str | None = None
     scorers: int | None = None
     gpus_per_scorer: float | None = None
+    spare_gpu: float = 0.0  # share of a GPU that the scorers leave to the searches' own work
 
 
 @contextmanager
@@ -57,7 +59,9 @@ def loaded(
     clock = {} if timings is None else timings
     started = time.perf_counter()
     listener(Progress("start", f"loading {source.name}"))
-    pool = ScoringPool.start(source, scorers=cluster.scorers, gpus_per_scorer=cluster.gpus_per_scorer)
+    pool = ScoringPool.start(
+        source, scorers=cluster.scorers, gpus_per_scorer=cluster.gpus_per_scorer, spare_gpu=cluster.spare_gpu
+    )
     clock["model_load"] = time.perf_counter() - started
     try:
         yield pool

@@ -18,7 +18,8 @@ from ray.tune import Callback
 
 from rayprompt import errors
 from rayprompt.errors import Interrupted, RayPromptError, ScoringError
-from rayprompt.scoring.pool import TRIAL_CPUS, ScoringPool
+from rayprompt.scoring.cluster import trial_resources
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import SearchPlan
@@ -41,7 +42,7 @@ def run_trial(
     pool.add(searcher.problem.part("train"))
     trainable = tune.with_resources(
         tune.with_parameters(SearchTrial, job=cloudpickle.dumps((searcher, pool, plan))),
-        tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS, **searcher.resources}]),
+        tune.PlacementGroupFactory([trial_resources(searcher.resources(searcher._settings_dict()))]),
     )
     study = Path(plan.study)
     tuner = tune.Tuner(

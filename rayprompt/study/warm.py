@@ -47,6 +47,20 @@ def starting_points(searcher: PromptSearcher, location: str | Path) -> list[Cand
     return list(dict.fromkeys(usable))
 
 
+def known_prompts(searcher: PromptSearcher, location: str | Path, most: int) -> list[Candidate]:
+    """The prompts that a store, or a study's own, has on all of the train examples, best first; else its finalists.
+
+    Raises:
+        InputError: there is neither store nor finished study.
+    """
+    path = Path(location)
+    if "://" in str(location) or (path / "store.json").is_file():
+        found = _best_of_store(searcher, location, most)
+        if found:
+            return found
+    return starting_points(searcher, location)
+
+
 def _finalists(searcher: PromptSearcher, study: Path) -> list[Candidate]:
     result = read_result(study / "result.json")
     same_lm = _model_digest(study) in (None, searcher.problem.lm.digest)
@@ -74,7 +88,7 @@ def _usable(searcher: PromptSearcher, candidate: Candidate) -> Candidate | None:
     return candidate if candidate.token_ids is not None else searcher.problem.prompt(candidate.text)
 
 
-def _best_of_store(searcher: PromptSearcher, location: str | Path) -> list[Candidate]:
+def _best_of_store(searcher: PromptSearcher, location: str | Path, most: int = MOST_POINTS) -> list[Candidate]:
     """The best by the searcher's objective, of those that the store has on all of its train examples."""
     problem, store = searcher.problem, ScoreStore(location)
     examples = problem.digests("train")
@@ -94,7 +108,7 @@ def _best_of_store(searcher: PromptSearcher, location: str | Path) -> list[Candi
             value = float(searcher.objective(_scores(log_probs, problem.gold))[0])
             if np.isfinite(value):
                 best[key] = max(value, best.get(key, -np.inf))
-    order = sorted(best, key=lambda key: -best[key])[:MOST_POINTS]
+    order = sorted(best, key=lambda key: -best[key])[:most]
     return [candidate_from_json(json.loads(by_key[key])) for key in order]
 
 

@@ -1,0 +1,426 @@
+"""RLPrompt (Deng et al., 2022, arXiv 2205.12548): a policy network, trained by soft Q-learning, writes the prompts.
+
+A step asks for 16 prompts, takes their rewards, and updates the policy: a frozen causal LM with a small MLP
+(``policy.py``), whose loss is in ``soft_q.py``. Settings and presets are in ``rl_settings.py``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json
+from rayprompt.errors import InputError
+from rayprompt.lm.encode import Encoder
+from rayprompt.lm.source import describe_model, load_tokenizer
+from rayprompt.objective import pair_values
+from rayprompt.scores import FloatArray, IntArray, Scores
+from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.problem import Problem
+from searchers.rl_settings import RLPromptSettings, resolved
+from searchers.rl_vocabulary import Row, Vocabulary, read_given
+
+if TYPE_CHECKING:
+    from searchers.policy import Policy, Sampling
+    from searchers.soft_q import SoftQLearning
+
+EPSILON = 1e-4  # beside the standard deviation of rewards
+ELITE = 0.1  # the best share of all prompts, which is replayed more often
+REDRAWS, HOTTER = 6, 1.3  # tries to draw prompts that are new, and by how much hotter each is
+ENOUGH = 0.75  # of the prompts of a step
+WINDOW = 10  # steps over which a collapse is told
+HEAT, MOST_HEAT, COOLING = 1.5, 4.0, 0.95  # of the temperature, after a collapse and from then on
+HEALTH = (
+    *("reward", "reward_best", "new_pairs", "loss", "gradient_norm", "entropy"),
+    *("distinct", "new_prompts", "repeated_tokens", "round_trips"),
+)
+
+
+class RLPromptSearcher(PromptSearcher):
+    """A policy network writes prompts token by token; soft Q-learning makes those with a high reward likely."""
+
+    name = "rl"
+    kind = "text"
+    barrier = True
+    default_objective = "gap"
+    Settings = RLPromptSettings
+
+    def __init__(self, problem: Problem, **kwargs: Any) -> None:
+        super().__init__(problem, **kwargs)
+        self.lm, family = describe_model(self.settings.policy_model)
+        if family.template != "causal":
+            raise InputError(f"setting policy_model={self.lm.name!r}: a {family.template} LM; the policy's is causal")
+        s: RLPromptSettings = resolved(self.settings, self.lm.location)
+        encoder = Encoder(load_tokenizer(self.lm.location), self.lm.name, self.lm.max_length, family)
+        self.source: IntArray = encoder.ids([s.source], "")[0]
+        room = self.lm.max_length - s.length
+        if not 1 <= len(self.source) <= room:
+            raise InputError(f"setting source={s.source!r}: is {len(self.source)} tokens; must be 1 to {room}")
+        self.vocabulary = Vocabulary(self.problem, encoder, self.lm.vocab_size, s.tokens or "all", ids=s.ids)
+        self.settings, self.given = self._with_given(s)
+        self.rng = np.random.Generator(np.random.PCG64(self.seed))
+        self.learning: SoftQLearning | None = None  # until the first ask
+        self.memory = Memory()
+        self.pending: dict[str, Row] = {}  # key of a prompt that is out -> its row
+        self.seen: set[str] = set()  # keys of what was asked for or told
+        self.step = self.next_given = self.collapses = 0
+        self.heat = 1.0
+        self.greedy: list[TextPrompt] = []  # kept for dev
+        self.best: tuple[float, FloatArray | None] = (-np.inf, None)  # mean reward and parameters of the best step
+        self.distinct: deque[float] = deque(maxlen=WINDOW)
+        self.health: dict[str, float] = dict.fromkeys(HEALTH, 0.0)
+
+    @property
+    def generation(self) -> int:
+        return int(self.settings.prompts)
+
+    # One step: ask (write prompts), then tell (rewards, updates).
+
+    def ask(self, n: int) -> list[Candidate]:
+        """``n`` prompts, drawn from the policy or given; with ``fresh`` none that was asked for before."""
+        with self._at_work() as learning:
+            sampling, fixed = self._sampling(), self._fixed(n)
+            if self.settings.fresh:  # a batch has one size, whatever is asked for: what is left over may be new
+                fixed = np.concatenate([fixed, self._blanks(max(0, self.settings.prompts - n))])
+            given: list[Row] = [tuple(row) for row in fixed.tolist() if -1 not in row]
+            fixed = fixed[(fixed < 0).any(axis=1)]
+            rows = self._write(learning, fixed, sampling, greedy=self.settings.fresh)  # the greedy prompt is the first
+            self._count(rows)
+            if not self.settings.fresh:
+                return self._out([*given, *rows][:n])
+            found = self._new([*given, *rows])
+            for attempt in range(1, REDRAWS if len(fixed) else 0):
+                if len(found) >= ENOUGH * n:
+                    break
+                hotter = replace(sampling, temperature=sampling.temperature * HOTTER**attempt)
+                found = self._new([*found, *self._write(learning, fixed, hotter)])
+            return self._out(found[:n])
+
+    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
+        """Rewards, normalised and shaped; then gradient steps on these prompts, and on earlier ones.
+
+        One that failed counts as bad as the worst so far; one that was not evaluated to the end teaches nothing.
+        """
+        values, complete = self.values(scores), scores.complete()
+        worst = min(self.memory.rewards, default=np.nan)
+        told: list[tuple[int, int]] = []  # (candidate, its place in memory)
+        before = len(self.memory.rows)
+        for i, candidate in enumerate(candidates):
+            row = self._row(candidate)
+            reward = float(values[i]) if np.isfinite(values[i]) else worst
+            self.seen.add(candidate.key)
+            if row is not None and complete[i] and np.isfinite(reward):
+                told.append((i, self.memory.place(row, reward)))
+        self.pending = {key: row for key, row in self.pending.items() if key not in {c.key for c in candidates}}
+        if not told:
+            return
+        which, places = np.array(told).T
+        pairs = None if scores.objective is not None else pair_values(self.objective_name, scores, self.problem.gold)
+        z = self._normalised(places, None if pairs is None else pairs[which])
+        s = self.settings
+        for place, value in zip(places.tolist(), z.tolist(), strict=True):
+            self.memory.shaped[place] = s.scale * value + s.offset
+        with self._at_work() as learning:
+            for _ in range(s.updates):
+                batch = np.concatenate([places, self.memory.replayed(s.replay, s.elite, self.rng)])
+                rows = np.array([self.memory.rows[p] for p in batch.tolist()])
+                self.health.update(learning.update(rows, self._shaped(batch), len(places)))
+            self.health["new_pairs"] = (len(self.memory.rows) - before) * len(self.problem.gold)
+            self._end_step(learning, float(np.mean([self.memory.rewards[p] for p in places.tolist()])))
+
+    def _normalised(self, places: IntArray, pairs: FloatArray | None) -> FloatArray:
+        """(n,) z-scores of the rewards told; with ``input`` of each example over the prompts, then averaged."""
+        how, raw = self.settings.normalise, np.array(self.memory.rewards)
+        if how == "none":
+            return raw[places]
+        if how == "input" and pairs is not None and np.isfinite(pairs).all():
+            return np.asarray(z_scores(pairs).mean(axis=1))
+        return z_scores(raw)[places] if how == "run" else z_scores(raw[places])
+
+    def _shaped(self, places: IntArray) -> FloatArray:
+        """(n,) shaped rewards as they are now: those of a run are measured by all that it has seen."""
+        if self.settings.normalise != "run":
+            return np.array(self.memory.shaped)[places]
+        z = z_scores(np.array(self.memory.rewards))[places]
+        return np.asarray(self.settings.scale * z + self.settings.offset)
+
+    # What the policy writes.
+
+    def _write(
+        self, learning: SoftQLearning, fixed: IntArray, sampling: Sampling, *, greedy: bool = False
+    ) -> list[Row]:
+        """Prompts from the policy, in batches of one size; where it is demanded, those alone that round-trip.
+
+        With ``greedy`` the first is made of the likeliest tokens.
+        """
+        size, demanded = self.settings.prompts, self.settings.round_trip
+        rows: list[Row] = []
+        for start in range(0, len(fixed), size):
+            some = fixed[start : start + size]
+            filled = np.concatenate([some, self._blanks(size - len(some))])
+            written, wrong = some, np.ones(len(some), dtype=bool)
+            likeliest = (np.arange(size) == 0) & (greedy and start == 0)
+            for _ in range(REDRAWS if demanded else 1):
+                u = self.rng.random(filled.shape)
+                new = self.policy.write(learning.theta, filled, sampling, u, likeliest)[: len(some)]
+                written = np.where(wrong[:, None], new, written)
+                wrong = np.array([demanded and not self.vocabulary.round_trips(tuple(row)) for row in written.tolist()])
+                if not wrong.any():
+                    break
+            rows += [tuple(row) for row in written[~wrong].tolist()]
+        return rows
+
+    def _blanks(self, count: int) -> IntArray:
+        return np.full((count, self.settings.length), -1)
+
+    def _fixed(self, n: int) -> IntArray:
+        """(n, length) what of the next prompts is given, -1 = for the policy to write."""
+        fixed = self._blanks(n)
+        every = {"on-policy": 0, "mixed": 2, "off-policy": 1}[str(self.settings.data)]
+        for i in range(0, n, every) if every else ():
+            fixed[i] = self.given[self.next_given % len(self.given)]
+            self.next_given += 1
+        return fixed
+
+    def _new(self, rows: Sequence[Row]) -> list[Row]:
+        """Of rows those whose prompts were not asked for before, each prompt once."""
+        found = {self.vocabulary.prompt(row).key: row for row in reversed(rows)}
+        return [row for key, row in reversed(found.items()) if key not in self.seen]
+
+    def _out(self, rows: Sequence[Row]) -> list[Candidate]:
+        prompts: list[Candidate] = [self.vocabulary.prompt(row) for row in rows]
+        self.pending.update(zip((p.key for p in prompts), rows, strict=True))
+        self.seen.update(p.key for p in prompts)
+        return prompts
+
+    def _row(self, candidate: Candidate) -> Row | None:
+        """The row of a prompt; None where the policy cannot write it."""
+        if candidate.key in self.pending or not isinstance(candidate, TextPrompt):
+            return self.pending.get(candidate.key)
+        return self.vocabulary.row(candidate.text, self.settings.length)
+
+    def _greedy(self, learning: SoftQLearning) -> list[TextPrompt]:
+        """The prompt of the likeliest tokens; none where it must round-trip and does not."""
+        from searchers.policy import CHUNK, Sampling
+
+        every = np.ones(CHUNK, dtype=bool)
+        blanks = np.full((CHUNK, self.settings.length), -1)
+        row: Row = tuple(self.policy.write(learning.theta, blanks, Sampling(), blanks * 0.0, every)[0].tolist())
+        refused = self.settings.round_trip and not self.vocabulary.round_trips(row)
+        return [] if refused else [self.vocabulary.prompt(row)]
+
+    @property
+    def nominates_alone(self) -> bool:
+        return bool(self.settings.selection == "paper")
+
+    def nominations(self) -> list[Candidate]:
+        """The policy's greedy prompt as it stands; as published, that of every so many steps."""
+        if self.learning is None:
+            return []
+        with self._at_work() as learning:
+            return list(self.greedy if self.nominates_alone and self.greedy else self._greedy(learning))
+
+    # How training gets on.
+
+    def _sampling(self) -> Sampling:
+        from searchers.policy import Sampling
+
+        s = self.settings
+        if self.step < (s.uniform_steps or 0):
+            return Sampling(None, 1.0, np.inf)  # so hot that all are alike
+        return Sampling(s.top_k, s.top_p, s.temperature * self.heat)
+
+    def _count(self, rows: Sequence[Row]) -> None:
+        """Of the prompts that the policy wrote by itself: how many differ, are new, repeat tokens, round-trip."""
+        from searchers.policy import repeated
+
+        if not rows:
+            return
+        distinct = set(rows)
+        self.distinct.append(len(distinct) / len(rows))
+        self.health.update(
+            distinct=len(distinct),
+            new_prompts=len(distinct.difference(self.memory.places)),
+            repeated_tokens=float(repeated(np.array(rows)).mean()),
+            round_trips=float(np.mean([self.vocabulary.round_trips(row) for row in rows])),
+        )
+
+    def _end_step(self, learning: SoftQLearning, reward: float) -> None:
+        """Take down how the policy is, answer a collapse, keep the greedy prompt."""
+        s = self.settings
+        self.step += 1
+        self.health.update(reward=reward, reward_best=max(self.memory.rewards))
+        if s.on_collapse == "restart" and reward >= self.best[0]:
+            self.best = (reward, learning.theta.cpu().numpy().copy())
+        self._watch(learning)
+        if self.nominates_alone and self.step % (s.greedy_every or 1) == 0:
+            self.greedy += [prompt for prompt in self._greedy(learning) if prompt not in self.greedy]
+
+    def _watch(self, learning: SoftQLearning) -> None:
+        """A policy that writes few distinct prompts has collapsed: nothing is learned from the same again."""
+        s = self.settings
+        if len(self.distinct) == WINDOW and np.mean(self.distinct) <= s.collapse_at:
+            self.collapses += 1
+            self.distinct.clear()
+            if s.on_collapse != "report":
+                self.heat = min(MOST_HEAT, self.heat * HEAT)
+            if s.on_collapse == "restart" and self.best[1] is not None:
+                learning.restart(self.best[1])
+        elif self.distinct and self.distinct[-1] > 2 * s.collapse_at:
+            self.heat = max(1.0, self.heat * COOLING)
+
+    def metrics(self) -> dict[str, Any]:
+        """Training health: of the last step, except ``collapses``, which are counted."""
+        return {**self.health, "collapses": self.collapses, "heat": self.heat}
+
+    def stop(self) -> dict[str, Any]:
+        """The number of steps, where it has an end."""
+        return {"steps": self.step} if self.settings.steps is not None and self.step >= self.settings.steps else {}
+
+    # State, and where the policy runs.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learning": None if self.learning is None else self.learning.state_dict(),
+            "device": self._device,
+            "rng": self.rng.bit_generator.state,
+            "memory": self.memory.state_dict(),
+            "pending": dict(self.pending),
+            "seen": sorted(self.seen),
+            "counts": (self.step, self.next_given, self.collapses, self.heat),
+            "greedy": [prompt.to_json() for prompt in self.greedy],
+            "best": self.best,
+            "distinct": list(self.distinct),
+            "health": dict(self.health),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learning = None
+        if state["learning"] is not None:
+            with self._at_work(state["device"]) as learning:
+                learning.load_state_dict(state["learning"])
+        self.rng.bit_generator.state = state["rng"]
+        self.memory = Memory.from_state(state["memory"])
+        self.pending = {key: tuple(row) for key, row in state["pending"].items()}
+        self.seen = set(state["seen"])
+        self.step, self.next_given, self.collapses, self.heat = state["counts"]
+        self.greedy = [p for p in map(candidate_from_json, state["greedy"]) if isinstance(p, TextPrompt)]
+        self.best = state["best"]
+        self.distinct = deque(state["distinct"], maxlen=WINDOW)
+        self.health = dict(state["health"])
+
+    @classmethod
+    def resources(cls, settings: Mapping[str, Any]) -> dict[str, float]:
+        """A share of a GPU for the policy."""
+        share = float(settings.get("gpu", cls.Settings.gpu))
+        return {"GPU": share} if share else {}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The digest of the policy's LM."""
+        return {"policy_model": self.lm.digest}
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy network. Its LM is loaded when it is first needed."""
+        from rayprompt.lm.backbone import load_backbone
+        from searchers.policy import Policy
+
+        trunk = load_backbone(self.lm, self._device)
+        s = self.settings
+        return Policy(trunk, self.source, self.vocabulary.tokens, bias=s.logit_bias, fluent=s.fluent)
+
+    @cached_property
+    def _device(self) -> str:
+        """A GPU where Ray has granted this process a share of one."""
+        import ray
+
+        if not self.settings.gpu or not ray.is_initialized():
+            return "cpu"
+        import torch
+
+        granted = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+        return "cuda" if granted and torch.cuda.is_available() else "cpu"
+
+    @contextmanager
+    def _at_work(self, device: str | None = None) -> Iterator[SoftQLearning]:
+        """The networks, loaded, on one thread of the CPU: their bits do not depend on how many there are."""
+        from rayprompt.lm.backbone import one_thread
+        from searchers.soft_q import SoftQLearning
+
+        if device not in (None, self._device):
+            raise InputError(f"the policy of this search was trained on {device}; here it would be on {self._device}")
+        with one_thread(self._device):
+            if self.learning is None:
+                self.learning = SoftQLearning(self.policy, self.settings, self.policy.start(self.rng))
+            yield self.learning
+
+    def _with_given(self, s: RLPromptSettings) -> tuple[RLPromptSettings, IntArray]:
+        """Settings with the given prompts as texts (a trial may run on another node), and (G, length) their rows.
+
+        Longer ones are cut; the policy goes on where shorter ones end. Without any, it is the task's manual prompt.
+        """
+        given = read_given(self, s.given)
+        if not given and s.data in ("off-policy", "mixed"):
+            given = [self.problem.task.manual_prompt or ""]
+        data = s.data or ("mixed" if given else "on-policy")
+        rows = self.vocabulary.beginnings(given, s.length)
+        if data != "on-policy" and not len(rows):
+            raise InputError(f"setting data={data!r}: no given prompt that the policy can write (setting given)")
+        return replace(s, given=given or None, data=data, fresh=bool(s.fresh) and data != "off-policy"), rows
+
+
+class Memory:
+    """Every prompt that was told, with its reward."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.places: dict[Row, int] = {}  # of a row in rows, rewards and shaped
+        self.rewards: list[float] = []
+        self.shaped: list[float] = []  # as they were shaped when they were told last
+
+    def place(self, row: Row, reward: float) -> int:
+        """The place of a prompt; its first reward stands."""
+        if row not in self.places:
+            self.places[row] = len(self.rows)
+            self.rows.append(row)
+            self.rewards.append(reward)
+            self.shaped.append(0.0)
+        return self.places[row]
+
+    def replayed(self, count: int, elite: float, rng: np.random.Generator) -> IntArray:
+        """(count,) places of prompts: a share ``elite`` from the best tenth, the others any."""
+        if not count:
+            return np.empty(0, dtype=np.int64)
+        some = round(elite * count)
+        best = np.argsort(-np.array(self.rewards), kind="stable")[: max(1, int(len(self.rewards) * ELITE))]
+        any_of_all = rng.integers(len(self.rewards), size=count - some)
+        return np.concatenate([any_of_all, best[rng.integers(len(best), size=some)]])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays."""
+        return {
+            "rows": np.array(self.rows, dtype=np.int32),
+            "rewards": np.array(self.rewards),
+            "shaped": np.array(self.shaped),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Memory:
+        """Read :meth:`state_dict` back."""
+        memory = cls()
+        memory.rows = [tuple(row) for row in state["rows"].tolist()]
+        memory.places = {row: i for i, row in enumerate(memory.rows)}
+        memory.rewards, memory.shaped = state["rewards"].tolist(), state["shaped"].tolist()
+        return memory
+
+
+def z_scores(values: FloatArray) -> FloatArray:
+    """Along the first axis: (x - mean) / (population standard deviation + 1e-4)."""
+    return np.asarray((values - values.mean(axis=0)) / (values.std(axis=0) + EPSILON))

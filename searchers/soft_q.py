@@ -1,0 +1,189 @@
+"""Soft Q-learning for text (Guo et al., 2021, arXiv 2106.07704), as RLPrompt trains its policy with it.
+
+Temperature 1, no discount, and a reward behind the last token only. For a prompt of T tokens: Q_t is the logit of the
+token that stands there, V_t the log-sum-exp of all logits, A_t = Q_t - V_t its advantage, which is log pi. A bar marks
+what the target network says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayprompt.lm.adam import AdamW
+from rayprompt.lm.backbone import in_chunks
+from rayprompt.lm.projection import Bounded
+from rayprompt.scores import FloatArray, IntArray
+from searchers.policy import CHUNK, Policy, entropy
+from searchers.rl_settings import RLPromptSettings
+
+STATES_BYTES = 256 * 1024**2  # of hidden states that are kept
+
+
+@dataclass(frozen=True)
+class Path:
+    """What a network says of B prompts of T tokens: Q and V, each (B, T)."""
+
+    q: torch.Tensor
+    v: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, actions: torch.Tensor) -> Path:
+        """From untruncated logits (B, T, V) and the tokens (B, T) that were taken, as columns of the logits."""
+        return cls(logits.gather(-1, actions[..., None])[..., 0], logits.logsumexp(-1))
+
+    def detached(self) -> Path:
+        """The same without a gradient."""
+        return Path(self.q.detach(), self.v.detach())
+
+    @property
+    def advantage(self) -> torch.Tensor:
+        """A (B, T): the log-probability of each token."""
+        return self.q - self.v
+
+
+def v0(f: Path, g: Path, r: torch.Tensor) -> torch.Tensor:
+    """Values: (V_t - Vbar_t)^2."""
+    return (f.v - g.v).square()
+
+
+def v1(f: Path, g: Path, r: torch.Tensor) -> torch.Tensor:
+    """Temporal differences: (Q_t - Vbar_{t+1})^2, at the end (Q_T - r)^2."""
+    return (f.q - _next(g, r)).square()
+
+
+def v2(f: Path, g: Path, r: torch.Tensor) -> torch.Tensor:
+    """Path consistency over one step: (A_t - (Vbar_{t+1} - Vbar_t))^2, at the end (A_T - (r - Vbar_T))^2."""
+    return (f.advantage - (_next(g, r) - g.v)).square()
+
+
+def v3(f: Path, g: Path, r: torch.Tensor) -> torch.Tensor:
+    """Path consistency over all that is left: (sum_{l >= t} A_l - (r - Vbar_t))^2."""
+    ahead = f.advantage.flip(-1).cumsum(-1).flip(-1)
+    return (ahead - (r[:, None] - g.v)).square()
+
+
+def _next(g: Path, r: torch.Tensor) -> torch.Tensor:
+    return torch.cat([g.v[:, 1:], r[:, None]], dim=1)
+
+
+TERMS: dict[str, Callable[[Path, Path, torch.Tensor], torch.Tensor]] = {"v0": v0, "v1": v1, "v2": v2, "v3": v3}
+
+
+def loss(name: str, f: Path, g: Path, r: torch.Tensor, coefficient: float | None = None) -> torch.Tensor:
+    """The loss of B prompts with rewards r (B,): of ``f``, the policy, against ``g``, the target network.
+
+    Summed over tokens, averaged over prompts and over the terms of ``name``. With a coefficient c each term is
+    c loss(f, g) + (1 - c) loss(g, f): the reversed term moves the policy's values towards what the target takes.
+    """
+    total = r.new_zeros(())
+    terms = name.split("+")
+    for term in terms:
+        value = TERMS[term](f, g, r)
+        if coefficient is not None:
+            value = coefficient * value + (1 - coefficient) * TERMS[term](g, f, r)
+        total = total + value.sum(-1).mean()
+    return total / len(terms)
+
+
+class SoftQLearning:
+    """Policy and target network, and the steps that train the one after the other.
+
+    Args:
+        policy: the network, a function of its parameters.
+        settings: loss, learning rate, clipping, and how the target network follows.
+        theta: (P,) the parameters to begin with, of both.
+    """
+
+    def __init__(self, policy: Policy, settings: RLPromptSettings, theta: torch.Tensor) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.theta = theta
+        self.bar = theta.clone()  # the target network's
+        self.adam = AdamW(float(settings.learning_rate or 0.0))
+        self.updates = 0
+        self.states: Bounded[torch.Tensor] = Bounded(STATES_BYTES, lambda state: state.nbytes)
+
+    def update(self, rows: IntArray, reward: FloatArray, count: int) -> dict[str, float]:
+        """A gradient step on prompts (B, T) with shaped rewards (B,); the first ``count`` are the policy's own.
+
+        Gives the loss, the norm of the gradient before it was clipped, and the entropy of the policy on its own.
+        """
+        self.move_target()
+        device = self.theta.device
+        actions = torch.from_numpy(rows).to(device)
+        r = torch.from_numpy(reward.astype(np.float32)).to(device)
+        hidden = self.hidden(rows)  # the frozen LM reads a prompt once, for policy and target
+        starts = range(0, len(rows), CHUNK)
+
+        def piece(i: int) -> tuple[torch.Tensor, float, float]:
+            some = slice(starts[i], starts[i] + CHUNK)
+            theta = self.theta.detach().requires_grad_(True)
+            logits = self.policy.logits(theta, hidden[some])
+            f, g = Path.of(logits, actions[some]), None
+            if self.bar is not self.theta:
+                with torch.no_grad():
+                    g = Path.of(self.policy.logits(self.bar, hidden[some]), actions[some])
+            own = max(0, min(count - starts[i], CHUNK))
+            share = len(rows[some]) / len(rows)
+            value = share * loss(str(self.settings.loss), f, g or f.detached(), r[some], self.settings.coefficient)
+            (gradient,) = torch.autograd.grad(value, theta)
+            return gradient, float(value.detach()), float(entropy(logits[:own].detach()).sum())
+
+        pieces = in_chunks(piece, len(starts), device.type)
+        gradient = torch.stack([g for g, _, _ in pieces]).sum(0)
+        norm = float(gradient.norm())
+        self.updates += 1
+        self.theta = self.adam.step(self.theta, gradient * min(1.0, self.settings.clip / (norm + 1e-6)))
+        return {
+            "loss": sum(value for _, value, _ in pieces),
+            "gradient_norm": norm,
+            "entropy": sum(spread for _, _, spread in pieces) / (count * rows.shape[1]),
+        }
+
+    def move_target(self) -> None:
+        """Polyak: bar <- (1 - rate) bar + rate theta; or a copy every so many updates."""
+        rate, every = float(self.settings.target_rate or 0.0), self.settings.target_every
+        if self.settings.target == "polyak":
+            self.bar = (1 - rate) * self.bar + rate * self.theta
+        elif self.updates % every == 0:
+            self.bar = self.theta  # an update makes a new one
+
+    def hidden(self, rows: IntArray) -> torch.Tensor:
+        """(B, T, d) the frozen LM's states before each token of prompts (B, T); those of a prompt are kept."""
+        keys = [tuple(row) for row in rows.tolist()]
+        known = {key: state for key in keys if (state := self.states.find(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        pieces = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
+
+        def read(i: int) -> torch.Tensor:
+            filled = [*pieces[i], *[pieces[i][0]] * (CHUNK - len(pieces[i]))]  # one shape: bits depend on nothing else
+            return self.policy.hidden(np.array(filled))
+
+        for some, states in zip(pieces, in_chunks(read, len(pieces), self.theta.device.type), strict=True):
+            known.update(zip(some, states, strict=False))
+        for key in missing:
+            self.states.put(key, known[key].clone())
+        return torch.stack([known[key] for key in keys])
+
+    def restart(self, theta: FloatArray) -> None:
+        """Go on from other parameters, with an optimizer and a target network that begin anew."""
+        self.theta = torch.tensor(theta, device=self.theta.device)
+        self.bar = self.theta.clone()
+        self.adam = AdamW(self.adam.learning_rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays and numbers."""
+        theta, bar = (x.cpu().numpy().copy() for x in (self.theta, self.bar))
+        return {"theta": theta, "bar": bar, "adam": self.adam.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of :meth:`state_dict`."""
+        device = self.theta.device
+        self.theta, self.bar = (torch.tensor(state[name], device=device) for name in ("theta", "bar"))
+        self.adam.load_state_dict(state["adam"], device)
+        self.updates = state["updates"]
