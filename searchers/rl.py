@@ -117,7 +117,8 @@ class RLPromptSearcher(PromptSearcher):
             self.seen.add(candidate.key)
             if row is not None and complete[i] and np.isfinite(reward):
                 told.append((i, self.memory.place(row, reward)))
-        self.pending = {key: row for key, row in self.pending.items() if key not in {c.key for c in candidates}}
+        for candidate in candidates:
+            self.pending.pop(candidate.key, None)
         if not told:
             return
         which, places = np.array(told).T

@@ -416,3 +416,17 @@ def test_the_policy_gets_its_share_of_the_only_gpu(tmp_path: Path) -> None:
     assert (found["end"], found["evaluations"]) == ("budget", 4096)
     assert found["free"]
     assert max(found["free"]) < 0.01  # 0.8 of it are the scorer's, 0.2 the policy's
+
+
+def test_an_objective_beside_the_command(tmp_path: Path) -> None:
+    """``--objective module:function`` finds a file in the working directory; the searches' processes need not."""
+    (tmp_path / "rewards.py").write_text("def short(scores, gold):\n    return scores.mean_value() * 0.5\n")
+    command = [
+        *(Path(sys.executable).with_name("rayprompt"), "search", "--searcher", "random", "--budget", "1024"),
+        *("--objective", "rewards:short", "--out", "study", "--json"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    best = result["finalists"][0]
+    assert best["objective"] == pytest.approx(best["train"] / 2)

@@ -381,7 +381,8 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit. A function named as ``module:function`` may lie in the working directory."""
+    sys.path.append(str(Path.cwd()))
     sys.exit(run(app, arguments))
 
 
