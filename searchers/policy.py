@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from rayprompt.lm.backbone import Backbone, in_chunks
+from rayprompt.lm.projection import Bounded
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
-CHUNK = 8  # prompts that are computed at a time, side by side with others on a CPU
+PIECE = 2048  # columns of the head that are computed at a time on a CPU: their logits stay in its cache
+STATES_BYTES = 256 * 1024**2  # of hidden states that are kept
 UNITS = 2048  # of the hidden layer
 GAIN = 1e-4  # of the Xavier-uniform weights at the start; biases begin at minus this: nearly uniform over all tokens
 
@@ -51,10 +56,18 @@ class Policy:
         actions: (A,) the token ids that a prompt may be made of; columns of logits are positions in it.
         bias: added to every logit.
         fluent: only tokens among the frozen LM's own likeliest so many may be taken; None = any.
+        batch: the prompts that the LM reads at a time. Always so many: then the bits of one depend on nothing else.
     """
 
     def __init__(
-        self, trunk: Backbone, source: IntArray, actions: IntArray, *, bias: float = 0.0, fluent: int | None = None
+        self,
+        trunk: Backbone,
+        source: IntArray,
+        actions: IntArray,
+        *,
+        bias: float = 0.0,
+        fluent: int | None = None,
+        batch: int = 16,
     ) -> None:
         self.trunk = trunk
         self.source = source
@@ -65,9 +78,13 @@ class Policy:
         self.shift = shift + bias
         self.own_shift = shift
         self.fluent = fluent
+        self.batch = batch
         d = trunk.width
         self.shapes = ((UNITS, d), (UNITS,), (d, UNITS), (d,))
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
+        size = PIECE if trunk.device.type == "cpu" else len(actions)
+        self.pieces = [slice(start, start + size) for start in range(0, len(actions), size)]
+        self.states: Bounded[torch.Tensor] = Bounded(STATES_BYTES, lambda state: state.nbytes)
 
     @property
     def parameters(self) -> int:
@@ -85,18 +102,52 @@ class Policy:
                 parts.append(np.full(shape, -GAIN))
         return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(self.trunk.device)
 
-    def logits(self, theta: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., A) untruncated logits at hidden states (..., d); -inf where the fluency constraint forbids a token."""
+    def mlp(self, theta: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., d) what the MLP makes of hidden states (..., d)."""
         w1, b1, w2, b2 = (
             part.view(shape) for part, shape in zip(torch.split(theta, self.sizes), self.shapes, strict=True)
         )
-        out = functional.linear(functional.linear(hidden, w1, b1).relu(), w2, b2)
-        logits = functional.linear(out, self.head, self.shift)
-        if self.fluent is not None:
-            own = functional.linear(hidden, self.head, self.own_shift)
-            least = own.topk(min(self.fluent, own.shape[-1]), dim=-1).values[..., -1:]
-            logits = logits.masked_fill(own < least, float("-inf"))
+        return functional.linear(functional.linear(hidden, w1, b1).relu(), w2, b2)
+
+    def logits(self, theta: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, A) untruncated logits at hidden states (B, d); -inf where the fluency constraint forbids a token."""
+        with torch.no_grad():
+            logits = self._head(self.mlp(theta, hidden), self.shift)
+            if self.fluent is not None:
+                own = self._head(hidden, self.own_shift)
+                logits.masked_fill_(own < self._least(own), float("-inf"))
         return logits
+
+    def values(
+        self, theta: torch.Tensor, hidden: torch.Tensor, columns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Q (N,), the logit of a token, V (N,), the log-sum-exp of all, and the entropy (N,) of the policy in nats.
+
+        Args:
+            theta: parameters, with or without a gradient.
+            hidden, columns: (N, d) states, and (N,) the tokens that were taken there.
+        """
+        found: tuple[torch.Tensor, ...] = Head.apply(self.mlp(theta, hidden), self, hidden, columns)  # type: ignore[no-untyped-call]
+        return found[0], found[1], found[2]
+
+    def _head(self, out: torch.Tensor, shift: torch.Tensor, *, alone: bool = False) -> torch.Tensor:
+        """(N, A) out (N, d) times the head: its pieces side by side, or ``alone`` on this thread."""
+        logits = out.new_empty(len(out), len(self.head))
+
+        def piece(i: int) -> None:
+            some = self.pieces[i]
+            torch.addmm(shift[some], out, self.head[some].t(), out=logits[:, some])
+
+        if alone:
+            for i in range(len(self.pieces)):
+                piece(i)
+        else:
+            in_chunks(piece, len(self.pieces), out.device.type)
+        return logits
+
+    def _least(self, own: torch.Tensor) -> torch.Tensor:
+        """(N, 1) what of the LM's own logits (N, A) a token must reach."""
+        return own.topk(min(self.fluent or own.shape[-1], own.shape[-1]), dim=-1).values[..., -1:]
 
     def write(
         self, theta: torch.Tensor, given: IntArray, sampling: Sampling, u: FloatArray, greedy: BoolArray
@@ -109,39 +160,114 @@ class Policy:
             sampling, u: how to draw, with uniform numbers (B, T) from [0, 1).
             greedy: (B,) where the likeliest token is taken instead.
         """
-        starts = range(0, len(given), CHUNK)
-
-        def piece(i: int) -> IntArray:
-            some = slice(starts[i], starts[i] + CHUNK)
-            return self._write(theta, given[some], sampling, u[some], greedy[some])
-
-        return np.concatenate(in_chunks(piece, len(starts), self.trunk.device.type))
+        taken = np.empty_like(given)
+        for rows in self._batches(len(given)):
+            taken[rows] = self._write(theta, given[rows], sampling, u[rows], greedy[rows])
+        return taken
 
     def _write(
         self, theta: torch.Tensor, given: IntArray, sampling: Sampling, u: FloatArray, greedy: BoolArray
     ) -> IntArray:
-        taken = np.empty_like(given)
-        length = given.shape[1]
-        hidden, cache = self.trunk.begin(self.source.tolist(), len(given))
-        for t in range(length):
-            with torch.no_grad():
-                logits = self.logits(theta, hidden)
+        def choose(t: int, hidden: torch.Tensor) -> IntArray:
+            logits = self.logits(theta, hidden)
             drawn = sampling.draw(logits, u[:, t]).cpu().numpy()
             likeliest = logits.argmax(-1).cpu().numpy()
-            taken[:, t] = np.where(given[:, t] >= 0, given[:, t], np.where(greedy, likeliest, drawn))
-            if t + 1 < length:
-                hidden, cache = self.trunk.step(self.actions[taken[:, t]], cache)
-        return taken
+            return np.where(given[:, t] >= 0, given[:, t], np.where(greedy, likeliest, drawn))
+
+        return self._read(given.shape[1], choose)
 
     def hidden(self, columns: IntArray) -> torch.Tensor:
-        """(B, T, d) the frozen LM's states before each token of B prompts (B, T): one pass, for policy and target."""
-        return self.trunk.hidden(self.source.tolist(), self.actions[columns])
+        """(B, T, d) the frozen LM's states before each token of B prompts (B, T): for policy and target alike.
+
+        It reads a prompt once: the states of those that were written or read before are kept.
+        """
+        keys = [tuple(row) for row in columns.tolist()]
+        known = {key: state for key in keys if (state := self.states.find(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        for rows in self._batches(len(missing)):
+            columns = np.array(missing)[rows]
+            self._read(columns.shape[1], partial(_given, columns), known)
+        return torch.stack([known[key] for key in keys])
+
+    def _batches(self, count: int) -> list[IntArray]:
+        """(batch,) places 0 to count - 1, in batches of one size; what the last one lacks is its first again."""
+        starts = range(0, count, self.batch)
+        return [
+            np.where(start + np.arange(self.batch) < count, start + np.arange(self.batch), start) for start in starts
+        ]
+
+    def _read(
+        self,
+        length: int,
+        choose: Callable[[int, torch.Tensor], IntArray],
+        known: dict[tuple[int, ...], torch.Tensor] | None = None,
+    ) -> IntArray:
+        """(batch, length) columns, each chosen where the ones in front of it have led the LM; its states are kept."""
+        hidden, cache = self.trunk.begin(self.source.tolist(), self.batch)
+        taken, states = [choose(0, hidden)], [hidden]
+        for t in range(1, length):
+            hidden, cache = self.trunk.step(self.actions[taken[-1]], cache)
+            taken.append(choose(t, hidden))
+            states.append(hidden)
+        rows = np.stack(taken, axis=1)
+        for key, state in zip(map(tuple, rows.tolist()), torch.stack(states, dim=1), strict=True):
+            self.states.put(key, state.clone())
+            if known is not None:
+                known[key] = state
+        return rows
 
 
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """(...,) the entropy of softmax(logits) (..., A), in nats."""
-    log_p = logits.log_softmax(-1)
-    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(-1)
+class Head(torch.autograd.Function):
+    """Q, V and entropy from the tied head, a piece of the vocabulary at a time: all its logits never stand in memory.
+
+    The gradient of V is the embedding that the policy expects, which is summed up with it; that of Q the token's own.
+    The entropy has none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: torch.Tensor, policy: Policy, hidden: torch.Tensor, columns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        own = None if policy.fluent is None else policy._head(hidden, policy.own_shift, alone=True)
+        least = None if own is None else policy._least(own)
+        q, most = out.new_empty(len(out), 1), out.new_full((len(out), 1), float("-inf"))
+        mass, total = torch.zeros_like(most), torch.zeros_like(most)  # sums of exp and of logit exp, over exp(most)
+        expected = torch.zeros_like(out)
+        for some in policy.pieces:
+            head = policy.head[some]
+            logits = torch.addmm(policy.shift[some], out, head.t())
+            if own is not None and least is not None:
+                logits.masked_fill_(own[:, some] < least, float("-inf"))
+            place = columns[:, None] - some.start
+            here = logits.gather(-1, place.clamp(0, len(head) - 1))
+            q = torch.where((place >= 0) & (place < len(head)), here, q)
+            new = torch.maximum(most, logits.amax(-1, keepdim=True))
+            base = new.masked_fill(new.isneginf(), 0.0)
+            p = (logits - base).exp()
+            fade, more = (most - base).exp(), p.sum(-1, keepdim=True)
+            if least is not None:
+                logits.masked_fill_(logits.isneginf(), 0.0)
+            total = fade * total + logits.mul_(p).sum(-1, keepdim=True)
+            mass = fade * mass + more
+            expected = torch.addmm(expected.mul_(fade), p, head)
+            most = new
+        v = most + mass.log()
+        taken = torch.where(q.isneginf(), 0.0, policy.head[columns])
+        ctx.save_for_backward(expected / mass, taken)
+        entropy = v - total / mass
+        q, v, entropy = q[:, 0], v[:, 0], entropy[:, 0]
+        ctx.mark_non_differentiable(entropy)
+        return q, v, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        expected, taken = ctx.saved_tensors
+        by_q, by_v = gradients[0], gradients[1]
+        return by_q[:, None] * taken + by_v[:, None] * expected, None, None, None
+
+
+def _given(columns: IntArray, t: int, _: torch.Tensor) -> IntArray:
+    return columns[:, t]
 
 
 def repeated(columns: IntArray) -> FloatArray:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 EPSILON = 1e-4  # beside the standard deviation of rewards
 ELITE = 0.1  # the best share of all prompts, which is replayed more often
 REDRAWS, HOTTER = 6, 1.3  # tries to draw prompts that are new, and by how much hotter each is
+MOST_AT_A_TIME = 64  # prompts that the policy's LM reads
 ENOUGH = 0.75  # of the prompts of a step
 WINDOW = 10  # steps over which a collapse is told
 HEAT, MOST_HEAT, COOLING = 1.5, 4.0, 0.95  # of the temperature, after a collapse and from then on
@@ -88,18 +89,19 @@ class RLPromptSearcher(PromptSearcher):
             sampling, fixed = self._sampling(), self._fixed(n)
             if self.settings.fresh:  # a batch has one size, whatever is asked for: what is left over may be new
                 fixed = np.concatenate([fixed, self._blanks(max(0, self.settings.prompts - n))])
-            given: list[Row] = [tuple(row) for row in fixed.tolist() if -1 not in row]
+            given = self._prompts([tuple(row) for row in fixed.tolist() if -1 not in row])
             fixed = fixed[(fixed < 0).any(axis=1)]
             rows = self._write(learning, fixed, sampling, greedy=self.settings.fresh)  # the greedy prompt is the first
             self._count(rows)
+            written = self._prompts(rows)
             if not self.settings.fresh:
-                return self._out([*given, *rows][:n])
-            found = self._new([*given, *rows])
+                return self._out([*given, *written][:n])
+            found = self._new([*given, *written])
             for attempt in range(1, REDRAWS if len(fixed) else 0):
                 if len(found) >= ENOUGH * n:
                     break
                 hotter = replace(sampling, temperature=sampling.temperature * HOTTER**attempt)
-                found = self._new([*found, *self._write(learning, fixed, hotter)])
+                found = self._new([*found, *self._prompts(self._write(learning, fixed, hotter))])
             return self._out(found[:n])
 
     def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
@@ -156,26 +158,23 @@ class RLPromptSearcher(PromptSearcher):
     def _write(
         self, learning: SoftQLearning, fixed: IntArray, sampling: Sampling, *, greedy: bool = False
     ) -> list[Row]:
-        """Prompts from the policy, in batches of one size; where it is demanded, those alone that round-trip.
+        """Prompts from the policy; where it is demanded, those alone that round-trip.
 
         With ``greedy`` the first is made of the likeliest tokens.
         """
-        size, demanded = self.settings.prompts, self.settings.round_trip
-        rows: list[Row] = []
-        for start in range(0, len(fixed), size):
-            some = fixed[start : start + size]
-            filled = np.concatenate([some, self._blanks(size - len(some))])
-            written, wrong = some, np.ones(len(some), dtype=bool)
-            likeliest = (np.arange(size) == 0) & (greedy and start == 0)
-            for _ in range(REDRAWS if demanded else 1):
-                u = self.rng.random(filled.shape)
-                new = self.policy.write(learning.theta, filled, sampling, u, likeliest)[: len(some)]
-                written = np.where(wrong[:, None], new, written)
-                wrong = np.array([demanded and not self.vocabulary.round_trips(tuple(row)) for row in written.tolist()])
-                if not wrong.any():
-                    break
-            rows += [tuple(row) for row in written[~wrong].tolist()]
-        return rows
+        written, wrong = fixed, np.ones(len(fixed), dtype=bool)
+        likeliest = (np.arange(len(fixed)) == 0) & greedy
+        for _ in range(REDRAWS):
+            u = self.rng.random(fixed.shape)
+            new = self.policy.write(learning.theta, fixed, sampling, u, likeliest)
+            written = np.where(wrong[:, None], new, written)
+            rows: list[Row] = [tuple(row) for row in written.tolist()]
+            if not self.settings.round_trip:
+                return rows
+            wrong = ~self.vocabulary.round_trips(rows)
+            if not wrong.any():
+                break
+        return [row for row, bad in zip(rows, wrong.tolist(), strict=True) if not bad]
 
     def _blanks(self, count: int) -> IntArray:
         return np.full((count, self.settings.length), -1)
@@ -189,16 +188,18 @@ class RLPromptSearcher(PromptSearcher):
             self.next_given += 1
         return fixed
 
-    def _new(self, rows: Sequence[Row]) -> list[Row]:
-        """Of rows those whose prompts were not asked for before, each prompt once."""
-        found = {self.vocabulary.prompt(row).key: row for row in reversed(rows)}
-        return [row for key, row in reversed(found.items()) if key not in self.seen]
+    def _prompts(self, rows: Sequence[Row]) -> list[tuple[Row, TextPrompt]]:
+        return list(zip(rows, self.vocabulary.prompts(rows), strict=True))
 
-    def _out(self, rows: Sequence[Row]) -> list[Candidate]:
-        prompts: list[Candidate] = [self.vocabulary.prompt(row) for row in rows]
-        self.pending.update(zip((p.key for p in prompts), rows, strict=True))
-        self.seen.update(p.key for p in prompts)
-        return prompts
+    def _new(self, prompts: Sequence[tuple[Row, TextPrompt]]) -> list[tuple[Row, TextPrompt]]:
+        """Those that were not asked for before, each text once."""
+        found = {prompt.key: (row, prompt) for row, prompt in reversed(prompts)}
+        return [pair for key, pair in reversed(found.items()) if key not in self.seen]
+
+    def _out(self, prompts: Sequence[tuple[Row, TextPrompt]]) -> list[Candidate]:
+        self.pending.update({prompt.key: row for row, prompt in prompts})
+        self.seen.update(self.pending)
+        return [prompt for _, prompt in prompts]
 
     def _row(self, candidate: Candidate) -> Row | None:
         """The row of a prompt; None where the policy cannot write it."""
@@ -208,13 +209,13 @@ class RLPromptSearcher(PromptSearcher):
 
     def _greedy(self, learning: SoftQLearning) -> list[TextPrompt]:
         """The prompt of the likeliest tokens; none where it must round-trip and does not."""
-        from searchers.policy import CHUNK, Sampling
+        from searchers.policy import Sampling
 
-        every = np.ones(CHUNK, dtype=bool)
-        blanks = np.full((CHUNK, self.settings.length), -1)
-        row: Row = tuple(self.policy.write(learning.theta, blanks, Sampling(), blanks * 0.0, every)[0].tolist())
-        refused = self.settings.round_trip and not self.vocabulary.round_trips(row)
-        return [] if refused else [self.vocabulary.prompt(row)]
+        blank = self._blanks(1)
+        written = self.policy.write(learning.theta, blank, Sampling(), np.zeros(blank.shape), np.array([True]))
+        row: Row = tuple(written[0].tolist())
+        refused = self.settings.round_trip and not self.vocabulary.round_trips([row])[0]
+        return [] if refused else self.vocabulary.prompts([row])
 
     @property
     def nominates_alone(self) -> bool:
@@ -249,7 +250,7 @@ class RLPromptSearcher(PromptSearcher):
             distinct=len(distinct),
             new_prompts=len(distinct.difference(self.memory.places)),
             repeated_tokens=float(repeated(np.array(rows)).mean()),
-            round_trips=float(np.mean([self.vocabulary.round_trips(row) for row in rows])),
+            round_trips=float(self.vocabulary.round_trips(rows).mean()),
         )
 
     def _end_step(self, learning: SoftQLearning, reward: float) -> None:
@@ -335,7 +336,14 @@ class RLPromptSearcher(PromptSearcher):
 
         trunk = load_backbone(self.lm, self._device)
         s = self.settings
-        return Policy(trunk, self.source, self.vocabulary.tokens, bias=s.logit_bias, fluent=s.fluent)
+        return Policy(
+            trunk,
+            self.source,
+            self.vocabulary.tokens,
+            bias=s.logit_bias,
+            fluent=s.fluent,
+            batch=min(s.prompts, MOST_AT_A_TIME),
+        )
 
     @cached_property
     def _device(self) -> str:

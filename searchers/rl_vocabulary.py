@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,12 @@ import numpy as np
 from rayprompt.candidate import TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import Encoder
-from rayprompt.scores import IntArray
+from rayprompt.scores import BoolArray, IntArray
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.tables import read_lines
 
 MOST_GIVEN = 1000  # prompts taken from a store
-KEPT = 4096  # rows whose texts are kept
 Row = tuple[int, ...]
 
 
@@ -42,8 +40,6 @@ class Vocabulary:
         if len(self.tokens) < 2:
             raise InputError(f"setting tokens={wanted!r}: {len(self.tokens)} tokens of {encoder.model}; 2 at least")
         self.place = {int(token): i for i, token in enumerate(self.tokens)}
-        self.prompt = lru_cache(KEPT)(self._prompt)
-        self.round_trips = lru_cache(KEPT)(self._round_trips)
         if ids and encoder.tokenizer.get_vocab() != problem.encoder.tokenizer.get_vocab():
             raise InputError(
                 f"setting ids=True: {problem.lm.name} has another vocabulary than the policy's {encoder.model}; leave "
@@ -71,13 +67,17 @@ class Vocabulary:
         """The text of a row."""
         return " ".join(self.encoder.tokenizer.decode(self.ids(row)).split())
 
-    def _prompt(self, row: Row) -> TextPrompt:
-        """The prompt that a row is to the task's LM."""
-        return TextPrompt(self.text(row), tuple(self.ids(row))) if self.splices else self.problem.prompt(self.text(row))
+    def prompts(self, rows: Sequence[Row]) -> list[TextPrompt]:
+        """The prompts that rows are to the task's LM."""
+        texts = [self.text(row) for row in rows]
+        if self.splices:
+            return [TextPrompt(text, tuple(self.ids(row))) for text, row in zip(texts, rows, strict=True)]
+        return self.problem.prompts(texts)
 
-    def _round_trips(self, row: Row) -> bool:
-        """Whether its text, as the policy's tokenizer reads it behind other text, is made of the same tokens."""
-        return bool(self.encoder.ids([self.text(row)], " ")[0].tolist() == self.ids(row))
+    def round_trips(self, rows: Sequence[Row]) -> BoolArray:
+        """(B,) whether a row's text, as the policy's tokenizer reads it behind other text, is the same tokens."""
+        read = self.encoder.ids([self.text(row) for row in rows], " ")
+        return np.array([ids.tolist() == self.ids(row) for ids, row in zip(read, rows, strict=True)], dtype=bool)
 
     def row(self, text: str, length: int) -> Row | None:
         """The row of a text; None where the policy cannot write it."""

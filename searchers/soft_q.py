@@ -16,12 +16,11 @@ import torch
 
 from rayprompt.lm.adam import AdamW
 from rayprompt.lm.backbone import in_chunks
-from rayprompt.lm.projection import Bounded
 from rayprompt.scores import FloatArray, IntArray
-from searchers.policy import CHUNK, Policy, entropy
+from searchers.policy import Policy
 from searchers.rl_settings import RLPromptSettings
 
-STATES_BYTES = 256 * 1024**2  # of hidden states that are kept
+CHUNK = 8  # prompts whose gradient is computed at a time, side by side with others on a CPU
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,6 @@ class Path:
 
     q: torch.Tensor
     v: torch.Tensor
-
-    @classmethod
-    def of(cls, logits: torch.Tensor, actions: torch.Tensor) -> Path:
-        """From untruncated logits (B, T, V) and the tokens (B, T) that were taken, as columns of the logits."""
-        return cls(logits.gather(-1, actions[..., None])[..., 0], logits.logsumexp(-1))
 
     def detached(self) -> Path:
         """The same without a gradient."""
@@ -106,7 +100,6 @@ class SoftQLearning:
         self.bar = theta.clone()  # the target network's
         self.adam = AdamW(float(settings.learning_rate or 0.0))
         self.updates = 0
-        self.states: Bounded[torch.Tensor] = Bounded(STATES_BYTES, lambda state: state.nbytes)
 
     def update(self, rows: IntArray, reward: FloatArray, count: int) -> dict[str, float]:
         """A gradient step on prompts (B, T) with shaped rewards (B,); the first ``count`` are the policy's own.
@@ -117,28 +110,30 @@ class SoftQLearning:
         device = self.theta.device
         actions = torch.from_numpy(rows).to(device)
         r = torch.from_numpy(reward.astype(np.float32)).to(device)
-        hidden = self.hidden(rows)  # the frozen LM reads a prompt once, for policy and target
+        hidden = self.policy.hidden(rows)
         starts = range(0, len(rows), CHUNK)
 
         def piece(i: int) -> tuple[torch.Tensor, float, float]:
             some = slice(starts[i], starts[i] + CHUNK)
             theta = self.theta.detach().requires_grad_(True)
-            logits = self.policy.logits(theta, hidden[some])
-            f, g = Path.of(logits, actions[some]), None
+            f, spread = self.path(theta, hidden[some], actions[some])
+            g = f.detached()
             if self.bar is not self.theta:
                 with torch.no_grad():
-                    g = Path.of(self.policy.logits(self.bar, hidden[some]), actions[some])
+                    g, _ = self.path(self.bar, hidden[some], actions[some])
             own = max(0, min(count - starts[i], CHUNK))
             share = len(rows[some]) / len(rows)
-            value = share * loss(str(self.settings.loss), f, g or f.detached(), r[some], self.settings.coefficient)
+            value = share * loss(str(self.settings.loss), f, g, r[some], self.settings.coefficient)
             (gradient,) = torch.autograd.grad(value, theta)
-            return gradient, float(value.detach()), float(entropy(logits[:own].detach()).sum())
+            return gradient, float(value.detach()), float(spread[:own].sum())
 
         pieces = in_chunks(piece, len(starts), device.type)
-        gradient = torch.stack([g for g, _, _ in pieces]).sum(0)
+        gradient = pieces[0][0]
+        for more, _, _ in pieces[1:]:
+            gradient += more
         norm = float(gradient.norm())
         self.updates += 1
-        self.theta = self.adam.step(self.theta, gradient * min(1.0, self.settings.clip / (norm + 1e-6)))
+        self.theta = self.adam.step(self.theta, gradient.mul_(min(1.0, self.settings.clip / (norm + 1e-6))))
         return {
             "loss": sum(value for _, value, _ in pieces),
             "gradient_norm": norm,
@@ -153,22 +148,10 @@ class SoftQLearning:
         elif self.updates % every == 0:
             self.bar = self.theta  # an update makes a new one
 
-    def hidden(self, rows: IntArray) -> torch.Tensor:
-        """(B, T, d) the frozen LM's states before each token of prompts (B, T); those of a prompt are kept."""
-        keys = [tuple(row) for row in rows.tolist()]
-        known = {key: state for key in keys if (state := self.states.find(key)) is not None}
-        missing = [key for key in dict.fromkeys(keys) if key not in known]
-        pieces = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
-
-        def read(i: int) -> torch.Tensor:
-            filled = [*pieces[i], *[pieces[i][0]] * (CHUNK - len(pieces[i]))]  # one shape: bits depend on nothing else
-            return self.policy.hidden(np.array(filled))
-
-        for some, states in zip(pieces, in_chunks(read, len(pieces), self.theta.device.type), strict=True):
-            known.update(zip(some, states, strict=False))
-        for key in missing:
-            self.states.put(key, known[key].clone())
-        return torch.stack([known[key] for key in keys])
+    def path(self, theta: torch.Tensor, hidden: torch.Tensor, actions: torch.Tensor) -> tuple[Path, torch.Tensor]:
+        """Q and V of prompts (B, T) at states (B, T, d), and the entropy (B, T) there."""
+        q, v, spread = self.policy.values(theta, hidden.flatten(0, 1), actions.flatten())
+        return Path(q.view(actions.shape), v.view(actions.shape)), spread.view(actions.shape)
 
     def restart(self, theta: FloatArray) -> None:
         """Go on from other parameters, with an optimizer and a target network that begin anew."""

@@ -22,22 +22,25 @@ class AdamW:
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.t = 0
-        self.m: torch.Tensor | float = 0.0
-        self.v: torch.Tensor | float = 0.0
+        self.m: torch.Tensor | None = None
+        self.v: torch.Tensor | None = None
 
     def step(self, theta: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """What the parameters become with their gradient."""
+        import torch
+
         self.t += 1
-        self.m = BETA1 * self.m + (1 - BETA1) * g
-        self.v = BETA2 * self.v + (1 - BETA2) * g * g
-        m_hat = self.m / (1 - BETA1**self.t)
-        v_hat = self.v / (1 - BETA2**self.t)
+        if self.m is None or self.v is None:
+            self.m, self.v = torch.zeros_like(theta), torch.zeros_like(theta)
+        self.m.lerp_(g, 1 - BETA1)
+        self.v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
+        root = (self.v / (1 - BETA2**self.t)).sqrt_().add_(EPSILON)
         decayed = theta * (1 - self.learning_rate * self.weight_decay)
-        return decayed - self.learning_rate * m_hat / (v_hat**0.5 + EPSILON)
+        return decayed.addcdiv_(self.m, root, value=-self.learning_rate / (1 - BETA1**self.t))
 
     def state_dict(self) -> dict[str, Any]:
         """Arrays and numbers."""
-        moments = [None if isinstance(x, float) else np.array(x.cpu().numpy()) for x in (self.m, self.v)]
+        moments = [None if x is None else np.array(x.cpu().numpy()) for x in (self.m, self.v)]
         return {"t": self.t, "m": moments[0], "v": moments[1]}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -45,5 +48,4 @@ class AdamW:
         import torch
 
         self.t = state["t"]
-        moments = [0.0 if x is None else torch.tensor(x, device=device) for x in (state["m"], state["v"])]
-        self.m, self.v = moments
+        self.m, self.v = (None if x is None else torch.tensor(x, device=device) for x in (state["m"], state["v"]))

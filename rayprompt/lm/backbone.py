@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,25 +46,22 @@ class Backbone:
         self.weight: torch.Tensor = output.weight
         self.bias: torch.Tensor | None = output.bias
         self.width = int(output.weight.shape[1])
+        self._begun: tuple[object, torch.Tensor | None, Any] = (None, None, None)
 
     def begin(self, prefix: Sequence[int], rows: int) -> tuple[torch.Tensor, Any]:
-        """(rows, d) the hidden states behind ``prefix``, ``rows`` times the same, and the cache to go on with."""
-        return self._run(np.tile(np.asarray(prefix, dtype=np.int64), (rows, 1)), None)
+        """(rows, d) the hidden states behind ``prefix``, ``rows`` times the same, and the cache to go on with.
+
+        Those of the last prefix are kept.
+        """
+        key, hidden, cache = self._begun
+        if hidden is None or key != (tuple(prefix), rows):
+            hidden, cache = self._run(np.tile(np.asarray(prefix, dtype=np.int64), (rows, 1)), None)
+            self._begun = ((tuple(prefix), rows), hidden, cache)
+        return hidden, copy.deepcopy(cache)  # going on changes it
 
     def step(self, ids: IntArray, cache: Any) -> tuple[torch.Tensor, Any]:
         """(B, d) the hidden states behind one more token (B,) each."""
         return self._run(ids[:, None], cache)
-
-    def hidden(self, prefix: Sequence[int], ids: IntArray) -> torch.Tensor:
-        """(B, T, d) the hidden states from which each of the ids (B, T) behind ``prefix`` is predicted: one pass."""
-        import torch
-
-        front = np.tile(np.asarray(prefix, dtype=np.int64), (len(ids), 1))
-        inputs = np.concatenate([front, ids[:, :-1]], axis=1)
-        with torch.no_grad():
-            out = self.body(input_ids=torch.from_numpy(inputs).to(self.device), use_cache=False)
-            found: torch.Tensor = out.last_hidden_state[:, len(prefix) - 1 :]
-        return found
 
     def _run(self, ids: IntArray, cache: Any) -> tuple[torch.Tensor, Any]:
         import torch
@@ -88,15 +87,28 @@ def load_backbone(source: LMSource, device: str) -> Backbone:
 
 
 def in_chunks(work: Callable[[int], T], count: int, device: str) -> list[T]:
-    """``work(i)`` for the ``count`` pieces of something, each on a CPU thread of its own; its results in their order.
+    """``work(i)`` for the ``count`` pieces of something, side by side on CPU threads; its results in their order.
 
     How the pieces are cut must not depend on how many threads there are: then no bit does. On a GPU they follow each
-    other.
+    other. ``work`` may not come here again.
     """
     workers = min(count, _workers())
     if device != "cpu" or workers <= 1:
         return [work(i) for i in range(count)]
-    return list(_threads(workers).map(work, range(count)))
+    numbers, found = itertools.count(), dict[int, T]()
+
+    def some() -> None:
+        while (i := next(numbers)) < count:
+            found[i] = work(i)
+
+    others = [_threads(workers - 1).submit(some) for _ in range(workers - 1)]
+    try:
+        some()  # this thread is one of them
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+    return [found[i] for i in range(count)]
 
 
 @lru_cache(maxsize=4)

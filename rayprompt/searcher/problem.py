@@ -153,8 +153,12 @@ class Problem:
 
     def prompt(self, text: str) -> TextPrompt:
         """A text prompt with the token ids that the LM's tokenizer gives at the prompt's place."""
-        clean = " ".join(text.split())
-        return TextPrompt(clean, self._ids(clean))
+        return self.prompts([text])[0]
+
+    def prompts(self, texts: Sequence[str]) -> list[TextPrompt]:
+        """:meth:`prompt` of each text, tokenized together."""
+        clean = [" ".join(text.split()) for text in texts]
+        return [TextPrompt(text, ids) for text, ids in zip(clean, self._ids(clean), strict=True)]
 
     def token_ids(self, candidate: Candidate) -> tuple[int, ...]:
         """The token ids that stand for a candidate in the LM's input.
@@ -173,7 +177,7 @@ class Problem:
                 )
             return self._in_vocabulary(space.tokens) if space.mode == "add" else ()
         if candidate.token_ids is None:
-            return self._ids(candidate.text)
+            return self._ids([candidate.text])[0]
         return self._in_vocabulary(candidate.token_ids)
 
     def _in_vocabulary(self, ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -196,7 +200,7 @@ class Problem:
 
     def round_trips(self, prompt: TextPrompt) -> bool:
         """Whether the prompt's text, tokenised again, gives its token ids: then the text alone says it all."""
-        return prompt.token_ids is None or self._ids(prompt.text) == prompt.token_ids
+        return prompt.token_ids is None or self._ids([prompt.text])[0] == prompt.token_ids
 
     def options(self, texts: Sequence[str]) -> tuple[Option, ...]:
         """Words or phrases as parts of a prompt."""
@@ -253,12 +257,11 @@ class Problem:
         at = [p.kind for p in pieces].index("prompt")
         return "" if self.template.begins(at) else pieces[at].space
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        if not text:
-            return ()
-        if text not in self._known_ids:
-            ids = tuple(self.encoder.ids([text], self._prompt_space)[0].tolist())
-            if len(self._known_ids) >= KNOWN_IDS:
-                return ids
-            self._known_ids[text] = ids
-        return self._known_ids[text]
+    def _ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        known = {"": (), **{text: self._known_ids[text] for text in texts if text in self._known_ids}}
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        for text, row in zip(new, self.encoder.ids(new, self._prompt_space), strict=True):
+            known[text] = tuple(row.tolist())
+            if len(self._known_ids) < KNOWN_IDS:
+                self._known_ids[text] = known[text]
+        return [known[text] for text in texts]
