@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +41,22 @@ class Sampling:
         place = (mass <= target).sum(-1, keepdim=True)
         last = (p > 0).sum(-1, keepdim=True) - 1
         return top.indices.gather(-1, torch.minimum(place, last))[:, 0]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a policy says at U states.
+
+    Attributes:
+        q: (N,) logits of tokens that were taken; -inf where the fluency constraint forbids one.
+        v, entropy: (U,) log-sum-exp of all logits, and entropy of the policy in nats.
+        expected: (U, d) the mean embedding of the next token: the gradient of V, as that of Q is the token's own.
+    """
+
+    q: torch.Tensor
+    v: torch.Tensor
+    entropy: torch.Tensor
+    expected: torch.Tensor
 
 
 class Policy:
@@ -119,16 +134,47 @@ class Policy:
         return logits
 
     def values(
-        self, theta: torch.Tensor, hidden: torch.Tensor, columns: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Q (N,), the logit of a token, V (N,), the log-sum-exp of all, and the entropy (N,) of the policy in nats.
+        self,
+        out: torch.Tensor,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        columns: torch.Tensor,
+        *,
+        gradient: bool = True,
+    ) -> Values:
+        """What the policy says at U states, a piece of the vocabulary at a time: all its logits never stand in memory.
 
         Args:
-            theta: parameters, with or without a gradient.
-            hidden, columns: (N, d) states, and (N,) the tokens that were taken there.
+            out, hidden: (U, d) of the MLP, and what went into it.
+            index, columns: (N,) the states where tokens were taken, and these.
+            gradient: whether ``expected`` is wanted.
         """
-        found: tuple[torch.Tensor, ...] = Head.apply(self.mlp(theta, hidden), self, hidden, columns)  # type: ignore[no-untyped-call]
-        return found[0], found[1], found[2]
+        with torch.no_grad():
+            own = None if self.fluent is None else self._head(hidden, self.own_shift, alone=True)
+            least = None if own is None else self._least(own)
+            q, most = out.new_empty(len(index)), out.new_full((len(out), 1), float("-inf"))
+            mass, total = torch.zeros_like(most), torch.zeros_like(most)  # sums of exp and logit exp, over exp(most)
+            expected = torch.zeros_like(out)
+            for some in self.pieces:
+                head = self.head[some]
+                logits = torch.addmm(self.shift[some], out, head.t())
+                if own is not None and least is not None:
+                    logits.masked_fill_(own[:, some] < least, float("-inf"))
+                here = (columns >= some.start) & (columns < some.stop)
+                q[here] = logits[index[here], columns[here] - some.start]
+                new = torch.maximum(most, logits.amax(-1, keepdim=True))
+                base = new.masked_fill(new.isneginf(), 0.0)
+                p = (logits - base).exp()
+                fade, more = (most - base).exp(), p.sum(-1, keepdim=True)
+                if least is not None:
+                    logits.masked_fill_(logits.isneginf(), 0.0)
+                total = fade * total + logits.mul_(p).sum(-1, keepdim=True)
+                mass = fade * mass + more
+                if gradient:
+                    expected = torch.addmm(expected.mul_(fade), p, head)
+                most = new
+            v = most + mass.log()
+            return Values(q, v[:, 0], (v - total / mass)[:, 0], expected / mass)
 
     def _head(self, out: torch.Tensor, shift: torch.Tensor, *, alone: bool = False) -> torch.Tensor:
         """(N, A) out (N, d) times the head: its pieces side by side, or ``alone`` on this thread."""
@@ -169,7 +215,7 @@ class Policy:
         self, theta: torch.Tensor, given: IntArray, sampling: Sampling, u: FloatArray, greedy: BoolArray
     ) -> IntArray:
         def choose(t: int, hidden: torch.Tensor) -> IntArray:
-            logits = self.logits(theta, hidden)
+            logits = self.logits(theta, hidden if t else hidden[:1]).expand(len(hidden), -1)  # all begin alike
             drawn = sampling.draw(logits, u[:, t]).cpu().numpy()
             likeliest = logits.argmax(-1).cpu().numpy()
             return np.where(given[:, t] >= 0, given[:, t], np.where(greedy, likeliest, drawn))
@@ -215,55 +261,6 @@ class Policy:
             if known is not None:
                 known[key] = state
         return rows
-
-
-class Head(torch.autograd.Function):
-    """Q, V and entropy from the tied head, a piece of the vocabulary at a time: all its logits never stand in memory.
-
-    The gradient of V is the embedding that the policy expects, which is summed up with it; that of Q the token's own.
-    The entropy has none.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, out: torch.Tensor, policy: Policy, hidden: torch.Tensor, columns: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        own = None if policy.fluent is None else policy._head(hidden, policy.own_shift, alone=True)
-        least = None if own is None else policy._least(own)
-        q, most = out.new_empty(len(out), 1), out.new_full((len(out), 1), float("-inf"))
-        mass, total = torch.zeros_like(most), torch.zeros_like(most)  # sums of exp and of logit exp, over exp(most)
-        expected = torch.zeros_like(out)
-        for some in policy.pieces:
-            head = policy.head[some]
-            logits = torch.addmm(policy.shift[some], out, head.t())
-            if own is not None and least is not None:
-                logits.masked_fill_(own[:, some] < least, float("-inf"))
-            place = columns[:, None] - some.start
-            here = logits.gather(-1, place.clamp(0, len(head) - 1))
-            q = torch.where((place >= 0) & (place < len(head)), here, q)
-            new = torch.maximum(most, logits.amax(-1, keepdim=True))
-            base = new.masked_fill(new.isneginf(), 0.0)
-            p = (logits - base).exp()
-            fade, more = (most - base).exp(), p.sum(-1, keepdim=True)
-            if least is not None:
-                logits.masked_fill_(logits.isneginf(), 0.0)
-            total = fade * total + logits.mul_(p).sum(-1, keepdim=True)
-            mass = fade * mass + more
-            expected = torch.addmm(expected.mul_(fade), p, head)
-            most = new
-        v = most + mass.log()
-        taken = torch.where(q.isneginf(), 0.0, policy.head[columns])
-        ctx.save_for_backward(expected / mass, taken)
-        entropy = v - total / mass
-        q, v, entropy = q[:, 0], v[:, 0], entropy[:, 0]
-        ctx.mark_non_differentiable(entropy)
-        return q, v, entropy
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        expected, taken = ctx.saved_tensors
-        by_q, by_v = gradients[0], gradients[1]
-        return by_q[:, None] * taken + by_v[:, None] * expected, None, None, None
 
 
 def _given(columns: IntArray, t: int, _: torch.Tensor) -> IntArray:

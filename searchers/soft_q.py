@@ -15,12 +15,10 @@ import numpy as np
 import torch
 
 from rayprompt.lm.adam import AdamW
-from rayprompt.lm.backbone import in_chunks
 from rayprompt.scores import FloatArray, IntArray
 from searchers.policy import Policy
+from searchers.policy_pass import Pass
 from searchers.rl_settings import RLPromptSettings
-
-CHUNK = 8  # prompts whose gradient is computed at a time, side by side with others on a CPU
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,10 @@ class Path:
     def detached(self) -> Path:
         """The same without a gradient."""
         return Path(self.q.detach(), self.v.detach())
+
+    def of(self, prompts: torch.Tensor) -> Path:
+        """Those of some prompts (B,)."""
+        return Path(self.q[prompts], self.v[prompts])
 
     @property
     def advantage(self) -> torch.Tensor:
@@ -107,38 +109,26 @@ class SoftQLearning:
         Gives the loss, the norm of the gradient before it was clipped, and the entropy of the policy on its own.
         """
         self.move_target()
-        device = self.theta.device
-        actions = torch.from_numpy(rows).to(device)
-        r = torch.from_numpy(reward.astype(np.float32)).to(device)
-        hidden = self.policy.hidden(rows)
-        starts = range(0, len(rows), CHUNK)
-
-        def piece(i: int) -> tuple[torch.Tensor, float, float]:
-            some = slice(starts[i], starts[i] + CHUNK)
-            theta = self.theta.detach().requires_grad_(True)
-            f, spread = self.path(theta, hidden[some], actions[some])
-            g = f.detached()
-            if self.bar is not self.theta:
-                with torch.no_grad():
-                    g, _ = self.path(self.bar, hidden[some], actions[some])
-            own = max(0, min(count - starts[i], CHUNK))
-            share = len(rows[some]) / len(rows)
-            value = share * loss(str(self.settings.loss), f, g, r[some], self.settings.coefficient)
-            (gradient,) = torch.autograd.grad(value, theta)
-            return gradient, float(value.detach()), float(spread[:own].sum())
-
-        pieces = in_chunks(piece, len(starts), device.type)
-        gradient = pieces[0][0]
-        for more, _, _ in pieces[1:]:
-            gradient += more
+        r = torch.from_numpy(reward.astype(np.float32)).to(self.theta.device)
+        prompts = Pass(self.policy, rows)  # the frozen LM reads them once, for policy and target
+        read = prompts.read(self.theta, gradient=True)
+        f = Path(read.q.requires_grad_(True), read.v.requires_grad_(True))
+        g = f.detached()
+        if self.bar is not self.theta:
+            other = prompts.read(self.bar)
+            g = Path(other.q, other.v)
+        allowed = read.q.detach().isfinite().all(dim=1)
+        if not allowed.all():  # given ones that the fluency constraint forbids
+            f, g, r = f.of(allowed), g.of(allowed), r[allowed]
+        if not len(r):
+            return {"loss": 0.0, "gradient_norm": 0.0, "entropy": float(read.entropy[:count].mean())}
+        value = loss(str(self.settings.loss), f, g, r, self.settings.coefficient)
+        gradient = read.back(*torch.autograd.grad(value, (read.q, read.v)))
         norm = float(gradient.norm())
         self.updates += 1
         self.theta = self.adam.step(self.theta, gradient.mul_(min(1.0, self.settings.clip / (norm + 1e-6))))
-        return {
-            "loss": sum(value for _, value, _ in pieces),
-            "gradient_norm": norm,
-            "entropy": sum(spread for _, _, spread in pieces) / (count * rows.shape[1]),
-        }
+        entropy = float(read.entropy[:count].mean())
+        return {"loss": float(value.detach()), "gradient_norm": norm, "entropy": entropy}
 
     def move_target(self) -> None:
         """Polyak: bar <- (1 - rate) bar + rate theta; or a copy every so many updates."""
@@ -147,11 +137,6 @@ class SoftQLearning:
             self.bar = (1 - rate) * self.bar + rate * self.theta
         elif self.updates % every == 0:
             self.bar = self.theta  # an update makes a new one
-
-    def path(self, theta: torch.Tensor, hidden: torch.Tensor, actions: torch.Tensor) -> tuple[Path, torch.Tensor]:
-        """Q and V of prompts (B, T) at states (B, T, d), and the entropy (B, T) there."""
-        q, v, spread = self.policy.values(theta, hidden.flatten(0, 1), actions.flatten())
-        return Path(q.view(actions.shape), v.view(actions.shape)), spread.view(actions.shape)
 
     def restart(self, theta: FloatArray) -> None:
         """Go on from other parameters, with an optimizer and a target network that begin anew."""

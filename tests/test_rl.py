@@ -16,6 +16,7 @@ from rayprompt.lm.source import model_folder
 from rayprompt.searcher.problem import Problem
 from searchers import soft_q
 from searchers.policy import Policy, Sampling, repeated
+from searchers.policy_pass import Pass
 from searchers.rl import RLPromptSearcher
 from searchers.soft_q import Path as SoftPath
 from searchers.soft_q import SoftQLearning
@@ -240,26 +241,46 @@ def test_a_head_in_pieces_is_the_whole_head(view: Problem, fluent: int | None, m
     learning, theta = trained(make(view, tokens="all", length=4, fluent=fluent, seed=1))
     policy, rng = learning.policy, np.random.default_rng(3)
     assert len(policy.pieces) > 10
-    hidden = policy.hidden(rng.integers(len(policy.actions), size=(5, 4))).flatten(0, 1)
+    rows = rng.integers(len(policy.actions), size=(40, 4))
+    rows[3:9] = rows[0]  # beginnings that are shared
+    rows[5:9, 2] = 7
+    hidden = policy.hidden(rows)
     whole = plain_logits(policy, theta, hidden)
-    torch.testing.assert_close(policy.logits(theta, hidden), whole, rtol=1e-4, atol=1e-4)
-    columns, leaf = whole.argsort(-1, descending=True)[:, 3], theta.clone().requires_grad_(True)
-    q, v, entropy = policy.values(leaf, hidden, columns)
-    other = theta.clone().requires_grad_(True)
-    logits = plain_logits(policy, other, hidden)
-    plain = path(logits, columns)
+    torch.testing.assert_close(policy.logits(theta, hidden[:, 1]), whole[:, 1], rtol=1e-4, atol=1e-4)
+    if fluent is not None:  # tokens that may be taken
+        rows[:, -1] = whole[:, -1].argsort(-1, descending=True)[:, 3].numpy()
+        hidden[:, -1] = policy.hidden(rows)[:, -1]
+    prompts, leaf = Pass(policy, rows), theta.clone().requires_grad_(True)
+    assert len(prompts.hidden) == len({tuple(row[:t]) for row in rows.tolist() for t in range(4)}) < 40 * 4
+    assert len(prompts.pieces) > 1
+    read = prompts.read(theta, gradient=True)
+    logits = plain_logits(policy, leaf, hidden)
+    plain = path(logits, torch.from_numpy(rows))
     p = torch.distributions.Categorical(logits=logits.detach().clamp(min=-1e30))
-    for found, expected in ((q, plain.q), (v, plain.v), (entropy, p.entropy())):
+    for found, expected in ((read.q, plain.q), (read.v, plain.v), (read.entropy, p.entropy())):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    weight = torch.from_numpy(rng.normal(size=(2, len(q)))).float()
-    gradients = [
-        torch.autograd.grad((weight[0] * a + weight[1] * b.square()).sum(), x)[0]
-        for a, b, x in ((q, v, leaf), (plain.q, plain.v, other))
-    ]
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
-    if fluent is not None:  # a token that may not be taken has no logit
-        q, _, _ = policy.values(theta, hidden, whole.argmin(-1))
-        assert q.isneginf().all()
+    by_q, by_v = (torch.from_numpy(rng.normal(size=rows.shape)).float() for _ in range(2))
+    by_q[plain.q.isneginf()] = 0.0
+    value = (by_q * plain.q.masked_fill(plain.q.isneginf(), 0.0)).sum() + (by_v * plain.v).sum()
+    (expected,) = torch.autograd.grad(value, leaf)
+    torch.testing.assert_close(read.back(by_q, by_v), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_given_prompts_that_the_fluency_constraint_forbids_teach_nothing(view: Problem) -> None:
+    learning, _ = trained(make(view, tokens="all", length=3, fluent=5, loss="v2+v3", target="copy", target_every=1))
+    rng = np.random.default_rng(0)
+    fluent = learning.policy.write(
+        learning.theta, np.full((4, 3), -1), Sampling(5), rng.random((4, 3)), np.zeros(4, dtype=bool)
+    )
+    others = rng.integers(len(learning.policy.actions), size=(4, 3))
+    before = learning.theta
+    assert learning.update(others, np.ones(4), 4)["loss"] == 0.0
+    assert torch.equal(learning.theta, before)
+    alone = blank(make(view, tokens="all", length=3, fluent=5, loss="v2+v3", target="copy", target_every=1))
+    alone.theta, alone.updates = before, 1
+    found = learning.update(np.concatenate([fluent, others]), np.arange(8.0), 8)
+    assert found["loss"] == pytest.approx(alone.update(fluent, np.arange(4.0), 4)["loss"])
+    assert learning.theta.isfinite().all()
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, 1.0), (4, 1.0), (None, 0.6), (5, 0.7)])
