@@ -217,8 +217,8 @@ class Policy:
         def choose(t: int, hidden: torch.Tensor) -> IntArray:
             logits = self.logits(theta, hidden if t else hidden[:1]).expand(len(hidden), -1)  # all begin alike
             drawn = sampling.draw(logits, u[:, t]).cpu().numpy()
-            likeliest = logits.argmax(-1).cpu().numpy()
-            return np.where(given[:, t] >= 0, given[:, t], np.where(greedy, likeliest, drawn))
+            drawn[greedy] = logits[torch.from_numpy(greedy).to(logits.device)].argmax(-1).cpu().numpy()
+            return np.where(given[:, t] >= 0, given[:, t], drawn)
 
         return self._read(given.shape[1], choose)
 
