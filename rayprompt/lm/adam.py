@@ -36,7 +36,7 @@ class AdamW:
         self.v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
         root = (self.v / (1 - BETA2**self.t)).sqrt_().add_(EPSILON)
         decayed = theta * (1 - self.learning_rate * self.weight_decay)
-        return decayed.addcdiv_(self.m, root, value=-self.learning_rate / (1 - BETA1**self.t))
+        return decayed.sub_((self.m / root).mul_(self.learning_rate / (1 - BETA1**self.t)))
 
     def state_dict(self) -> dict[str, Any]:
         """Arrays and numbers."""
