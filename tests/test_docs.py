@@ -249,6 +249,7 @@ def test_tune_mlflow(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     assert all(step.step == 256 for run in runs for step in client.get_metric_history(run.info.run_id, "best_score"))
 
 
+@pytest.mark.slow  # quick: mlflow
 def test_tune_wandb(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "")

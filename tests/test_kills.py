@@ -88,7 +88,8 @@ def quiet(kept_pool: None, tmp_path: Path) -> Callable[[int, int], Path]:
 @pytest.mark.parametrize(
     "kinds",
     [
-        pytest.param(["trial"], id="trial"),  # dead scorers and routers: tests/test_pool.py; resumes: test_resume.py
+        # Quick: dead scorers and routers are in test_pool.py, killed drivers and resumes in test_resume.py.
+        pytest.param(["trial"], id="trial", marks=pytest.mark.slow),
         pytest.param(["trial", "scorer", "router", "driver"], id="each", marks=pytest.mark.slow),
     ],
 )

@@ -341,9 +341,9 @@ def test_a_search_given_more_goes_on_as_if_it_had_had_it(problem: Problem, tmp_p
     step_cost, settings = 16 * len(problem.gold), {"tokens": [*WORDS, "so", "to"], "uniform_steps": 1}
     whole, parts = (
         rayprompt.search(problem, searcher="rl", budget=n * step_cost, settings=settings, out=tmp_path / str(n))
-        for n in (6, 3)
+        for n in (4, 2)
     )
-    resumed = rayprompt.resume(parts.study_dir, budget=6 * step_cost)
+    resumed = rayprompt.resume(parts.study_dir, budget=4 * step_cost)
     names = ("best_prompt", "train", "dev", "test", "evaluations", "searcher_metrics", "finalists")
     assert {n: getattr(resumed, n) for n in names} == {n: getattr(whole, n) for n in names}
     assert resumed.replay_differs == 0
@@ -418,6 +418,7 @@ def test_the_policy_gets_its_share_of_the_only_gpu(tmp_path: Path) -> None:
     assert max(found["free"]) < 0.01  # 0.8 of it are the scorer's, 0.2 the policy's
 
 
+@pytest.mark.slow  # quick: an objective of one's own is in the test above
 def test_an_objective_beside_the_command(tmp_path: Path) -> None:
     """``--objective module:function`` finds a file in the working directory; the searches' processes need not."""
     (tmp_path / "rewards.py").write_text("def short(scores, gold):\n    return scores.mean_value() * 0.5\n")
