@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 import rayprompt
 
 # From the top down; a module may import from its own layer and from those below.
-LAYERS = ["cli", "testing", "comparison", "study", "searcher", "scoring", "lm", "plain"]
+LAYERS = ["cli", "testing", "comparison", "study", "searcher", "scoring", "reward", "lm", "plain"]
 
 
 def layer_of(module: str) -> str:
@@ -55,7 +55,7 @@ def test_imports_point_downwards(path: Path) -> None:
             assert LAYERS.index(layer_of(name)) >= own, f"{module} imports {name}, which is above it"
         if layer_of(module) == "plain" and module != "rayprompt.__init__":
             assert top not in ("ray", "torch", "transformers"), f"{module} is plain data but imports {name}"
-        if layer_of(module) == "lm":
+        if layer_of(module) in ("lm", "reward"):
             assert top != "ray", f"{module} must not know Ray"
 
 

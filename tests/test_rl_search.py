@@ -335,6 +335,7 @@ def test_a_step_is_one_request_of_the_pool(pool: ScoringPool, problem: Problem) 
     assert counting.requests == [16 * len(problem.gold)] * 3
 
 
+@pytest.mark.slow  # quick: a searcher that was restored goes on with the same bits, above
 @pytest.mark.usefixtures("kept_pool")
 def test_a_search_given_more_goes_on_as_if_it_had_had_it(problem: Problem, tmp_path: Path) -> None:
     """Resumed from its files in another process: the same prompts, and the same bits of the policy."""

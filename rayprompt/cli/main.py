@@ -30,6 +30,7 @@ from rayprompt.cli.options import (
     is_given,
     parse_settings,
 )
+from rayprompt.cli.recommend import app as recommend
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.task import PARTS, load_task
 
@@ -211,6 +212,9 @@ def score(
     task: TaskArgument,
     prompts: Annotated[Path, typer.Option(help="A file of prompts: a line each, or a table with a column 'prompt'.")],
     out: Annotated[Path | None, typer.Option(help="Write all pairs here, as Parquet.")] = None,
+    demonstrations: Annotated[
+        Path | None, typer.Option(help="Write them here for rayprompt recommend; other splits in the file stay.")
+    ] = None,
     on: Annotated[str, typer.Option(help="train, dev or test.")] = "train",
     model: ModelOption = defaults.MODEL,
     split: SplitOption = None,
@@ -231,7 +235,7 @@ def score(
     check_part(on)
     cluster = Cluster(address, scorers, gpus_per_scorer)
     problem = Problem(task, model, split=split, data=data, allow_leaks=True, lm=parse_settings(lm or [], "--lm"))
-    report = score_file(problem, prompts, out, on=on, store=store, cluster=cluster)
+    report = score_file(problem, prompts, out, on=on, store=store, cluster=cluster, demonstrations=demonstrations)
     if report["truncated"]:
         note(f"{report['truncated']} texts were truncated with the longest prompt, to fit {model}")
     for row in report["prompts"]:
@@ -329,6 +333,7 @@ app.command()(compare)
 
 stores = typer.Typer(help="Look into a score store, and tidy it.", rich_markup_mode=None)
 app.add_typer(stores, name="store")
+app.add_typer(recommend, name="recommend")
 StoreArgument = Annotated[str, typer.Argument(help="A store's directory or URI; a study's directory is one, too.")]
 
 

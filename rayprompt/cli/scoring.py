@@ -7,7 +7,9 @@ from typing import Any
 
 from rayprompt.errors import InputError
 from rayprompt.objective import OBJECTIVES
+from rayprompt.reward.demonstrations import read_demonstrations
 from rayprompt.searcher.problem import Problem
+from rayprompt.study.demonstrations import from_scores
 from rayprompt.study.evaluate import score
 from rayprompt.study.results import SCORE_SCHEMA
 from rayprompt.study.session import Cluster
@@ -22,6 +24,7 @@ def score_file(
     on: str,
     store: str | None,
     cluster: Cluster,
+    demonstrations: Path | None = None,
 ) -> dict[str, Any]:
     """Score the prompts of a file, write the pairs to ``out`` (Parquet), and give the report of ``--json``.
 
@@ -32,12 +35,21 @@ def score_file(
     import pyarrow.parquet as pq
 
     texts = read_prompts(prompts)
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"--out {out}: no such directory: {out.parent}")
+    for option, file in (("--out", out), ("--demonstrations", demonstrations)):
+        if file is not None and not file.parent.is_dir():
+            raise InputError(f"{option} {file}: no such directory: {file.parent}")
+    earlier = None
+    if demonstrations is not None and demonstrations.is_file():  # seen to be readable before the LM is asked
+        earlier = read_demonstrations(demonstrations)
+        if earlier.llm != problem.lm.name:
+            raise InputError(f"--demonstrations {demonstrations}: are of {earlier.llm}, not of {problem.lm.name}")
     scores = score(texts, problem, on=on, store=store, cluster=cluster)
     gold = problem.task.gold(on, problem.split)
     values = OBJECTIVES[problem.task.metric](scores, gold)
     likelihood = OBJECTIVES["cross_entropy"](scores, gold)
+    if demonstrations is not None:
+        found = from_scores(problem, scores, texts, on)
+        (found if earlier is None else earlier.joined(found)).write(demonstrations)
     if out is not None:
         examples = problem.task.examples(on, problem.split)
         columns = scores.to_dict()

@@ -1,0 +1,1 @@
+"""Reward models: learned offline from demonstrations, they judge prompts without the LM (docs/reward.md)."""

@@ -1,0 +1,365 @@
+"""Demonstrations: what an LM got right with which prompt; a Parquet file of rows (query, prompt) -> correct."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayprompt.candidate import digest
+from rayprompt.errors import InputError, did_you_mean
+from rayprompt.scores import BoolArray, FloatArray, IntArray
+
+SCHEMA = "rayprompt.demonstrations/1"
+REQUIRED = ("llm", "dataset", "split", "query_uid", "query", "prompt_id", "prompt", "correct")
+SIGNALS = ("confidence", "critic")
+OPTIONAL = ("template_uid", *SIGNALS, "answer", "gold")
+NUMBER = re.compile(r"\d[\d,.]*")
+TextArray = npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What one LM got right: I instances of Q queries, under P prompts.
+
+    A query that was answered several times under one prompt has as many instances: repeated rows are samples.
+
+    Attributes:
+        llm: its name.
+        queries, datasets, uids, templates: (Q,) texts, where they are from, their ids, and the ids of their templates:
+            queries that differ in numbers alone have the same.
+        prompts, prompt_ids: (P,) texts and ids.
+        query, split: (I,) index into the queries, and the part (train, test...) that an instance belongs to.
+        correct: (I, P) 1 right, 0 wrong, NaN where it was not asked.
+        confidence, critic: (I, P) or None: the LM's own confidence, and its verdict on its answer; NaN where there is
+            none.
+        answer: (I, P) or None: what was extracted from the LM's text; None where there is nothing.
+        gold: (Q,) or None: the right answers.
+    """
+
+    llm: str
+    queries: tuple[str, ...]
+    datasets: tuple[str, ...]
+    uids: tuple[str, ...]
+    templates: tuple[str, ...]
+    prompts: tuple[str, ...]
+    prompt_ids: tuple[str, ...]
+    query: IntArray
+    split: TextArray
+    correct: FloatArray
+    confidence: FloatArray | None = None
+    critic: FloatArray | None = None
+    answer: npt.NDArray[np.object_] | None = None
+    gold: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @property
+    def known(self) -> BoolArray:
+        """(I, P) where there is a label."""
+        return ~np.isnan(self.correct)
+
+    @property
+    def rows(self) -> int:
+        """The number of labels."""
+        return int(self.known.sum())
+
+    @property
+    def texts(self) -> list[str]:
+        """(I,) the query of each instance."""
+        return [self.queries[i] for i in self.query.tolist()]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that a model can learn from: queries, prompts, labels."""
+        labels = [
+            [self.uids[q], row.tolist()]
+            for q, row in zip(self.query.tolist(), np.nan_to_num(self.correct, nan=-1), strict=True)
+        ]
+        return digest({"llm": self.llm, "queries": self.queries, "prompts": self.prompts, "labels": labels})
+
+    def groups(self, by: str) -> IntArray:
+        """(I,) numbers of the groups that must not be torn apart: by ``query`` text or ``template``."""
+        if by not in ("query", "template"):
+            raise InputError(f"groups by {by!r}; they are by query or by template")
+        keys = [" ".join(q.split()) for q in self.queries] if by == "query" else self.templates
+        return np.unique(np.array(keys), return_inverse=True)[1][self.query]
+
+    def of(
+        self, *, split: str | None = None, instances: Any = None, prompts: Sequence[int] | None = None
+    ) -> Demonstrations:
+        """Those of a split, of some instances (a mask or places), under some prompts; queries that are left over go."""
+        keep = np.arange(len(self)) if instances is None else np.arange(len(self))[instances]
+        if split is not None:
+            keep = keep[self.split[keep] == split]
+            if not len(keep):
+                raise InputError(
+                    f"no demonstrations of split {split!r}; there are {', '.join(sorted(set(self.split)))}"
+                )
+        columns = np.arange(len(self.prompts)) if prompts is None else np.asarray(prompts)
+        keep = keep[self.known[np.ix_(keep, columns)].any(axis=1)]
+        used, query = np.unique(self.query[keep], return_inverse=True)
+        at = np.ix_(keep, columns)
+        texts: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in used.tolist())
+            for name in ("queries", "datasets", "uids", "templates", "gold")
+            if getattr(self, name) is not None
+        }
+        dense: dict[str, Any] = {name: getattr(self, name) for name in (*SIGNALS, "answer")}
+        dense = {name: None if values is None else values[at] for name, values in dense.items()}
+        return replace(
+            self,
+            **texts,
+            prompts=tuple(self.prompts[i] for i in columns.tolist()),
+            prompt_ids=tuple(self.prompt_ids[i] for i in columns.tolist()),
+            query=query,
+            split=self.split[keep],
+            correct=self.correct[at],
+            **dense,
+        )
+
+    def joined(self, other: Demonstrations) -> Demonstrations:
+        """These and others of the same LM; of a split of a data set that both have, the others' alone.
+
+        Raises:
+            InputError: an id has one text here and another there.
+        """
+        taken = set(zip((other.datasets[q] for q in other.query.tolist()), other.split.tolist(), strict=True))
+        mine = zip((self.datasets[q] for q in self.query.tolist()), self.split.tolist(), strict=True)
+        keep = np.array([key not in taken for key in mine], dtype=bool)
+        if not keep.any():
+            return other
+        tables = [part.to_table() for part in (self.of(instances=keep), other)]
+        both = pa.concat_tables(tables, promote_options="default")
+        return Demonstrations.from_columns({name: both.column(name).to_pylist() for name in both.column_names})
+
+    def labelled(self) -> list[int]:
+        """The prompts that have labels."""
+        return [int(i) for i in np.flatnonzero(self.known.any(axis=0))]
+
+    def to_table(self) -> pa.Table:
+        """A row for each label."""
+        instance, prompt = np.nonzero(self.known)
+        query = self.query[instance].tolist()
+        columns: dict[str, Any] = {
+            "llm": [self.llm] * len(query),
+            "dataset": [self.datasets[q] for q in query],
+            "split": self.split[instance].tolist(),
+            "query_uid": [self.uids[q] for q in query],
+            "template_uid": [self.templates[q] for q in query],
+            "query": [self.queries[q] for q in query],
+            "prompt_id": [self.prompt_ids[p] for p in prompt.tolist()],
+            "prompt": [self.prompts[p] for p in prompt.tolist()],
+            "correct": self.correct[instance, prompt].astype(np.int8),
+        }
+        for name in (*SIGNALS, "answer"):
+            values = getattr(self, name)
+            if values is not None:
+                columns[name] = [None if v != v else v for v in values[instance, prompt].tolist()]
+        if self.gold is not None:
+            columns["gold"] = [self.gold[q] for q in query]
+        table = pa.table(columns)
+        for i, name in enumerate(table.column_names):
+            if pa.types.is_string(table.schema.field(name).type):
+                table = table.set_column(i, name, table.column(name).dictionary_encode())
+        return table.replace_schema_metadata({"schema": SCHEMA})
+
+    def write(self, path: Path) -> None:
+        """Write them as Parquet.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            pq.write_table(self.to_table(), path, compression="zstd")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]], where: str = "demonstrations") -> Demonstrations:
+        """From rows (query, prompt) -> correct, as columns of one length; docs/reward.md has their meaning.
+
+        ``template_uid`` is made of the query with its numbers masked, where there is none.
+
+        Raises:
+            InputError: a column is missing, or a value cannot be used; the message names the row.
+        """
+        missing = [name for name in REQUIRED if name not in columns]
+        if missing:
+            near = did_you_mean(missing[0], columns)
+            raise InputError(f"{where}: no column {missing[0]!r}{near}; needed are {', '.join(REQUIRED)}")
+        llms = sorted(set(map(str, columns["llm"])))
+        if len(llms) != 1:
+            raise InputError(f"{where}: demonstrations of {len(llms)} LMs ({', '.join(llms)}); choose one with --llm")
+        correct = _labels(columns["correct"], where)
+        queries = _identified(columns, ("dataset", "query_uid"), "query", where)
+        prompts = _identified(columns, ("prompt_id",), "prompt", where)
+        split = np.array([str(s) for s in columns["split"]])
+        place, query = _instances(split, queries.of, prompts.of)
+        shape = (len(query), len(prompts.texts))
+        at = (place, prompts.of)
+
+        def dense(name: str) -> FloatArray | None:
+            if name not in columns:
+                return None
+            values = np.full(shape, np.nan, dtype=np.float32)
+            values[at] = np.array([np.nan if v is None else v for v in columns[name]], dtype=np.float32)
+            return values
+
+        full = np.full(shape, np.nan, dtype=np.float32)
+        full[at] = correct
+        answer: npt.NDArray[np.object_] | None = None
+        if "answer" in columns:
+            answer = np.full(shape, None, dtype=object)
+            answer[at] = list(columns["answer"])
+        splits = np.empty(len(query), dtype=split.dtype)
+        splits[place] = split
+        texts = queries.texts
+        templates = [mask_numbers(text) for text in texts]
+        if "template_uid" in columns:
+            templates = _first(columns["template_uid"], queries)
+        return cls(
+            llm=llms[0],
+            queries=tuple(texts),
+            datasets=tuple(key[0] for key in queries.keys),
+            uids=tuple(key[1] for key in queries.keys),
+            templates=tuple(templates),
+            prompts=tuple(prompts.texts),
+            prompt_ids=tuple(key[0] for key in prompts.keys),
+            query=query,
+            split=splits,
+            correct=full,
+            confidence=dense("confidence"),
+            critic=dense("critic"),
+            answer=answer,
+            gold=tuple(_first(columns["gold"], queries)) if "gold" in columns else None,
+        )
+
+
+@dataclass(frozen=True)
+class Identified:
+    """Things with ids in rows: their keys and texts, and (N,) which of them each row is about."""
+
+    keys: list[tuple[str, ...]]
+    texts: list[str]
+    of: IntArray
+    first: IntArray
+
+
+def read_demonstrations(
+    path: str | Path, *, llm: str | None = None, dataset: str | None = None, answers: str | Path | None = None
+) -> Demonstrations:
+    """Demonstrations from a Parquet file; of one LM, and of one data set or all.
+
+    Args:
+        path: the file.
+        llm, dataset: which, where it holds several.
+        answers: a Parquet file with llm, dataset, split, query_uid, prompt_id and ``answer`` (and ``gold``), to be
+            joined to it.
+
+    Raises:
+        InputError: a file cannot be read, or is something else.
+    """
+    columns = _read(Path(path))
+    for name, wanted in (("llm", llm), ("dataset", dataset)):
+        if wanted is not None and name in columns:
+            keep = [i for i, value in enumerate(columns[name]) if str(value) == wanted]
+            if not keep:
+                known = sorted({str(value) for value in columns[name]})
+                raise InputError(
+                    f"{path}: no {name} {wanted!r}{did_you_mean(wanted, known)}; it has {', '.join(known)}"
+                )
+            columns = {key: [values[i] for i in keep] for key, values in columns.items()}
+    if answers is not None:
+        _join_answers(columns, _read(Path(answers)), str(answers))
+    return Demonstrations.from_columns(columns, str(path))
+
+
+def mask_numbers(text: str) -> str:
+    """The template of a query: lower case, every number a #."""
+    return " ".join(NUMBER.sub("#", text.lower()).split())
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    if not path.is_file():
+        raise InputError(f"no such file: {path} (demonstrations are a Parquet file; see rayprompt recommend collect)")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    return {name: table.column(name).to_pylist() for name in table.column_names if name in (*REQUIRED, *OPTIONAL)}
+
+
+def _join_answers(columns: dict[str, list[Any]], other: dict[str, list[Any]], where: str) -> None:
+    keys = ("llm", "dataset", "split", "query_uid", "prompt_id")
+    for name in (*keys, "answer"):
+        if name not in other:
+            raise InputError(f"{where}: no column {name!r}; answers need {', '.join(keys)} and answer")
+    known = {key: i for i, key in enumerate(zip(*(map(str, other[name]) for name in keys), strict=True))}
+    places = [known.get(key) for key in zip(*(map(str, columns[name]) for name in keys), strict=True)]
+    if all(i is None for i in places):
+        raise InputError(f"{where}: no answer belongs to any of the demonstrations (by {', '.join(keys)})")
+    columns["answer"] = [None if i is None else other["answer"][i] for i in places]
+
+
+def _labels(values: Sequence[Any], where: str) -> FloatArray:
+    for row, value in enumerate(values, start=1):
+        if value not in (0, 1):  # True and False are
+            raise InputError(f"{where}, row {row}: correct is {value!r}; it must be 0 or 1")
+    return np.array(values, dtype=np.float32)
+
+
+def _identified(columns: Mapping[str, Sequence[Any]], by: tuple[str, ...], text: str, where: str) -> Identified:
+    """The distinct queries or prompts, in order of their first row.
+
+    Raises:
+        InputError: an id without text, or with two.
+    """
+    known: dict[tuple[str, ...], int] = {}
+    texts: list[str] = []
+    of, first = np.empty(len(columns[text]), dtype=np.int64), []
+    for row, (key, value) in enumerate(
+        zip(zip(*(map(str, columns[name]) for name in by), strict=True), columns[text], strict=True)
+    ):
+        if key not in known:
+            if not isinstance(value, str) or (not value.strip() and text == "query"):
+                raise InputError(f"{where}, row {row + 1}: {by[-1]} {key[-1]} has no text in column {text!r}")
+            known[key] = len(texts)
+            texts.append(value)
+            first.append(row)
+        of[row] = known[key]
+        if texts[of[row]] != value:
+            raise InputError(f"{where}, row {row + 1}: {by[-1]} {key[-1]} has another {text} than in an earlier row")
+    return Identified(list(known), texts, of, np.array(first, dtype=np.int64))
+
+
+def _first(values: Sequence[Any], things: Identified) -> list[str]:
+    return [str(values[i]) for i in things.first.tolist()]
+
+
+def _instances(split: TextArray, query: IntArray, prompt: IntArray) -> tuple[IntArray, IntArray]:
+    """(N,) the instance of each row, and (I,) the query of each instance: the k-th row of a (query, prompt) is in k."""
+    splits = np.unique(split, return_inverse=True)[1]
+    order = np.lexsort((prompt, query, splits))  # stable: rows of one pair stay in order
+    same = np.ones(len(order), dtype=bool)
+    for values in (prompt, query, splits):
+        same[1:] &= values[order][1:] == values[order][:-1]
+    same[:1] = False
+    start = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    sample = np.empty(len(order), dtype=np.int64)
+    sample[order] = np.arange(len(order)) - start
+    keys = np.stack([splits, query, sample], axis=1)
+    found, first, place = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # in order of their first rows
+    queries = np.empty(len(found), dtype=np.int64)
+    queries[rank] = found[:, 1]
+    return rank[place.reshape(-1)], queries

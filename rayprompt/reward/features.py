@@ -1,0 +1,195 @@
+"""What a reward model sees of a text: TF-IDF and counts, or vectors from anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from rayprompt.errors import InputError, did_you_mean
+from rayprompt.scores import FloatArray
+
+NUMBER = re.compile(r"\d[\d,]*\.?\d*")
+TOKENS = r"(?u)\b\w+\b|[$%?]"
+WEIGHT = 0.3  # of a count, in standard deviations, beside words of weight 0 to 1
+MOST = 4.0  # standard deviations of a count
+WORDS = {
+    "each": r"\b(each|every|per)\b",
+    "compares": r"\b(more|less|fewer|than|times|twice|double)\b",
+    "fractions": r"/|\b(half|third|quarter|fourth|fifth|percent)\b",
+}
+
+
+class Features(Protocol):
+    """Texts -> rows of numbers. ``fit`` sees train texts alone."""
+
+    name: str
+
+    def fit(self, texts: Sequence[str]) -> Features: ...
+
+    def transform(self, texts: Sequence[str]) -> sparse.csr_matrix: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+class TextFeatures:
+    """TF-IDF of words and pairs of words; 12 counts (lengths, numbers, some words), logarithmic and standardised."""
+
+    name = "text"
+
+    def __init__(self, min_df: int = 3) -> None:
+        self.min_df = min_df
+        self.vectorizer = self._vectorizer(min_df=min_df)
+        self.mean: FloatArray = np.zeros(0)
+        self.std: FloatArray = np.ones(0)
+
+    @staticmethod
+    def _vectorizer(**more: Any) -> TfidfVectorizer:
+        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS, **more)
+
+    def fit(self, texts: Sequence[str]) -> TextFeatures:
+        """Learn vocabulary and scales."""
+        least = min(self.min_df, max(1, len(texts) // 20))
+        self.vectorizer = self._vectorizer(min_df=least)
+        try:
+            self.vectorizer.fit(texts)
+        except ValueError:  # no word occurs as often as that
+            self.vectorizer = self._vectorizer(min_df=1).fit(texts or ["?"])
+        raw = np.log1p(counts(texts))
+        self.mean, self.std = raw.mean(axis=0), raw.std(axis=0) + 1e-9
+        return self
+
+    def transform(self, texts: Sequence[str]) -> sparse.csr_matrix:
+        """(N, F) rows."""
+        scaled = np.clip((np.log1p(counts(texts)) - self.mean) / self.std, -MOST, MOST) * WEIGHT
+        return sparse.hstack([self.vectorizer.transform(texts), sparse.csr_matrix(scaled)], format="csr")
+
+    def save(self, folder: Path) -> None:
+        """Write ``words.json`` and ``text.npz``."""
+        words = sorted(self.vectorizer.vocabulary_, key=self.vectorizer.vocabulary_.__getitem__)
+        (folder / "words.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+        np.savez(folder / "text.npz", idf=self.vectorizer.idf_, mean=self.mean, std=self.std)
+
+    @classmethod
+    def load(cls, folder: Path) -> TextFeatures:
+        """Read what :meth:`save` wrote."""
+        words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        found = cls()
+        with np.load(folder / "text.npz", allow_pickle=False) as arrays:
+            found.vectorizer = cls._vectorizer(vocabulary={word: i for i, word in enumerate(words)})
+            found.vectorizer.idf_ = arrays["idf"]
+            found.mean, found.std = arrays["mean"], arrays["std"]
+        return found
+
+
+class Vectors:
+    """Given vectors, or those that a function makes of texts: an LM's, an encoder's. Of one width, scaled to length 1.
+
+    Args:
+        known: text -> vector.
+        embed: (texts) -> (N, d), for texts that are not known; None where there is nothing else.
+        origin: where they are from, for messages.
+    """
+
+    name = "vectors"
+
+    def __init__(
+        self,
+        known: Mapping[str, FloatArray] | None = None,
+        embed: Callable[[Sequence[str]], FloatArray] | None = None,
+        origin: str = "vectors",
+    ) -> None:
+        self.known = dict(known or {})
+        self.embed = embed
+        self.origin = origin
+        widths = {np.shape(v) for v in self.known.values()}
+        if len(widths) > 1:
+            raise InputError(f"{origin}: vectors of different widths: {', '.join(str(w[-1]) for w in sorted(widths))}")
+        self.width: int | None = widths.pop()[0] if widths else None
+
+    def fit(self, texts: Sequence[str]) -> Vectors:
+        """Nothing is learned; a first text tells the width."""
+        self._vectors(texts[:1])
+        return self
+
+    def transform(self, texts: Sequence[str]) -> sparse.csr_matrix:
+        """(N, d) rows.
+
+        Raises:
+            InputError: a text has no vector, or one of another width.
+        """
+        return sparse.csr_matrix(self._vectors(texts))
+
+    def _vectors(self, texts: Sequence[str]) -> FloatArray:
+        missing = list(dict.fromkeys(text for text in texts if text not in self.known))
+        if missing:
+            if self.embed is None:
+                raise InputError(f"{self.origin}: no vector for {missing[0][:60]!r} ({len(missing)} texts have none)")
+            made = np.asarray(self.embed(missing))
+            self.width = self.width or made.shape[1]
+            if made.shape != (len(missing), self.width):
+                raise InputError(
+                    f"{self.origin}: gave vectors of shape {made.shape} for {len(missing)} texts; they must be "
+                    f"{self.width} wide, as those this model has learned from"
+                )
+            self.known.update(zip(missing, made, strict=True))
+        rows = np.array([self.known[text] for text in texts], dtype=np.float64).reshape(len(texts), -1)
+        return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+    def save(self, folder: Path) -> None:
+        """Write the width: vectors are given anew."""
+        (folder / "vectors.json").write_text(json.dumps({"width": self.width, "origin": self.origin}))
+
+
+def read_vectors(path: Path, column: str = "vector") -> dict[str, FloatArray]:
+    """Text -> vector, from a Parquet file with a column ``text`` and one of lists of numbers.
+
+    Raises:
+        InputError: it is something else, or its vectors have different widths.
+    """
+    from rayprompt.tables import read_rows
+
+    rows = read_rows(path)
+    vector = column if column in rows[0] else next((k for k, v in rows[0].items() if isinstance(v, list)), None)
+    if vector is None or "text" not in rows[0]:
+        raise InputError(
+            f"{path}: needs columns 'text' and {column!r}{did_you_mean(column, rows[0])} (it has {', '.join(rows[0])})"
+        )
+    found: dict[str, FloatArray] = {
+        str(row["text"]): np.asarray(row[vector], dtype=np.float64) for row in rows if row[vector] is not None
+    }
+    widths = sorted({len(v) for v in found.values()})
+    if len(widths) != 1:
+        raise InputError(
+            f"{path}: vectors of {len(widths)} widths ({', '.join(map(str, widths))}); all must be as wide"
+        )
+    return found
+
+
+def counts(texts: Sequence[str]) -> FloatArray:
+    """(N, 12) words, characters, numbers, distinct numbers, longest number, largest number, numbers with a fraction,
+    sentences, questions, and how often three kinds of words occur."""
+    rows = np.zeros((len(texts), 9 + len(WORDS)))
+    for i, text in enumerate(texts):
+        numbers = NUMBER.findall(text)
+        values = [float(n.replace(",", "").rstrip(".") or 0) for n in numbers]
+        lower = text.lower()
+        rows[i] = [
+            len(text.split()),
+            len(text),
+            len(numbers),
+            len(set(numbers)),
+            max(map(len, numbers), default=0),
+            np.log1p(min(max(values, default=0.0), 1e12)),
+            sum(v != int(v) for v in values if v < 1e15),
+            len(re.findall(r"[.!?]", text)),
+            text.count("?"),
+            *(len(re.findall(pattern, lower)) for pattern in WORDS.values()),
+        ]
+    return rows
