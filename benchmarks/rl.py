@@ -3,7 +3,7 @@
     python benchmarks/rl.py                          # what benchmarks/rl.json lacks: about two hours on 2 cores
     python benchmarks/rl.py --tasks reviews          # the bundled task alone: some minutes
     python benchmarks/rl.py --summary                # only prints what is in the file
-    python benchmarks/rl.py --work                   # the policy's own share of a step, task LM as large as its own
+    python benchmarks/rl.py --work                   # the policy's own share of a step, with a task LM as large
 
 MR needs the shared data (RAYPROMPT_SHARED, or ../shared): few-shot/ and the LM minilm-reviews; its run i has seed i and
 the i-th of the five splits. Every run is a `rayprompt.search` of 64,000 evaluations that maximises the gap reward; what
@@ -33,6 +33,8 @@ OUT = Path(__file__).with_suffix(".json")
 SEARCHERS = ("random", "nevergrad", "rl")
 TASKS = {"reviews-masked": "tiny-masked", "reviews-causal": "tiny-causal", "mr": "minilm-reviews"}
 SPLITS = ("16-100", "16-13", "16-21", "16-42", "16-87")
+SIZED = {"tiny-causal": None, "gpt2 6 x 384": 384, "gpt2 6 x 384, masked bert 6 x 384": 384, "gpt2 6 x 768": 768}
+LMS = "policy LM, and task LM where it is another"
 BUDGET, SEEDS = 64_000, 5
 STEPS, WARM = 25, 4  # of measuring the policy's own work, and how many of them are not counted
 
@@ -43,12 +45,14 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--searchers", nargs="+", default=list(SEARCHERS), choices=list(SEARCHERS))
     parser.add_argument("--summary", action="store_true")
-    parser.add_argument("--work", action="store_true")
+    parser.add_argument("--work", nargs="*", choices=list(SIZED), metavar="LMS")
     args = parser.parse_args()
     content = json.loads(OUT.read_text()) if OUT.exists() else {"runs": []}
-    if args.work:
+    if args.work is not None:
         with tempfile.TemporaryDirectory() as folder:
-            content["work"] = work(Path(folder))
+            rows = work(Path(folder), args.work or list(SIZED))
+        done = {row[LMS] for row in rows}
+        content["work"] = [row for row in content.get("work", []) if row[LMS] not in done] + rows
     elif not args.summary:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         with tempfile.TemporaryDirectory() as folder:
@@ -116,24 +120,27 @@ def run(key: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def work(folder: Path) -> list[dict[str, Any]]:
-    """The policy's own share of a step, where the task's LM is the policy's: asking and telling, of all that it takes.
+def work(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    """The policy's own share of a step, where the task's LM is as large: asking and telling, of all that it takes.
 
-    The third LM is random, of distilgpt2's shape with BERT's vocabulary. The uniform first steps are left out.
+    LMs with a width are random, in GPT-2's form with BERT's vocabulary; 6 x 768 is distilgpt2's shape. In a causal task
+    LM the text stands in front of the prompt and is computed once for all steps, which makes its steps short; the
+    masked one reads it anew. The uniform first steps are left out.
     """
     shared = shared_folder()
-    sized = {f"gpt2 6 x {width}": {"n_embd": width, "n_layer": 6, "n_head": width // 32} for width in (384, 768)}
     rows = []
-    for name, size in [("tiny-causal", None), *sized.items()]:
-        model = "tiny-causal"
-        if size is not None:
-            where = folder / name.replace(" ", "")
+    for name in names:
+        width, model = SIZED[name], "tiny-causal"
+        if width is not None:
+            size = {"n_embd": width, "n_layer": 6, "n_head": width // 32}
+            where = folder / str(width)
             tokenizer = transformers.AutoTokenizer.from_pretrained(shared / "models" / "minilm-reviews")
             config = transformers.GPT2Config(vocab_size=len(tokenizer), n_positions=512, bos_token_id=101, **size)
             transformers.GPT2LMHeadModel(config).save_pretrained(where)
             tokenizer.save_pretrained(where)
             model = str(where)
-        problem = Problem("mr", model, split="16-13", data=shared / "data" / "few-shot" / "mr")
+        task_model = str(shared / "models" / "minilm-reviews") if "masked" in name else model
+        problem = Problem("mr", task_model, split="16-13", data=shared / "data" / "few-shot" / "mr")
         for preset in ("fast", "paper"):
             out = folder / f"{name}-{preset}"
             settings = {"preset": preset, "policy_model": model, **({"uniform_steps": 0} if preset == "fast" else {})}
@@ -148,7 +155,7 @@ def work(folder: Path) -> list[dict[str, Any]]:
             steps = last["training_iteration"] - first["training_iteration"]
             rows.append(
                 {
-                    "task LM and policy LM": name,
+                    LMS: name,
                     "preset": preset,
                     "own ms a step": round(1000 * own / steps),
                     "scoring ms a step (16 prompts x 32 examples)": round(1000 * scoring / steps),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from rayprompt.reward.recommender import Recommender
 from rayprompt.reward.selection import fit_guard, mean_se, references, signal_choice, switch, taken
 from rayprompt.reward.voting import CostAware, answers_of, right_answers, tally, vote
 
-MODELS = ("prior", "logistic", "logistic-per-prompt", "neighbours", "lightgbm", "mlp")
+MODELS = ("prior", "logistic", "logistic-per-prompt", "logistic-shared", "neighbours", "lightgbm", "mlp")
 
 
 def rows(**columns: Any) -> dict[str, list[Any]]:
@@ -322,6 +323,17 @@ def test_what_models_refuse(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_xgboost_where_it_is_installed(tmp_path: Path) -> None:
+    if find_spec("xgboost") is None:
+        with pytest.raises(InputError, match=r"xgboost is not installed \(pip install 'rayprompt\[xgboost\]'\)"):
+            model_class("xgboost")
+        return
+    data = world()
+    model = model_class("xgboost")(trees=20).fit(data)
+    model.save(tmp_path / "m")
+    np.testing.assert_allclose(load_model(tmp_path / "m").predict(data.queries), model.predict(data.queries))
+
+
 def test_given_vectors(tmp_path: Path) -> None:
     data, rng = world(100), np.random.default_rng(0)
     known = {text: rng.normal(size=8) for text in data.queries}
@@ -396,7 +408,7 @@ def test_reference_figures(gsm8k: Demonstrations, mawps: Demonstrations) -> None
     test = gsm8k.of(split="test")
     train = np.nanmean(gsm8k.of(split="train").correct[:, :6], axis=0)
     assert int(train.argmax()) == 1
-    found = {o.rule: o for o in references(test, 1, {})}
+    found = {o.rule: o for o in references(test, np.full(len(test), 1), {})}
     figures = {
         "random": 0.191,
         "best on train": 0.240,
@@ -408,7 +420,7 @@ def test_reference_figures(gsm8k: Demonstrations, mawps: Demonstrations) -> None
         assert found[name].success == pytest.approx(value, abs=1e-3)
     assert found["highest confidence"].calls == 32
     assert np.nanmax(test.correct[:, :6], axis=1).mean() == pytest.approx(0.501, abs=1e-3)
-    other = {o.rule: o.success for o in references(mawps.of(split="test"), 0, {})}
+    other = {o.rule: o.success for o in references(mawps.of(split="test"), np.zeros(1685, dtype=int), {})}
     assert other["random"] == pytest.approx(0.436, abs=1e-3)
     assert other["highest confidence"] == pytest.approx(0.478, abs=1e-3)
     assert other["oracle"] == pytest.approx(0.926, abs=1e-3)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from rayprompt.errors import InputError
 from rayprompt.public import public_names, public_spec
 from rayprompt.searcher.registry import load_searcher, searcher_paths
 from rayprompt.task import Task, bundled_names, load_task
@@ -134,4 +135,25 @@ def models() -> list[dict[str, Any]]:
     return rows
 
 
-LISTINGS: dict[str, Callable[[], list[dict[str, Any]]]] = {"tasks": tasks, "searchers": searchers, "models": models}
+def reward_models() -> list[dict[str, Any]]:
+    """The reward models of ``rayprompt recommend`` with their settings."""
+    from rayprompt.reward.models import WHERE, model_class
+
+    rows: list[dict[str, Any]] = []
+    for name in WHERE:
+        try:
+            cls = model_class(name)
+        except InputError as error:  # an extra that is not installed
+            rows.append({"name": name, "description": str(error), "settings": []})
+            continue
+        settings = [{"name": f.name, "default": f.default, "doc": ""} for f in dataclasses.fields(cls.Settings)]
+        rows.append({"name": name, "description": (cls.__doc__ or "").split("\n")[0], "settings": settings})
+    return rows
+
+
+LISTINGS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "tasks": tasks,
+    "searchers": searchers,
+    "models": models,
+    "reward-models": reward_models,
+}

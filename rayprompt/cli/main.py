@@ -246,7 +246,7 @@ def score(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="tasks, searchers or models; or task, for what is in one.")],
+    what: Annotated[str, typer.Argument(help="tasks, searchers, models, reward-models; or task, for what is in one.")],
     name: Annotated[str | None, typer.Argument(metavar="[TASK]", help="With task: its name or folder.")] = None,
     split: Annotated[str | None, typer.Option(help="With task: this split only.")] = None,
     data: DataOption = None,

@@ -36,7 +36,8 @@ SetOption = Annotated[
 FeaturesOption = Annotated[
     str,
     typer.Option(
-        help="What a query is to the model: text (TF-IDF and counts), or vectors:FILE (columns text, vector)."
+        help="What a query is to the model: text (TF-IDF and counts), vectors:FILE (columns text, vector), lm:MODEL "
+        "(the scoring actors embed it) or encoder:NAME (a Hugging Face encoder)."
     ),
 ]
 FoldsOption = Annotated[int, typer.Option(help="Of the cross-validation.")]
@@ -106,7 +107,9 @@ def fit(
     make = maker(reward_model, set_, features)
     data = read_demonstrations(demonstrations, llm=llm, dataset=dataset)
     refuse(find(data), allow or ())
-    recommender = Recommender.fit(data.of(split=split), make, count=folds, by=by, seed=seed)
+    train = data.of(split=split)
+    make().features.prepare(train.queries)
+    recommender = Recommender.fit(train, make, count=folds, by=by, seed=seed)
     recommender.save(out)
     content = {
         "recommender": str(out),
@@ -152,18 +155,20 @@ def evaluate(
     if recommender is not None:
         found = Recommender.load(recommender, features_of(features))
         refuse(find(data), allow or ())
-        train, test = data.of(split="train"), data.of(split=split or "test")
+        train = data.of(split="train")
         trained = train.of(prompts=train.labelled())
         if trained.digest != found.model.data:
             raise InputError(
                 f"{recommender}: was fitted on other demonstrations than the train split of {demonstrations} (data "
                 f"{found.model.data[:12]}, here {trained.digest[:12]}); fit it anew"
             )
-        result = assess(found, train, test)
+        result = assess(found, train, data.of(split=split or "test"))
     else:
         part = data if split is None else data.of(split=split)
         refuse([f for f in find(part) if f.name == "constant"], allow or ())
-        result = assess_folds(part, maker(reward_model, set_, features), count=folds, by=by, seed=seed)
+        make = maker(reward_model, set_, features)
+        make().features.prepare(part.queries)
+        result = assess_folds(part, make, count=folds, by=by, seed=seed)
     if json_:
         print(json.dumps(result.to_json()))
     else:
@@ -238,19 +243,28 @@ def maker(name: str, pairs: Sequence[str] | None, features: str) -> Callable[[],
 
     cls = model_class(name)
     settings = settings_of(parse_settings(list(pairs or [])), cls)
-    return lambda: cls(features_of(features), **settings)
+    shared = features_of(features)  # vectors are made once; None is text features of each model's own
+    return lambda: cls(shared, **settings)
 
 
 def features_of(given: str) -> Any:
     """Features by what the option says; None are those of text."""
     from rayprompt.reward.features import Vectors, read_vectors
 
+    kind, _, where = given.partition(":")
     if given == "text":
         return None
-    kind, _, where = given.partition(":")
-    if kind != "vectors" or not where:
-        raise InputError(f"--features {given}: text, or vectors:FILE")
-    return Vectors(read_vectors(Path(where)), origin=where)
+    if where and kind == "vectors":
+        return Vectors(read_vectors(Path(where)), origin=where)
+    if where and kind == "encoder":
+        from rayprompt.lm.embed import encoder
+
+        return Vectors(embed=encoder(where), origin=given)
+    if where and kind == "lm":
+        from rayprompt.study.evaluate import embedder
+
+        return Vectors(embed=embedder(where), origin=given)
+    raise InputError(f"--features {given}: text, vectors:FILE, lm:MODEL or encoder:NAME")
 
 
 def read_queries(given: str) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rayprompt.errors import ScoringError
+from rayprompt.lm.attention import as_loaded
+from rayprompt.lm.embed import mean_states
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.family import load_family
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
@@ -126,6 +129,13 @@ class LMScorer:
                 logits, tokens, breaks = self.packed.score(load, part, soft)
             log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return np.asarray(log_probs), tokens.astype(np.int32), breaks
+
+    def embed(self, rows: Sequence[IntArray]) -> FloatArray:
+        """(N, d) the mean of the last hidden states of each row of token ids; the encoder's where there is one."""
+        model = self.forward.model
+        body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+        with as_loaded(self.forward.attention):
+            return mean_states(body.forward, rows, self.device)  # past the hook, which keeps one position alone
 
     def _score_rows(
         self, bucket: Bucket, part: EncodedPart, vectors: torch.Tensor | None

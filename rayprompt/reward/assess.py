@@ -13,7 +13,7 @@ from rayprompt.reward.evaluation import Quality, by_kind
 from rayprompt.reward.folds import folds
 from rayprompt.reward.model import RewardModel
 from rayprompt.reward.recommender import Recommender
-from rayprompt.reward.selection import Outcome, best_on_train, mean_se, outcome, references, taken
+from rayprompt.reward.selection import Outcome, best_on_train, mean_se, means_of, references, taken
 from rayprompt.reward.voting import CostAware, vote
 from rayprompt.scores import FloatArray, IntArray
 
@@ -85,20 +85,20 @@ class Chosen:
         return cls(np.full(shape, np.nan), np.zeros(shape[0], dtype=np.int64), {})
 
     def fill(self, at: IntArray, recommender: Recommender, train: Demonstrations, test: Demonstrations) -> None:
-        """The instances ``at`` are those of ``test``."""
+        """The instances ``at`` are those of ``test``: each may choose among the prompts that it has labels of."""
         p = recommender.predict(test.texts, test.prompts)
         self.p[at] = p
-        self.base[at] = best_on_train(train, test.prompts)
-        seen = set(recommender.prompts)
-        both = any(text not in seen for text in test.prompts) and any(text in seen for text in test.prompts)
-        names = {"guarded": "guarded", "best of n": "best-of-n", **({"switch": "switch"} if both else {})}
-        for name, rule in names.items():
-            chosen = recommender.choose(p, test.prompts, rule)[0]
+        self.base[at] = best_on_train(train, test)
+        seen = np.array([text in set(recommender.prompts) for text in test.prompts])
+        both = bool(seen.any() and not seen.all())
+        rules = {
+            "guarded": ("guarded", test.known),
+            "best of n": ("best-of-n", test.known),
+            **({"best of learned": ("best-of-n", test.known & seen), "switch": ("switch", test.known)} if both else {}),
+        }
+        for name, (rule, allowed) in rules.items():
+            chosen = recommender.choose(p, test.prompts, rule, allowed)[0]
             self.rules.setdefault(name, np.zeros(len(self.p), dtype=np.int64))[at] = chosen
-        if both:  # the learned ones alone
-            known = np.array([i for i, text in enumerate(test.prompts) if text in seen])
-            chosen = known[p[:, known].argmax(axis=1)]
-            self.rules.setdefault("best of learned", np.zeros(len(self.p), dtype=np.int64))[at] = chosen
 
 
 def assess(recommender: Recommender, train: Demonstrations, test: Demonstrations) -> Assessment:
@@ -139,13 +139,7 @@ def _assessment(
     fold: IntArray | None = None,
 ) -> Assessment:
     rules = {name: (taken(test.correct, chosen), 1.0) for name, chosen in found.rules.items()}
-    groups, base = test.groups("template"), taken(test.correct, found.base)
-    best = int(np.bincount(found.base).argmax())
-    outcomes = references(test, best, rules)
-    if len(set(found.base.tolist())) > 1:  # folds have other best prompts
-        fixed = {"best on train": (base, 1.0), **rules}
-        redone = {name: outcome(name, right, base, groups, calls) for name, (right, calls) in fixed.items()}
-        outcomes = [redone.get(o.rule, o) for o in outcomes]
+    outcomes = references(test, found.base, rules)
     votes: list[Point] = []
     frontier: list[Point] = []
     if test.answer is not None:
@@ -172,7 +166,7 @@ def frontiers(
     for k in np.unique(fold).tolist():
         train, at = data.of(instances=fold != k), np.flatnonzero(fold == k)
         test = data.of(instances=at)
-        order = np.argsort(-np.nanmean(train.correct, axis=0), kind="stable")
+        order = np.argsort(-means_of(train.correct), kind="stable")
         for calls in range(1, count + 1):
             simple[at, calls - 1] = vote(test, order[:calls].tolist())
         for price in prices:

@@ -27,9 +27,11 @@ WORDS = {
 
 
 class Features(Protocol):
-    """Texts -> rows of numbers. ``fit`` sees train texts alone."""
+    """Texts -> rows of numbers. ``prepare`` may work ahead for all texts to come; ``fit`` sees train texts alone."""
 
     name: str
+
+    def prepare(self, texts: Sequence[str]) -> None: ...
 
     def fit(self, texts: Sequence[str]) -> Features: ...
 
@@ -52,6 +54,9 @@ class TextFeatures:
     @staticmethod
     def _vectorizer(**more: Any) -> TfidfVectorizer:
         return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS, **more)
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Nothing."""
 
     def fit(self, texts: Sequence[str]) -> TextFeatures:
         """Learn vocabulary and scales."""
@@ -112,6 +117,10 @@ class Vectors:
         if len(widths) > 1:
             raise InputError(f"{origin}: vectors of different widths: {', '.join(str(w[-1]) for w in sorted(widths))}")
         self.width: int | None = widths.pop()[0] if widths else None
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Make the vectors of all these texts at once."""
+        self._vectors(texts)
 
     def fit(self, texts: Sequence[str]) -> Vectors:
         """Nothing is learned; a first text tells the width."""

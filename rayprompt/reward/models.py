@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ WHERE = {
     "prior": "rayprompt.reward.models:Prior",
     "logistic": "rayprompt.reward.models:Logistic",
     "logistic-per-prompt": "rayprompt.reward.models:LogisticPerPrompt",
+    "logistic-shared": "rayprompt.reward.models:LogisticShared",
     "neighbours": "rayprompt.reward.models:Neighbours",
     "lightgbm": "rayprompt.reward.boosted:LightGBM",
     "xgboost": "rayprompt.reward.boosted:XGBoost",
@@ -37,14 +39,14 @@ def model_class(name: str) -> type[RewardModel]:
     """
     if name not in WHERE:
         raise unknown("reward model", name, WHERE)
+    if name == "xgboost" and find_spec(name) is None:
+        raise InputError(f"reward model {name}: {name} is not installed (pip install 'rayprompt[{name}]')")
     module, _, attribute = WHERE[name].partition(":")
-    try:
-        found: type[RewardModel] = getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise InputError(
-            f"reward model {name}: {error.name} is not installed (pip install 'rayprompt[{name}]')"
-        ) from None
+    found: type[RewardModel] = getattr(import_module(module), attribute)
     return found
+
+
+FREE = 3.0  # scale of what tells prompts apart as such: hardly penalised
 
 
 class Prior(RewardModel):
@@ -99,6 +101,38 @@ class LogisticPerPrompt(RewardModel):
     def _load(self, folder: Path) -> None:
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             self.weights, self.bias = arrays["weights"], arrays["bias"]
+
+
+@dataclass(frozen=True)
+class LogisticSharedSettings(LogisticSettings):
+    """Of logistic regression with shared weights.
+
+    Attributes:
+        own: scale of a prompt's own weights beside the shared ones: 0 is one query for all, large is a model each.
+    """
+
+    own: float = 0.3
+
+
+class LogisticShared(LogisticPerPrompt):
+    """Weights of the query that all prompts share, and each prompt's own, which are penalised more.
+
+    What makes a query hard is learned from all labels; what makes it hard for one prompt has to be shown by its own.
+    """
+
+    name = "logistic-shared"
+    Settings = LogisticSharedSettings
+
+    def _fit(self, x: sparse.csr_matrix, data: Demonstrations, rng: np.random.Generator) -> None:
+        s, count, width = self.settings, len(self.prompts), x.shape[1]
+        rows = [x[data.query[data.known[:, p]]] for p in range(count)]
+        y = np.concatenate([data.correct[data.known[:, p], p] for p in range(count)])
+        which = np.repeat(np.arange(count), [r.shape[0] for r in rows])
+        ones = sparse.csr_matrix((np.full(len(y), FREE), (np.arange(len(y)), which)), shape=(len(y), count))
+        both = sparse.hstack([sparse.vstack(rows), s.own * sparse.block_diag(rows), ones], format="csr")
+        weights, bias = regression(both, y, s.c, float(self.prior.mean()))
+        own = weights[width : width * (count + 1)].reshape(count, width)
+        self.weights, self.bias = weights[:width] + s.own * own, bias + FREE * weights[width * (count + 1) :]
 
 
 class Logistic(LogisticPerPrompt):

@@ -18,8 +18,8 @@ from rayprompt.reward.features import Features
 from rayprompt.reward.folds import folds, held_out
 from rayprompt.reward.model import RewardModel, load_model
 from rayprompt.reward.models import sigmoid
-from rayprompt.reward.selection import Guard, fit_guard, switch
-from rayprompt.scores import FloatArray, IntArray
+from rayprompt.reward.selection import Guard, fit_guard, masked, switch
+from rayprompt.scores import BoolArray, FloatArray, IntArray
 from rayprompt.tables import read_json
 
 SCHEMA = "rayprompt.recommender/1"
@@ -114,8 +114,12 @@ class Recommender:
         """(Q, P) calibrated probabilities that the LM is right."""
         return sigmoid(self.scale * logit(self.model.predict(queries, prompts)) + self.shift)
 
-    def choose(self, p: FloatArray, prompts: Sequence[str], rule: str = "guarded") -> tuple[IntArray, FloatArray]:
+    def choose(
+        self, p: FloatArray, prompts: Sequence[str], rule: str = "guarded", allowed: BoolArray | None = None
+    ) -> tuple[IntArray, FloatArray]:
         """(Q,) places of the chosen among the prompts (P,), and the scores (Q, P) that decided.
+
+        With ``allowed`` (Q, P) of some prompts alone.
 
         Raises:
             InputError: no such rule, or one that has nothing to choose from.
@@ -125,6 +129,7 @@ class Recommender:
         place = {text: i for i, text in enumerate(self.prompts)}
         seen = np.array([i for i, text in enumerate(prompts) if text in place], dtype=np.int64)
         unseen = np.array([i for i, text in enumerate(prompts) if text not in place], dtype=np.int64)
+        p = p if allowed is None else masked(p, allowed)
         if rule == "best-of-n":
             return p.argmax(axis=1), p
         if not len(seen):
@@ -135,6 +140,7 @@ class Recommender:
         guard = replace(self.guard, prior=self.guard.prior[own], mean=self.guard.mean[own])
         scores = np.full(p.shape, -np.inf)
         scores[:, seen] = guard.scores(p[:, seen])
+        scores = scores if allowed is None else masked(scores, allowed)
         return scores.argmax(axis=1), scores
 
     def recommend(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from rayprompt.errors import InputError
 from rayprompt.reward.demonstrations import Demonstrations
-from rayprompt.scores import FloatArray, IntArray
+from rayprompt.scores import BoolArray, FloatArray, IntArray
 
-GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)  # weights of a guard
-CAUTION = 1.0  # standard errors by which a gain must be above nothing
+GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # weights of a guard
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Guard:
     With weight 0 it is the prompt that is best on train, with 1 nearly the model's own choice.
 
     Attributes:
-        weight: found by cross-validation on train.
+        weight: of the opinion; found by cross-validation on train.
         prior, mean: (P,) success of each prompt on train, and the mean of what the model says of it there.
     """
 
@@ -68,22 +67,35 @@ class Guard:
 def fit_guard(p: FloatArray, data: Demonstrations, fold: IntArray) -> Guard:
     """A guard from probabilities (I, P) of models that had not seen the instance's fold.
 
-    The weight is the one whose gain on train over the best prompt of the other folds is largest, less its standard
-    error; none is kept that is not above 0.
+    Its weight is the one of a grid whose gain on train over the best prompt of the other folds is largest, less its
+    standard error (over groups of queries); 0 where no such bound is above 0. An instance has the choice of the prompts
+    that it has labels of.
     """
-    correct = data.correct
-    groups = data.groups("template")
-    gains: dict[float, FloatArray] = {w: np.zeros(len(correct)) for w in GRID}
+    known, groups = data.known & ~np.isnan(p), data.groups("template")
+    gains = {w: np.zeros(len(p)) for w in GRID}
     for k in np.unique(fold).tolist():
-        rest, here = fold != k, fold == k
-        prior = np.nanmean(correct[rest], axis=0)
-        guard = {w: Guard(w, prior, np.nanmean(p[rest], axis=0)) for w in GRID}
-        best = taken(correct[here], np.full(int(here.sum()), prior.argmax()))
+        here, rest = fold == k, fold != k
+        prior = means_of(np.where(known[rest], data.correct[rest], np.nan))
+        mean = means_of(np.where(known[rest], p[rest], np.nan))
+        best = masked(np.tile(prior, (int(here.sum()), 1)), known[here]).argmax(axis=1)
         for w in GRID:
-            gains[w][here] = taken(correct[here], guard[w].choose(p[here])) - best
-    lower = {w: mean_se(g, groups)[0] - CAUTION * mean_se(g, groups)[1] for w, g in gains.items()}
-    best_weight = max(GRID, key=lambda w: lower[w] if w else 0.0)
-    return Guard(best_weight, np.nanmean(correct, axis=0), np.nanmean(p, axis=0))
+            chosen = masked(Guard(w, prior, mean).scores(p[here]), known[here]).argmax(axis=1)
+            gains[w][here] = taken(data.correct[here], chosen) - taken(data.correct[here], best)
+    lower = {w: np.subtract(*mean_se(gain, groups)) if w else 0.0 for w, gain in gains.items()}
+    weight = max(GRID, key=lambda w: (lower[w], -w))
+    return Guard(weight, means_of(data.correct), means_of(np.where(known, p, np.nan)))
+
+
+def means_of(values: FloatArray) -> FloatArray:
+    """(P,) the mean of each column of (I, P), NaN left out; that of all where a column has nothing else."""
+    count = (~np.isnan(values)).sum(axis=0)
+    total = np.nansum(values, axis=0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), total.sum() / max(int(count.sum()), 1)))
+
+
+def masked(scores: FloatArray, allowed: BoolArray) -> FloatArray:
+    """Scores, minus infinity where a choice is not allowed."""
+    return np.asarray(np.where(allowed, scores, -np.inf))
 
 
 def switch(p: FloatArray, seen: IntArray, unseen: IntArray, threshold: float = 0.5) -> IntArray:
@@ -103,13 +115,21 @@ def taken(correct: FloatArray, chosen: IntArray) -> FloatArray:
     return np.asarray(correct[np.arange(len(correct)), chosen])
 
 
-def best_on_train(train: Demonstrations, prompts: tuple[str, ...]) -> int:
-    """The place among ``prompts`` of the one with the highest success on train; of equals the first."""
-    means = dict(zip(train.prompts, np.nanmean(train.correct, axis=0), strict=True))
-    known = [i for i, text in enumerate(prompts) if text in means]
-    if not known:
-        raise InputError("none of the prompts has labels in train")
-    return max(known, key=lambda i: (means[prompts[i]], -i))
+def best_on_train(train: Demonstrations, test: Demonstrations) -> IntArray:
+    """(I,) the prompt with the highest success on train, of those that an instance of test has labels of.
+
+    Of equals the first.
+
+    Raises:
+        InputError: an instance has no label under a prompt of train.
+    """
+    means = dict(zip(train.prompts, means_of(train.correct), strict=True))
+    with_labels = {train.prompts[i] for i in train.labelled()}
+    row = np.array([means[text] if text in with_labels else -np.inf for text in test.prompts])
+    scores = masked(np.tile(row, (len(test), 1)), test.known)
+    if np.isneginf(scores).all(axis=1).any():
+        raise InputError("an instance has labels under none of the prompts of train: nothing to compare with")
+    return np.asarray(scores.argmax(axis=1))
 
 
 def mean_se(x: FloatArray, groups: IntArray) -> tuple[float, float]:
@@ -134,34 +154,33 @@ def outcome(rule: str, right: FloatArray, base: FloatArray, groups: IntArray, ca
 
 
 def signal_choice(signal: FloatArray | None, correct: FloatArray) -> IntArray | None:
-    """(I,) the prompt with the highest confidence or verdict; of equals the first. None where there is no signal."""
-    if signal is None or np.isnan(signal).all():
+    """(I,) the prompt with the highest confidence or verdict; of equals the first. None where an instance has none."""
+    if signal is None or np.isnan(np.where(np.isnan(correct), np.nan, signal)).all(axis=1).any():
         return None
     return np.asarray(np.where(np.isnan(signal) | np.isnan(correct), -np.inf, signal).argmax(axis=1))
 
 
 def references(
-    data: Demonstrations, best: int, rules: Mapping[str, tuple[FloatArray, float]], by: str = "template"
+    data: Demonstrations, base: IntArray, rules: Mapping[str, tuple[FloatArray, float]], by: str = "template"
 ) -> list[Outcome]:
     """Outcomes of the rules (name -> (right (I,), calls)), below those that need no model, or that nobody can follow.
 
-    ``random`` is the mean of all prompts, ``hindsight`` the one that is best on these very instances, ``oracle`` counts
-    an instance as right where any prompt was: also by luck, so it is no target.
+    ``base`` (I,) are the prompts that are best on train. ``random`` is the mean of all prompts, ``hindsight`` the one
+    that is best on these very instances, ``oracle`` counts an instance as right where any prompt was: also by luck, so
+    it is no target.
     """
-    correct, groups, count = data.correct, data.groups(by), len(data.prompts)
-    base = correct[:, best]
+    correct, groups, count = data.correct, data.groups(by), float(data.known.sum(axis=1).mean())
+    right = taken(correct, base)
     found: dict[str, tuple[FloatArray, float]] = {
         "random": (np.nanmean(correct, axis=1), 1.0),
-        "best on train": (base, 1.0),
+        "best on train": (right, 1.0),
         **rules,
     }
     for name in ("confidence", "critic"):
         chosen = signal_choice(getattr(data, name), correct)
         if chosen is not None:
             found[f"highest {name}"] = (taken(correct, chosen), 2.0 * count)
-    found["hindsight"] = (correct[:, int(np.nanmean(correct, axis=0).argmax())], 1.0)
-    found["oracle"] = (np.nanmax(correct, axis=1), float(count))
-    return [outcome(name, right, base, groups, calls) for name, (right, calls) in found.items()]
-
-
-Chooser = Callable[[FloatArray], IntArray]
+    best = masked(np.tile(means_of(correct), (len(data), 1)), data.known).argmax(axis=1)
+    found["hindsight"] = (taken(correct, best), 1.0)
+    found["oracle"] = (np.nanmax(correct, axis=1), count)
+    return [outcome(name, was, right, groups, calls) for name, (was, calls) in found.items()]

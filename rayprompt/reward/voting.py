@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 
 from rayprompt.errors import InputError
 from rayprompt.reward.demonstrations import Demonstrations
@@ -16,7 +16,8 @@ from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 Canonical = Callable[[Any], "str | None"]
 FLOOR = 1e-3  # least weight of a vote: an answer is better than none
-PENALTY = 1.0
+PENALTY = 10.0  # of the regression
+ROUNDS = 6
 
 
 def answers_of(data: Demonstrations, same: Canonical = canonical) -> IntArray:
@@ -107,9 +108,11 @@ def vote_weights(success: FloatArray, answers: IntArray, right: IntArray) -> Flo
 class CostAware:
     """Prompts are asked one after another, best first, until another answer is not worth its price.
 
-    What stopping is worth is the probability that the leading answer is right; what going on is worth, the mean of what
-    came of it on train less the price, both regressed on the state of the vote: optimal stopping by least squares
-    (Longstaff and Schwartz, 2001), call by call from the last.
+    Whether to go on after call k is decided by what going on has brought on train in such a state of the vote: the
+    difference, which is nearly always 0, between being right in the end and being right now, less the price of the
+    calls, regressed on the state of the vote and on what the reward model says. What "in the end" is depends on the
+    decisions that follow: they begin with asking all, and are improved in rounds (fitted policy iteration; as Longstaff
+    and Schwartz, 2001, but on differences, which vary much less than the values themselves).
 
     Args:
         price: of a call, in successes.
@@ -124,8 +127,7 @@ class CostAware:
         self.price = price
         self.order: IntArray = np.zeros(0, dtype=np.int64)
         self.weights: FloatArray = np.zeros(0)
-        self.stop: list[Any] = []
-        self.go_on: list[Any] = []
+        self.gain: Any = None
 
     def fit(self, data: Demonstrations, p: FloatArray) -> CostAware:
         """Learn from demonstrations with answers, and a reward model's probabilities (I, P) for them."""
@@ -137,28 +139,41 @@ class CostAware:
         votes = tally(answers[:, self.order], self.weights)
         hit = (votes.leader == right[:, None]).astype(np.float64)
         calls = len(self.order)
-        states = [self.state(votes, p[:, self.order], k) for k in range(calls)]
-        value = np.zeros(len(data))
-        self.stop, self.go_on = [None] * calls, [None] * calls
-        for k in reversed(range(calls)):
-            self.stop[k] = _probability(states[k], hit[:, k])
-            worth = _predict(self.stop[k], states[k])
-            if k == calls - 1:
-                value = hit[:, k]
-                continue
-            self.go_on[k] = Ridge(PENALTY).fit(states[k], value - self.price)
-            stops = worth >= self.go_on[k].predict(states[k])
-            value = np.where(stops, hit[:, k], value - self.price)
+        states = np.stack([self.state(votes, p[:, self.order], k) for k in range(calls - 1)], axis=1)
+        asked = np.full((len(data), calls - 1), calls)  # where one who goes on after call k stops
+        everyone = np.arange(len(data))
+        for _ in range(ROUNDS if calls > 1 else 0):
+            ends = np.take_along_axis(hit, asked - 1, axis=1)
+            gained = ends - hit[:, :-1] - self.price * (asked - 1 - np.arange(calls - 1))
+            self.gain = Ridge(PENALTY).fit(states.reshape(-1, states.shape[2]), gained.reshape(-1))
+            goes_on = self.gain.predict(states.reshape(-1, states.shape[2])).reshape(gained.shape) > 0
+            stop = np.full(len(data), calls)
+            for k in reversed(range(calls - 1)):
+                asked[:, k] = stop
+                stop = np.where(goes_on[everyone, k], stop, k + 1)
         return self
 
-    @staticmethod
-    def state(votes: Tally, p: FloatArray, k: int) -> FloatArray:
-        """(I, 7) what the decision after call k sees: the vote, and the reward model's mean and next probability."""
+    def state(self, votes: Tally, p: FloatArray, k: int) -> FloatArray:
+        """(I, 20) what the decision after call k sees: the vote, what could still turn it, and the model's opinion."""
         top, second = votes.top[:, k], votes.second[:, k]
-        mean = p.mean(axis=1)
-        following = p[:, min(k + 1, p.shape[1] - 1)]
-        logit = np.log(np.clip(mean, 1e-3, 1 - 1e-3) / np.clip(1 - mean, 1e-3, 1))
-        return np.column_stack([top, second, top - second, top**2, votes.distinct[:, k] / (k + 1), logit, following])
+        mean = np.clip(p.mean(axis=1), 1e-3, 1 - 1e-3)
+        left = self.weights[k + 1 :].sum() / self.weights[: k + 1].sum()
+        turns = np.minimum(1.0, left / np.maximum(top - second, 1e-3))
+        own = np.column_stack(
+            [
+                np.ones(len(top)),
+                top,
+                second,
+                top**2,
+                turns,
+                turns * (top - second),
+                votes.distinct[:, k] / (k + 1),
+                np.log(mean / (1 - mean)),
+                mean * top,
+                p[:, min(k + 1, p.shape[1] - 1)],
+            ]
+        )
+        return np.hstack([own, own * (k + 1) / len(self.weights)])
 
     def decide(self, data: Demonstrations, p: FloatArray) -> tuple[FloatArray, IntArray]:
         """(I,) whether the answer was right, and (I,) how many prompts were asked."""
@@ -168,8 +183,7 @@ class CostAware:
         asked = np.full(len(data), len(self.order))
         open_: BoolArray = np.ones(len(data), dtype=bool)
         for k in range(len(self.order) - 1):
-            state = self.state(votes, p[:, self.order], k)
-            stops = open_ & (_predict(self.stop[k], state) >= self.go_on[k].predict(state))
+            stops = open_ & (self.gain.predict(self.state(votes, p[:, self.order], k)) <= 0)
             asked[stops] = k + 1
             open_ &= ~stops
         leader = votes.leader[np.arange(len(data)), asked - 1]
@@ -181,16 +195,3 @@ def vote(data: Demonstrations, prompts: Sequence[int]) -> FloatArray:
     answers = answers_of(data)
     leader = tally(answers[:, list(prompts)], np.ones(len(prompts))).leader[:, -1]
     return np.asarray(leader == right_answers(data, answers), dtype=np.float64)
-
-
-def _probability(x: FloatArray, y: FloatArray) -> Any:
-    if y.min() == y.max():
-        return float(y[0])
-    return LogisticRegression(C=PENALTY, max_iter=500).fit(x, y)
-
-
-def _predict(model: Any, x: FloatArray) -> FloatArray:
-    """(I,) probabilities."""
-    if isinstance(model, float):
-        return np.full(len(x), model)
-    return np.asarray(model.predict_proba(x)[:, 1])

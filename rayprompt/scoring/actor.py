@@ -128,6 +128,11 @@ class ScorerActor:
         with self.gate:
             return np.asarray(self.scorer.soft.vectors(block, np.arange(len(block.z))).cpu().numpy())
 
+    def embed(self, rows: list[IntArray]) -> FloatArray:
+        """(N, d) the mean of the LM's last hidden states of each row of token ids."""
+        with self.gate:
+            return self.scorer.embed(rows)
+
     def tune(self, part: list[Any], key: str, gold: IntArray, block: SoftBlock, plan: TuningPlan, seed: int) -> Tuned:
         """Tune a soft prompt on the examples of a part, which has that key; each step takes a lane, and no longer."""
         if key not in self.parts:

@@ -17,12 +17,13 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.candidate import ZEROS, SoftPrompt, Subspace, digest
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.loads import Request
 from rayprompt.lm.settings import shown
 from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
 from rayprompt.lm.soft import SoftBlock
-from rayprompt.lm.source import LMSource
+from rayprompt.lm.source import LMSource, load_tokenizer
 from rayprompt.lm.tuning import Tuned, TuningPlan
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
@@ -35,6 +36,7 @@ MOST_ROUTER_DEATHS = 20
 MOST_START_DEATHS = 5  # of a scorer while it loads its LM
 RESTART_PAUSE_SECONDS = 0.5
 ROUTER_PAUSE_SECONDS = 0.1
+EMBED_ROWS = 256  # texts that a scorer embeds at a time
 
 
 NO_VECTORS: Mapping[str, FloatArray] = MappingProxyType({})
@@ -262,6 +264,27 @@ class ScoringPool:
         """(length, width) the vectors A z + p0 of a soft prompt."""
         vectors: FloatArray = self._ask_scorer("vectors", block_of([prompt], p0))[0]
         return vectors
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """(N, d) vectors of texts, by all scorers: the mean of the LM's last hidden states over the text's tokens.
+
+        Raises:
+            ScoringError: the LM raised, or the pool is lost.
+        """
+        rows = token_ids(load_tokenizer(self.source.location), texts, self.source.max_length)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        cuts = [order[i : i + EMBED_ROWS] for i in range(0, len(order), EMBED_ROWS)]
+        sent = [self.scorers[k % len(self.scorers)].embed.remote([rows[i] for i in cut]) for k, cut in enumerate(cuts)]
+        found: dict[int, FloatArray] = {}
+        for cut, reference in zip(cuts, sent, strict=True):
+            try:
+                vectors = ray.get(reference)
+            except RayTaskError as error:
+                raise ScoringError(f"the LM {self.source.name}: {_last_line(error)}") from None
+            except RayActorError:  # that scorer has died
+                vectors = self._ask_scorer("embed", [rows[i] for i in cut])
+            found.update(zip(cut, vectors, strict=True))
+        return np.array([found[i] for i in range(len(rows))])
 
     def tune(
         self,

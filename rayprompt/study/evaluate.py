@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError
-from rayprompt.scores import Scores
+from rayprompt.lm.source import describe_model
+from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
@@ -135,6 +136,21 @@ def score(
         return scorer.evaluator.score(candidates, token_ids)
 
     return _with_pool(problem, pool, cluster, listener, run)
+
+
+def embedder(model: str | Path, cluster: Cluster | None = None) -> Callable[[Sequence[str]], FloatArray]:
+    """Texts -> (N, d) vectors, by scoring actors that hold the LM: they are started for each call.
+
+    Raises:
+        InputError: no such LM.
+    """
+    source, _ = describe_model(str(model))
+
+    def embed(texts: Sequence[str]) -> FloatArray:
+        with session(source, cluster or Cluster(), silent) as pool:
+            return pool.embed(texts)
+
+    return embed
 
 
 def _store(location: str | Path | None) -> ScoreStore | None:
