@@ -286,11 +286,13 @@ def test_readme_task_is_a_task(tmp_path: Path) -> None:
 def test_readme_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
     from rayprompt.cli.main import app, run
 
-    for line in "\n".join(blocks(README, "bash")).splitlines():
+    reward = (REPOSITORY / "docs" / "reward.md").read_text()
+    for line in "\n".join([*blocks(README, "bash"), *blocks(reward, "bash")]).splitlines():
         if not line.startswith("rayprompt "):
             continue
         words = line.split("#")[0].split()
-        assert run(app, [words[1], "--help"]) == 0
+        command = words[1:3] if words[1] in ("recommend", "store") else words[1:2]
+        assert run(app, [*command, "--help"]) == 0
         text = capsys.readouterr().out
         for option in (w for w in words if w.startswith("--")):
             assert option in text, f"{words[1]} has no {option}"
