@@ -138,6 +138,10 @@ def test_demonstrations_of_a_study(problem: Problem, tmp_path: Path) -> None:
     assert float(np.nanmean(data.correct[:, best])) == pytest.approx(result.train.value)
     run("collect", result.study_dir, "--out", tmp_path / "d.parquet")
     assert read_demonstrations(tmp_path / "d.parquet").rows == data.rows
+    run("fit", result.study_dir, "--out", tmp_path / "r", "--reward-model", "prior", "--allow", "constant")
+    (line,) = run("run", tmp_path / "r", given="a fine film").splitlines()
+    means = dict(zip(data.prompts, np.nanmean(data.correct, axis=0), strict=True))
+    assert means[json.loads(line)["prompt"]] == max(means.values())
     with pytest.raises(InputError, match="not a study"):
         from_study(tmp_path)
 

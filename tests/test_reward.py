@@ -536,6 +536,14 @@ def test_a_price_decides_how_many_are_asked(gsm8k: Demonstrations) -> None:
         right, asked = CostAware(price).fit(train, p[half]).decide(other, p[~half])
         calls.append(float(asked.mean()))
         assert set(np.unique(right).tolist()) <= {0.0, 1.0}
+        rule = CostAware.from_json(json.loads(json.dumps(CostAware(price).fit(train, p[half]).to_json())))
+        for i in range(0, 60):  # asked call by call, it decides the same
+            given: list[Any] = []
+            while (place := rule.following(given, p[~half][i])) is not None:
+                given.append(None if other.answer is None else other.answer[i, place])
+            assert len(given) == asked[i]
+            assert other.gold is not None
+            assert (canonical(rule.leader(given)) == canonical(other.gold[other.query[i]])) == bool(right[i])
     assert calls == sorted(calls, reverse=True)
     assert calls[0] > 4
     assert calls[-1] == 1.0

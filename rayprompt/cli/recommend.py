@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rayprompt.cli.options import JsonOption, parse_settings
 from rayprompt.errors import InputError
+
+if TYPE_CHECKING:
+    from rayprompt.reward.demonstrations import Demonstrations
 
 app = typer.Typer(
     name="recommend",
@@ -19,7 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
-DemosArgument = Annotated[Path, typer.Argument(help="Demonstrations: a Parquet file (docs/reward.md).")]
+DemosArgument = Annotated[
+    Path, typer.Argument(help="A Parquet file of demonstrations (docs/reward.md), or a study's directory.")
+]
 LlmOption = Annotated[str | None, typer.Option(help="Of this LM, where the file has several.")]
 DatasetOption = Annotated[str | None, typer.Option(help="Of this data set, where the file has several.")]
 AnswersOption = Annotated[Path | None, typer.Option(help="A Parquet file with the LM's answers, joined to it: votes.")]
@@ -54,9 +59,8 @@ def check(
 ) -> None:
     """Count what is in demonstrations, and what is wrong with them."""
     from rayprompt.reward.checks import check as find
-    from rayprompt.reward.demonstrations import read_demonstrations
 
-    data = read_demonstrations(demonstrations, llm=llm, dataset=dataset)
+    data = read_data(demonstrations, llm, dataset)
     findings = find(data)
     splits = {s: int((data.split == s).sum()) for s in sorted(set(data.split.tolist()))}
     content = {
@@ -101,11 +105,10 @@ def fit(
     """Learn a recommender from demonstrations."""
     from rayprompt.reward.checks import check as find
     from rayprompt.reward.checks import refuse
-    from rayprompt.reward.demonstrations import read_demonstrations
     from rayprompt.reward.recommender import Recommender
 
     make = maker(reward_model, set_, features)
-    data = read_demonstrations(demonstrations, llm=llm, dataset=dataset)
+    data = read_data(demonstrations, llm, dataset)
     refuse(find(data), allow or ())
     train = data.of(split=split)
     make().features.prepare(train.queries)
@@ -148,10 +151,9 @@ def evaluate(
     from rayprompt.reward.assess import assess, assess_folds
     from rayprompt.reward.checks import check as find
     from rayprompt.reward.checks import refuse
-    from rayprompt.reward.demonstrations import read_demonstrations
     from rayprompt.reward.recommender import Recommender
 
-    data = read_demonstrations(demonstrations, llm=llm, dataset=dataset, answers=answers)
+    data = read_data(demonstrations, llm, dataset, answers)
     if recommender is not None:
         found = Recommender.load(recommender, features_of(features))
         refuse(find(data), allow or ())
@@ -234,6 +236,17 @@ def collect(
         data = read_logs(source, queries, llm=llm, dataset=dataset, split=split, gaps=bool(allow))
     data.write(out)
     print(f"{data.rows:,} labels of {len(data.queries):,} queries under {len(data.prompts)} prompts in {out}")
+
+
+def read_data(path: Path, llm: str | None, dataset: str | None, answers: Path | None = None) -> Demonstrations:
+    """Demonstrations from a file, or of a study."""
+    from rayprompt.reward.demonstrations import read_demonstrations
+
+    if path.is_dir():
+        from rayprompt.study.demonstrations import from_study
+
+        return from_study(path)
+    return read_demonstrations(path, llm=llm, dataset=dataset, answers=answers)
 
 
 def maker(name: str, pairs: Sequence[str] | None, features: str) -> Callable[[], Any]:

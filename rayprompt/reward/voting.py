@@ -16,6 +16,7 @@ from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 Canonical = Callable[[Any], "str | None"]
 FLOOR = 1e-3  # least weight of a vote: an answer is better than none
+SCHEMA = "rayprompt.cost-aware/1"
 PENALTY = 10.0  # of the regression
 ROUNDS = 6
 
@@ -30,12 +31,14 @@ def answers_of(data: Demonstrations, same: Canonical = canonical) -> IntArray:
         raise InputError("voting needs a column 'answer' in the demonstrations (--answers FILE joins one to them)")
     found = np.full(data.correct.shape, -1)
     for i, row in enumerate(data.answer.tolist()):
-        known: dict[str, int] = {}
-        for p, value in enumerate(row):
-            text = same(value)
-            if text is not None:
-                found[i, p] = known.setdefault(text, len(known))
+        found[i] = _numbered(row, same)
     return found
+
+
+def _numbered(row: Sequence[Any], same: Canonical) -> IntArray:
+    known: dict[str, int] = {}
+    texts = [same(value) for value in row]
+    return np.array([-1 if text is None else known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
 
 
 def right_answers(data: Demonstrations, answers: IntArray, same: Canonical = canonical) -> IntArray:
@@ -118,7 +121,8 @@ class CostAware:
         price: of a call, in successes.
 
     Attributes:
-        order: (K,) the prompts as they are asked; weights: (K,) of their votes.
+        prompts: (K,) their texts; order: (K,) their places as they are asked; weights: (K,) of their votes.
+        gain: (21,) the regression: coefficients of the state, and the constant.
     """
 
     def __init__(self, price: float) -> None:
@@ -127,13 +131,15 @@ class CostAware:
         self.price = price
         self.order: IntArray = np.zeros(0, dtype=np.int64)
         self.weights: FloatArray = np.zeros(0)
-        self.gain: Any = None
+        self.gain: FloatArray = np.zeros(1)
+        self.prompts: tuple[str, ...] = ()
 
     def fit(self, data: Demonstrations, p: FloatArray) -> CostAware:
         """Learn from demonstrations with answers, and a reward model's probabilities (I, P) for them."""
         answers = answers_of(data)
         right = right_answers(data, answers)
         success = np.nanmean(data.correct, axis=0)
+        self.prompts = data.prompts
         self.order = np.argsort(-success, kind="stable")
         self.weights = vote_weights(success, answers, right)[self.order]
         votes = tally(answers[:, self.order], self.weights)
@@ -145,13 +151,68 @@ class CostAware:
         for _ in range(ROUNDS if calls > 1 else 0):
             ends = np.take_along_axis(hit, asked - 1, axis=1)
             gained = ends - hit[:, :-1] - self.price * (asked - 1 - np.arange(calls - 1))
-            self.gain = Ridge(PENALTY).fit(states.reshape(-1, states.shape[2]), gained.reshape(-1))
-            goes_on = self.gain.predict(states.reshape(-1, states.shape[2])).reshape(gained.shape) > 0
+            ridge = Ridge(PENALTY).fit(states.reshape(-1, states.shape[2]), gained.reshape(-1))
+            self.gain = np.append(ridge.coef_, ridge.intercept_)
+            goes_on = self.goes_on(states)
             stop = np.full(len(data), calls)
             for k in reversed(range(calls - 1)):
                 asked[:, k] = stop
                 stop = np.where(goes_on[everyone, k], stop, k + 1)
         return self
+
+    def goes_on(self, states: FloatArray) -> BoolArray:
+        """Whether another answer is worth its price in states (..., 20)."""
+        return np.asarray(states @ self.gain[:-1] + self.gain[-1] > 0)
+
+    def following(self, answers: Sequence[Any], p: FloatArray, same: Canonical = canonical) -> int | None:
+        """The place of the prompt to be asked next, or None: the vote is over. What is asked, the LM is asked for.
+
+        Args:
+            answers: those so far, in the order in which prompts were asked; None where nothing was extracted.
+            p: (K,) the reward model's probabilities for this query.
+            same: the form in which two answers are compared.
+        """
+        asked = len(answers)
+        if asked == len(self.order):
+            return None
+        if asked:
+            votes = tally(_numbered(answers, same)[None], self.weights[:asked])
+            if not self.goes_on(self.state(votes, p[None, self.order], asked - 1))[0]:
+                return None
+        return int(self.order[asked])
+
+    def leader(self, answers: Sequence[Any], same: Canonical = canonical) -> Any:
+        """The answer that leads, as it was first given; None where there is none."""
+        numbers = _numbered(answers, same)
+        if not len(numbers):
+            return None
+        first = tally(numbers[None], self.weights[: len(numbers)]).leader[0, -1]
+        return None if first < 0 else answers[int(np.flatnonzero(numbers == first)[0])]
+
+    def to_json(self) -> dict[str, Any]:
+        """All that it has learned."""
+        return {
+            "schema": SCHEMA,
+            "price": self.price,
+            "prompts": list(self.prompts),
+            "order": self.order.tolist(),
+            "weights": self.weights.tolist(),
+            "gain": self.gain.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> CostAware:
+        """Read :meth:`to_json` back.
+
+        Raises:
+            InputError: it is something else.
+        """
+        if content.get("schema") != SCHEMA:
+            raise InputError(f"schema {content.get('schema')!r}; a cost-aware rule has {SCHEMA!r}")
+        rule = cls(float(content["price"]))
+        rule.prompts = tuple(content["prompts"])
+        rule.order, rule.weights, rule.gain = (np.array(content[name]) for name in ("order", "weights", "gain"))
+        return rule
 
     def state(self, votes: Tally, p: FloatArray, k: int) -> FloatArray:
         """(I, 20) what the decision after call k sees: the vote, what could still turn it, and the model's opinion."""
@@ -183,7 +244,7 @@ class CostAware:
         asked = np.full(len(data), len(self.order))
         open_: BoolArray = np.ones(len(data), dtype=bool)
         for k in range(len(self.order) - 1):
-            stops = open_ & (self.gain.predict(self.state(votes, p[:, self.order], k)) <= 0)
+            stops = open_ & ~self.goes_on(self.state(votes, p[:, self.order], k))
             asked[stops] = k + 1
             open_ &= ~stops
         leader = votes.leader[np.arange(len(data)), asked - 1]
