@@ -33,6 +33,7 @@ PAIRS_A_FILE = 400_000
 def write(folder: str, pairs: int, examples: int, labels: int) -> dict[str, Any]:
     """Write the store; the seconds are those of the writer, not of making random numbers."""
     from rayprompt.candidate import TextPrompt
+    from rayprompt.pairs import Answers
     from rayprompt.store.schema import Context
     from rayprompt.store.store import ScoreStore
     from rayprompt.store.writer import ShardWriter
@@ -53,7 +54,7 @@ def write(folder: str, pairs: int, examples: int, labels: int) -> dict[str, Any]
         times = np.repeat(rng.random(block // 16 + 1), 16)[:block]
         keys = [prompt.key for prompt in prompts]
         started = time.perf_counter()
-        writer.add(keys, candidate, example, log_probs[:, 0] > log_probs[:, 1], log_probs, tokens, times)
+        writer.add(keys, candidate, example, log_probs[:, 0] > log_probs[:, 1], Answers(log_probs, tokens, times))
         writer.add_asks(generation, prompts)
         waiting += block
         if waiting >= PAIRS_A_FILE:

@@ -17,10 +17,11 @@ class Ledger:
         lm_evaluations: pairs the LM really ran, those that were run again after a scorer was lost included. What a
             search that was killed had on its way is not known.
         report_evaluations: pairs of the closing report (dev for finalists, test for winner and baselines).
-        asked_tokens, asked_seconds: what the pairs in ``evaluations`` cost whoever had them scored first, this search
-            or an earlier one: the cost of the search had it been alone with an empty store.
+        asked_tokens, asked_written, asked_seconds: what the pairs in ``evaluations`` cost whoever had them scored
+            first, this search or an earlier one: the cost of the search had it been alone with an empty store.
         cache_hits: pairs answered without the LM: asked for again, known from a store, or replayed after a death.
-        tokens: tokens of the LM's input, padding not counted.
+        tokens: tokens of the LM's input and output, padding not counted.
+        written: those of them that the LM wrote.
         seconds: the scorers' time, in seconds, summed over lanes that work side by side.
         shape_breaks: batches cut smaller than the shape table says, for lack of memory.
     """
@@ -28,11 +29,13 @@ class Ledger:
     budget: int
     evaluations: int = 0
     asked_tokens: int = 0
+    asked_written: int = 0
     asked_seconds: float = 0.0
     lm_evaluations: int = 0
     report_evaluations: int = 0
     cache_hits: int = 0
     tokens: int = 0
+    written: int = 0
     seconds: float = 0.0
     shape_breaks: int = 0
 

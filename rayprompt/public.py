@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, unknown
+from rayprompt.shots import SPLITS
 from rayprompt.task import Task, make_task, read_label_words
 from rayprompt.task_data import HUB, Reading, read_folder, read_hub
 from rayprompt.task_yaml import read_yaml
@@ -47,7 +48,9 @@ def read_public(
     """
     spec = {**public_spec(name), **(changes or {})}
     where = f"task {name}"
-    labels, _ = read_label_words(spec["label_words"], where)
+    generates = spec.get("kind") == "generation"
+    labels = () if generates else read_label_words(spec["label_words"], where)[0]
+    listed = [f"{spec['shots']['per_class']}-{seed}" for seed in spec["shots"]["seeds"]] if "shots" in spec else SPLITS
     reading = Reading(
         columns=spec["columns"],
         labels=labels,
@@ -58,13 +61,13 @@ def read_public(
     source = _data(name, data)
     if isinstance(source, Path):
         where = f"{where}, data {source}"
-        splits = read_folder(source, reading, where, split)
+        splits = read_folder(source, reading, where, split, listed)
     else:
         path = source or spec["hub"]["path"]
-        splits = read_hub(spec["hub"], path, reading, where, split, _instead(name))
+        splits = read_hub(spec["hub"], path, reading, where, split, _instead(name), listed)
         source = HUB + path
     columns = {column: column for column in spec["columns"]}
-    return make_task(name, spec, columns, splits, where, data=str(source), empty_texts=True)
+    return make_task(name, spec, columns, splits, where, data=str(source), empty_texts=not generates)
 
 
 def _data(name: str, data: str | Path | None) -> Path | str | None:

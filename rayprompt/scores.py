@@ -15,6 +15,7 @@ from rayprompt.errors import InputError
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 BoolArray = npt.NDArray[np.bool_]
+ObjectArray = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class Scores:
         label_log_probs: (P, L) log-softmax over the label words' logits, or None where the LM gives none.
         tokens: (P,) tokens of the LM's input, padding not counted.
         seconds: (P,) the pair's share of the time of its batch.
-        completion: (P,) raw text of generation tasks, or None.
+        completion: (P,) what the LM wrote, where it writes; else None.
         errors: pairs whose scoring raised; they have no row.
         objective: (C,) the objective's values where the caller has only those, else None.
         evaluated: with ``objective``, (C,) which candidates were evaluated at all; None is all of them.
+        samples: of each pair, where it is evaluated in full.
     """
 
     candidates: tuple[Candidate, ...]
@@ -60,6 +62,7 @@ class Scores:
     errors: tuple[PairError, ...] = ()
     objective: FloatArray | None = None
     evaluated: BoolArray | None = None
+    samples: int = 1
 
     @classmethod
     def of_values(
@@ -109,11 +112,12 @@ class Scores:
         """(C,) whether every example of the candidate was evaluated; a pair that raised counts as evaluated."""
         if self.evaluated is not None:
             return self.evaluated
-        done = np.zeros((len(self.candidates), len(self.examples)), dtype=bool)
-        done[self.candidate, self.example] = True
+        shape = (len(self.candidates), len(self.examples))
+        pairs = self.candidate * np.int64(shape[1]) + self.example
+        done = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
         for error in self.errors:
-            done[error.candidate, error.example] = True
-        return np.asarray(done.all(axis=1))
+            done[error.candidate, error.example] += 1
+        return np.asarray((done >= self.samples).all(axis=1))
 
     def mean_value(self) -> FloatArray:
         """(C,) the mean of ``value`` over the evaluated examples; NaN where there is none."""

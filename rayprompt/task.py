@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from rayprompt.answers import Judge
 from rayprompt.candidate import digest
+from rayprompt.decoding import NAMES as DECODING
+from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.scores import IntArray
 from rayprompt.task_data import find_column
@@ -19,16 +22,18 @@ from rayprompt.template import Template
 
 PARTS = ("train", "dev", "test")
 FAMILIES = ("masked", "causal", "encoder-decoder")
-METRICS = ("accuracy", "f1")
+KINDS = ("classification", "generation")
+METRICS = {"classification": ("accuracy", "f1"), "generation": ("accuracy",)}
 BUNDLED = Path(__file__).parent / "bundled" / "tasks"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled example: its fields (name -> text) and the index of its label."""
+    """One example: its fields (name -> text) and the index of its label, or the ``answer`` to be generated."""
 
     fields: Mapping[str, str]
     label: int
+    answer: str | None = None
 
     @property
     def text(self) -> tuple[str, ...]:
@@ -37,8 +42,8 @@ class Example:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of fields and label."""
-        return digest([dict(self.fields), self.label])
+        """Digest of fields and label, or answer."""
+        return digest([dict(self.fields), self.label if self.answer is None else self.answer])
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,16 @@ class Task:
     """Labelled examples and how they are shown to an LM. Frozen; ``digest`` covers everything that is scored.
 
     Attributes:
-        name, version, kind: ``kind`` is ``classification``.
+        name, version, kind: ``kind`` is ``classification`` (the LM is asked which label word fits) or ``generation``
+            (it writes on, and the answer is found in what it writes).
         templates: LM family (``masked``, ``causal``, ``encoder-decoder``) -> template.
-        labels: the labels as they stand in the data, as strings; an example's label is an index into them.
+        labels: the labels as they stand in the data, as strings; an example's label is an index into them. None where
+            the answer is generated; there every label is 0.
         label_words: the verbalizer: the word that stands for each label, in the order of ``labels``.
-        metric: ``accuracy`` or ``f1``.
+        metric: ``accuracy`` or ``f1``. Of generation the mean value of the pairs.
+        extractor, scorer: of generation, what finds the answer in a completion and what compares it with the gold one,
+            see :class:`rayprompt.answers.Judge`.
+        decoding: of generation, how the LM writes, as the task has it: keys of :class:`rayprompt.decoding.Decoding`.
         manual_prompt: the prompt a person would write, one of the baselines; None where there is none.
         splits: split name -> part (``train``, ``dev``, ``test``) -> examples.
         source: where it came from, for messages.
@@ -68,16 +78,53 @@ class Task:
     kind: str = "classification"
     version: str = "1"
     description: str = ""
+    extractor: str = ""
+    scorer: str = "match"
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     source: str = field(default="", compare=False)
     data: str = field(default="", compare=False)
     inline: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the content: templates, verbalizer, metric and all examples."""
+        """Digest of the content: templates, verbalizer or extractor, metric and all examples."""
         examples = {s: {p: [e.digest for e in rows] for p, rows in parts.items()} for s, parts in self.splits.items()}
         templates = {family: t.source for family, t in self.templates.items()}
-        return digest([self.kind, templates, self.labels, self.label_words, self.metric, examples])
+        content = [self.kind, templates, self.labels, self.label_words, self.metric, examples]
+        if self.generates:
+            content += [self.judge.id, dict(self.decoding)]
+        return digest(content)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the LM writes the answer."""
+        return self.kind == "generation"
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What judges completions."""
+        return Judge.of(self.extractor, self.scorer)
+
+    def judged_by(self, extractor: str | None, scorer: str | None) -> Task:
+        """The same task with another extractor or scorer.
+
+        Raises:
+            InputError: there is none of the name, or the task has label words.
+        """
+        if extractor is None and scorer is None:
+            return self
+        if not self.generates:
+            given = f"--extractor {extractor}" if extractor is not None else f"--answer-scorer {scorer}"
+            raise InputError(f"{given}: is for generation tasks; {self.name} has label words")
+        judge = Judge.of(extractor or self.extractor, scorer or self.scorer)
+        task = replace(self, extractor=judge.extractor.name, scorer=judge.scorer)
+        _check_answers(task)
+        return task
+
+    def answers(self, part: str, split: str | None = None) -> list[str]:
+        """The gold answer of each example of a part, as the extractor would find it."""
+        find = self.judge.extractor.gold
+        return [find(e.answer or "") or "" for e in self.examples(part, split)]
 
     @property
     def default_split(self) -> str:
@@ -154,15 +201,21 @@ class Task:
         name: str,
         *,
         template: str | Mapping[str, str],
-        label_words: Mapping[Any, str],
+        label_words: Mapping[Any, str] | None = None,
+        extractor: str | None = None,
+        scorer: str = "match",
         train: Sequence[Mapping[str, Any]],
         dev: Sequence[Mapping[str, Any]],
         test: Sequence[Mapping[str, Any]],
         manual_prompt: str | None = None,
         metric: str = "accuracy",
         version: str = "1",
+        **decoding: Any,
     ) -> Task:
         """A task from Python objects: every example is a mapping with ``label`` and the template's fields.
+
+        With an ``extractor`` (and perhaps a ``scorer`` and keys of :class:`Decoding`, as ``max_tokens=32``) in place
+        of ``label_words`` it is a generation task, and every example has an ``answer``.
 
         Raises:
             InputError: as for :meth:`from_folder`.
@@ -171,7 +224,8 @@ class Task:
         for part, rows in tables.items():
             if not rows:
                 raise InputError(f"task {name}: {part} has no examples")
-        columns = {key: key for key in train[0] if key != "label"} | {"label": "label"}
+        target = "label" if extractor is None else "answer"
+        columns = {key: key for key in train[0] if key != target} | {target: target}
         spec = {
             "template": template,
             "label_words": label_words,
@@ -179,7 +233,12 @@ class Task:
             "metric": metric,
             "version": version,
         }
-        return make_task(name, spec, columns, {"default": tables}, f"task {name}")
+        if extractor is not None:
+            spec |= {"kind": "generation", "extractor": extractor, "scorer": scorer}
+        unknown_keys = [key for key in decoding if key not in DECODING]
+        if unknown_keys or (decoding and extractor is None):
+            raise InputError(f"task {name}: unknown argument {(unknown_keys or list(decoding))[0]!r}")
+        return make_task(name, spec | decoding, columns, {"default": tables}, f"task {name}", code=True)
 
 
 def make_task(
@@ -191,16 +250,21 @@ def make_task(
     *,
     data: str = "",
     empty_texts: bool = False,
+    code: bool = False,
 ) -> Task:
     """Check and freeze a task: ``spec`` holds the settings, ``tables`` split -> part -> rows. See ``Task``.
 
-    ``empty_texts``: accept examples without text, which published data has.
+    ``empty_texts``: accept examples without text, which published data has. ``code``: the extractor and the scorer may
+    be functions of the user's; those that a file names may not.
     """
-    labels, label_words = read_label_words(spec.get("label_words"), where)
+    kind = check_kind(spec, columns, where)
+    generates = kind == "generation"
+    labels, label_words = ((), ()) if generates else read_label_words(spec.get("label_words"), where)
     metric = spec.get("metric", "accuracy")
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS, where)
-    fields = [column for column in columns if column != "label"]
+    if metric not in METRICS[kind]:
+        raise unknown("metric", metric, METRICS[kind], where)
+    extractor, scorer, decoding = _judging(spec, where, code) if generates else ("", "match", {})
+    fields = [column for column in columns if column not in ("label", "answer")]
     made: dict[int, tuple[Example, ...]] = {}  # splits may share a test table: it becomes examples once
     for parts in tables.values():
         for part, rows in parts.items():
@@ -208,19 +272,72 @@ def make_task(
                 made[id(rows)] = _examples(rows, columns, fields, labels, f"{where}, {part}", empty_texts)
     splits = {split: {part: made[id(rows)] for part, rows in parts.items()} for split, parts in tables.items()}
     manual = spec.get("manual_prompt")
-    return Task(
+    task = Task(
         name=name,
-        templates=_templates(spec.get("template"), fields, where),
+        templates=_templates(spec.get("template"), fields, where, generates),
         labels=labels,
         label_words=label_words,
         splits=splits,
         manual_prompt=None if manual is None else str(manual),
         metric=metric,
+        kind=kind,
         version=str(spec.get("version", 1)),
         description=str(spec.get("description", "")),
+        extractor=extractor,
+        scorer=scorer,
+        decoding=decoding,
         source=where,
         data=data,
     )
+    if generates:
+        _check_answers(task)
+    return task
+
+
+def check_kind(spec: Mapping[str, Any], columns: Mapping[str, Any], where: str) -> str:
+    """The kind of a task; what it says of label words, extractor and columns must go with it.
+
+    Raises:
+        InputError: it does not, or the kind is not known.
+    """
+    kind = spec.get("kind", "classification")
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS, where)
+    generates = kind == "generation"
+    wrong = ("label_words",) if generates else ("extractor", "scorer", *DECODING)
+    for key in wrong:
+        if spec.get(key) is not None:
+            raise InputError(f"{where}: {key} is for kind: {KINDS[not generates]}, and this task's kind is {kind}")
+    target, other = ("answer", "label") if generates else ("label", "answer")
+    if target not in columns or (other == "label" and other in columns):
+        raise InputError(
+            f"{where}: columns must map {target!r} and the text's fields, as {{text: sentence, {target}: {target}}}"
+        )
+    return str(kind)
+
+
+def _judging(spec: Mapping[str, Any], where: str, code: bool) -> tuple[str, str, dict[str, Any]]:
+    """Extractor, scorer and decoding of a generation task, checked. ``code``: the first two may be functions."""
+    name = spec.get("extractor")
+    if not isinstance(name, str):
+        raise InputError(f"{where}: extractor is missing: what finds the answer in what the LM writes, as last-number")
+    judge = Judge.of(name, str(spec.get("scorer", "match")), code=code, where=where)
+    decoding = Decoding.of({key: spec[key] for key in DECODING if key in spec}, f"{where}: ")
+    given = {key: value for key, value in decoding.to_json().items() if spec.get(key) is not None}
+    return judge.extractor.name, judge.scorer, given
+
+
+def _check_answers(task: Task) -> None:
+    """Raise ``InputError`` where the extractor finds no answer in a gold one."""
+    find = task.judge.extractor.gold
+    for split, parts in task.splits.items():
+        for part, rows in parts.items():
+            for number, example in enumerate(rows, start=1):
+                if find(example.answer or "") is None:
+                    raise InputError(
+                        f"{task.source}, {split}, {part}, example {number}: the answer {(example.answer or '')[:60]!r} "
+                        f"is none that extractor {task.extractor} can find"
+                    )
 
 
 def read_label_words(words: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -240,8 +357,12 @@ def read_label_words(words: Any, where: str) -> tuple[tuple[str, ...], tuple[str
     return tuple(str(label) for label in words), label_words
 
 
-def _templates(given: Any, fields: Sequence[str], where: str) -> dict[str, Template]:
+def _templates(given: Any, fields: Sequence[str], where: str, generates: bool) -> dict[str, Template]:
     """A mapping family -> template; a plain string is for masked LMs if it has a {mask}, else for causal ones."""
+    if generates and (
+        not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and set(given) != {"causal"})
+    ):
+        raise InputError(f"{where}: template of a generation task is a string, or {{causal: ...}}: causal LMs write on")
     if isinstance(given, str):
         given = {"masked" if "{mask}" in given else "causal": given}
     if not isinstance(given, Mapping) or not given:
@@ -271,6 +392,13 @@ def _examples(
     found = {name: find_column(rows[0], wanted, name, where) for name, wanted in columns.items()}
     examples = []
     for number, row in enumerate(rows, start=1):
+        if "answer" in found:
+            texts = {name: " ".join(str(row.get(found[name]) or "").split()) for name in fields}
+            if not any(texts.values()):
+                raise InputError(f"{where}, example {number}: the text is empty")
+            answer = row.get(found["answer"])
+            examples.append(Example(texts, 0, "" if answer is None else str(answer).strip()))
+            continue
         label = str(row.get(found["label"]))
         if label not in labels:
             raise InputError(

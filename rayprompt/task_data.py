@@ -24,8 +24,8 @@ class Reading:
     """How the rows of a task's tables are read.
 
     Attributes:
-        columns: field or ``label`` -> the column's name, or several names: the first that a table has.
-        labels: all labels, as strings.
+        columns: field, ``label`` or ``answer`` -> the column's name, or several names: the first that a table has.
+        labels: all labels, as strings; none where answers are generated.
         aliases: other names that labels have in the data -> the label.
         no_label: what stands for a label in rows that have none: they are left out.
         replace: text -> what stands for it, in all fields.
@@ -40,10 +40,12 @@ class Reading:
     @property
     def fields(self) -> list[str]:
         """The names of the fields."""
-        return [name for name in self.columns if name != "label"]
+        return [name for name in self.columns if name not in ("label", "answer")]
 
     def rows(self, table: Sequence[Mapping[str, Any]], where: str) -> list[Row]:
         """The rows with the fields' texts (whitespace is one space) and ``label``; rows without a label are left out.
+
+        Rows with an answer to be generated have ``answer``, and one label: they are of one class.
 
         Raises:
             InputError: a column is missing, or a label is not known.
@@ -51,6 +53,11 @@ class Reading:
         found = {name: find_column(table[0], wanted, name, where) for name, wanted in self.columns.items()}
         rows = []
         for number, row in enumerate(table, start=1):
+            if "answer" in found:
+                texts = {name: self._text(row.get(found[name])) for name in self.fields}
+                answer = row.get(found["answer"])
+                rows.append({**texts, "answer": "" if answer is None else str(answer), "label": ""})
+                continue
             value = str(row.get(found["label"]))
             if value in self.no_label:
                 continue
@@ -110,7 +117,9 @@ def drawn_splits(
     return draw_splits(names, train, test, reading.fields, where)
 
 
-def read_folder(folder: Path, reading: Reading, where: str, split: str | None = None) -> Splits:
+def read_folder(
+    folder: Path, reading: Reading, where: str, split: str | None = None, listed: Sequence[str] = SPLITS
+) -> Splits:
     """The splits of a data folder.
 
     It has sub-folders with a train and a dev table each (``16-13/train.tsv``...), and test there or at the top; or
@@ -138,7 +147,8 @@ def read_folder(folder: Path, reading: Reading, where: str, split: str | None = 
         if missing:
             raise InputError(f"{where}: holds no {missing[0]} table ({_looked_for(missing[0])})")
     if draw:
-        return drawn_splits(rows(top["train"]), rows(top["test"]), reading, str(top["train"]), split=split)
+        train, whole = rows(top["train"]), rows(top["test"])
+        return drawn_splits(train, whole, reading, str(top["train"]), split=split, listed=listed)
     if not stored:
         raise InputError(
             f"{where}: holds no train table, neither at the top ({_looked_for('train')}) nor in sub-folders as "
@@ -167,7 +177,13 @@ def _looked_for(part: str) -> str:
 
 
 def read_hub(
-    source: Mapping[str, str], path: str, reading: Reading, where: str, split: str | None, instead: str
+    source: Mapping[str, str],
+    path: str,
+    reading: Reading,
+    where: str,
+    split: str | None,
+    instead: str,
+    listed: Sequence[str] = SPLITS,
 ) -> Splits:
     """The few-shot splits of a data set of the Hugging Face hub, read with the package ``datasets``.
 
@@ -200,7 +216,7 @@ def read_hub(
         has = dict.fromkeys(table.column_names)
         used = {find_column(has, wanted, name, here) for name, wanted in reading.columns.items()}
         tables[part] = reading.rows(table.select_columns(sorted(used)).to_list(), here)
-    return drawn_splits(tables["train"], tables["test"], reading, where, split=split)
+    return drawn_splits(tables["train"], tables["test"], reading, where, split=split, listed=listed)
 
 
 def _quiet() -> None:

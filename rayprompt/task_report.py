@@ -22,6 +22,8 @@ def describe_task(task: Task, split: str | None = None) -> dict[str, Any]:
         "name": task.name,
         "description": task.description,
         "data": task.data or None,
+        "kind": task.kind,
+        "extractor": task.extractor or None,
         "metric": task.metric,
         "templates": {family: template.source for family, template in task.templates.items()},
         "label_words": dict(zip(task.labels, task.label_words, strict=True)),

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rayprompt.decoding import NAMES as DECODING
 from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.shots import parse_shots
 from rayprompt.tables import Row, read_rows, read_text
-from rayprompt.task import PARTS, Task, make_task, read_label_words, task_names
+from rayprompt.task import PARTS, Task, check_kind, make_task, read_label_words, task_names
 from rayprompt.task_data import Reading, Splits, drawn_splits
 
 KEYS = (
@@ -24,8 +25,14 @@ KEYS = (
     "columns",
     "splits",
     "shots",
+    "extractor",
+    "scorer",
+    *DECODING,
 )
-CHANGES = ("version", "description", "template", "label_words", "manual_prompt", "metric", "columns")
+CHANGES = (
+    *("version", "description", "template", "label_words", "manual_prompt", "metric", "columns"),
+    *("extractor", "scorer", *DECODING),
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -95,20 +102,19 @@ def _read(folder: Path, spec: Mapping[str, Any], path: str, split: str | None) -
     for key in spec:
         if key not in KEYS:
             raise unknown("key", key, KEYS, path)
-    kind = spec.get("kind", "classification")
-    if kind != "classification":
-        raise InputError(f"{path}: kind {kind!r} is not known; this version has 'classification'")
-    columns = spec.get("columns", {"text": ["text", "sentence"], "label": "label"})
-    if not isinstance(columns, Mapping) or "label" not in columns or len(columns) < 2:
+    target = "answer" if spec.get("kind") == "generation" else "label"
+    columns = spec.get("columns", {"text": ["text", "sentence"], target: target})
+    if not isinstance(columns, Mapping) or target not in columns or len(columns) < 2:
         raise InputError(
-            f"{path}: columns must map 'label' and the fields of the text, as {{text: sentence, label: label}}"
+            f"{path}: columns must map {target!r} and the fields of the text, as {{text: sentence, {target}: {target}}}"
         )
+    kind = check_kind(spec, columns, path)
     for field, wanted in columns.items():
         names = wanted if isinstance(wanted, list) else [wanted]
         if not names or not all(isinstance(n, str) for n in names):
             raise InputError(f"{path}: columns.{field} must be a column name or a list of names, not {wanted!r}")
     if "shots" in spec:
-        labels, _ = read_label_words(spec.get("label_words"), path)
+        labels = () if kind == "generation" else read_label_words(spec.get("label_words"), path)[0]
         splits = _drawn(folder, spec, Reading(columns, labels), path, split)
         return make_task(_name(spec, folder), spec, {name: name for name in columns}, splits, path)
     tables = {

@@ -16,13 +16,14 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
 
+from rayprompt.answers import canonical, last_number
 from rayprompt.errors import InputError
 from rayprompt.reward.checks import check, leaks, refuse
 from rayprompt.reward.demonstrations import Demonstrations, mask_numbers, read_demonstrations
 from rayprompt.reward.evaluation import auc_within, by_kind, quality
 from rayprompt.reward.features import TextFeatures, Vectors, read_vectors
 from rayprompt.reward.folds import folds, held_out
-from rayprompt.reward.logs import canonical, last_number, read_answers, read_log, read_logs
+from rayprompt.reward.logs import read_answers, read_log, read_logs
 from rayprompt.reward.model import load_model
 from rayprompt.reward.models import model_class
 from rayprompt.reward.recommender import Recommender

@@ -321,9 +321,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pool, name)
 
-    def score_pairs(self, part: Any, prompts: Any, prompt: Any, example: Any, **how: Any) -> Any:
+    def answers(self, part: Any, prompts: Any, prompt: Any, *where: Any, **how: Any) -> Any:
         self.requests.append(len(prompt))
-        return self.pool.score_pairs(part, prompts, prompt, example, **how)
+        return self.pool.answers(part, prompts, prompt, *where, **how)
 
 
 def test_a_step_is_one_request_of_the_pool(pool: ScoringPool, problem: Problem) -> None:

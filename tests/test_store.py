@@ -22,7 +22,7 @@ from pyarrow import fs as pafs
 
 from rayprompt.candidate import TextPrompt
 from rayprompt.errors import InputError, StoreError
-from rayprompt.pairs import PairTable
+from rayprompt.pairs import Answers, PairTable
 from rayprompt.store.compact import compact
 from rayprompt.store.files import Folder
 from rayprompt.store.schema import CANDIDATES, SCORES, Context, ShardName
@@ -45,7 +45,7 @@ def add(writer: ShardWriter, seed: int, keys: list[str], generation: int = 0) ->
     candidate, example = np.repeat(np.arange(len(keys)), 5), np.tile(np.arange(5), len(keys))
     log_probs = rng.normal(size=(len(candidate), 2)).astype(np.float32)
     tokens, seconds = rng.integers(5, 30, len(candidate)).astype(np.int32), rng.random(len(candidate))
-    writer.add(keys, candidate, example, rng.integers(0, 2, len(candidate)), log_probs, tokens, seconds)
+    writer.add(keys, candidate, example, rng.integers(0, 2, len(candidate)), Answers(log_probs, tokens, seconds))
     if generation:
         writer.add_asks(generation, [TextPrompt(key, (7,)) for key in keys])
     return {(keys[c], EXAMPLES[e]): row.tolist() for c, e, row in zip(candidate, example, log_probs, strict=True)}
@@ -118,7 +118,11 @@ def test_every_search_sees_what_the_others_stored_and_its_own_first(store: Score
 def test_partial_rows(store: ScoreStore) -> None:
     writer = writer_of(store)
     writer.add(
-        ["a"], np.zeros(2, int), np.array([4, 1]), np.ones(2), np.ones((2, 2), np.float32), np.ones(2), np.ones(2)
+        ["a"],
+        np.zeros(2, int),
+        np.array([4, 1]),
+        np.ones(2),
+        Answers(np.ones((2, 2), np.float32), np.ones(2, int), np.ones(2)),
     )
     writer.flush()
     assert set(loaded(store)) == {("a", "example1"), ("a", "example4")}
@@ -158,7 +162,7 @@ def test_others_read_it_without_our_code(store: ScoreStore) -> None:
     frame = pd.concat(pd.read_parquet(path) for path in Path(store.folder.path, "scores").iterdir())
     assert {(r.candidate, r.example): list(r.label_log_probs) for r in frame.itertuples()} == wanted
     metadata = pq.read_schema(next(Path(store.folder.path, "scores").iterdir())).metadata
-    assert metadata[b"rayprompt.schema"] == b"rayprompt.scores/1"
+    assert metadata[b"rayprompt.schema"] == b"rayprompt.scores/2"
     assert json.loads(metadata[b"rayprompt.context"]) == dict(CONTEXT.content)
 
 
@@ -171,7 +175,7 @@ def test_what_the_documentation_says_for_others_works(store: ScoreStore) -> None
     pair = np.repeat([0, 1], 5), np.tile(np.arange(5), 2)
     value = np.array([1, 0, 0, 0, 0, 1, 1, 1, 1, 0])
     for _ in range(2):  # as if two searches had had the same pairs scored
-        writer.add(keys, *pair, value, np.zeros((10, 2), np.float32), np.ones(10), np.ones(10))
+        writer.add(keys, *pair, value, Answers(np.zeros((10, 2), np.float32), np.ones(10, int), np.ones(10)))
         writer.add_asks(1, prompts)
         writer.flush()
     text = (REPOSITORY / "docs" / "store.md").read_text().replace("DIR/", f"{store.folder.path}/")
@@ -247,15 +251,28 @@ def test_files_of_others_are_named_and_skipped(store: ScoreStore) -> None:
     ]
 
 
+def test_files_of_the_version_before_are_read(store: ScoreStore) -> None:
+    writer = writer_of(store)
+    wanted = add(writer, 0, ["a"])
+    writer.flush()
+    (path,) = Path(store.folder.path, "scores").iterdir()
+    table = pq.read_table(path)
+    metadata = {**table.schema.metadata, b"rayprompt.schema": b"rayprompt.scores/1"}
+    old = table.drop_columns(["completion", "written", "judge"]).replace_schema_metadata(metadata)
+    pq.write_table(old, path)
+    assert loaded(ScoreStore(store.folder.path)) == wanted
+    assert ScoreStore(store.folder.path).pairs()["completion"].null_count == 5
+
+
 def test_another_version_is_refused(store: ScoreStore) -> None:
     writer = writer_of(store)
     add(writer, 0, ["a"])
     writer.flush()
     (path,) = Path(store.folder.path, "scores").iterdir()
     table = pq.read_table(path)
-    changed = table.replace_schema_metadata({b"rayprompt.schema": b"rayprompt.scores/2"})
+    changed = table.replace_schema_metadata({b"rayprompt.schema": b"rayprompt.scores/3"})
     pq.write_table(changed, path)
-    with pytest.raises(InputError, match="schema rayprompt.scores/2, written by another version.*this one reads"):
+    with pytest.raises(InputError, match="schema rayprompt.scores/3, written by another version.*this one reads"):
         ScoreStore(store.folder.path).pairs()
     Path(store.folder.path, "store.json").write_text('{"schema": "rayprompt.store/9"}')
     with pytest.raises(InputError, match="schema rayprompt.store/9; this version reads rayprompt.store/1"):

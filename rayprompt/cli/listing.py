@@ -23,7 +23,7 @@ def tasks() -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "description": f"{task.description} ({sizes}; {', '.join(task.label_words)})",
+                "description": f"{task.description} ({sizes}; {', '.join(task.label_words) or task.extractor})",
                 "kind": task.kind,
                 "splits": list(task.splits),
                 "examples": parts,
@@ -38,10 +38,10 @@ def tasks() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "description": f"{spec['description']} (public; {', '.join([spec['hub']['path'], *variants])})",
-                "kind": "classification",
+                "kind": spec.get("kind", "classification"),
                 "variants": variants,
                 "hub": spec["hub"]["path"],
-                "label_words": list(spec["label_words"].values()),
+                "label_words": list(spec.get("label_words", {}).values()),
                 "manual_prompt": spec["manual_prompt"],
             }
         )
@@ -81,6 +81,7 @@ def _add_tokens(content: dict[str, Any], loaded: Task, model: str) -> None:
 def show_task(content: dict[str, Any]) -> None:
     """The description, for people."""
     words = ", ".join(f"{label} {word}" for label, word in content["label_words"].items())
+    words = words or f"generation; {content['extractor']}"
     print(f"{content['name']}: {content['description'] or 'no description'} ({content['metric']}; {words})")
     for family, template in content["templates"].items():
         print(f"{family} template: {template}")
@@ -100,7 +101,8 @@ def _shown(facts: dict[str, Any]) -> str:
     counts = f"{min(each)} per class" if len(each) == 1 else ", ".join(f"{n} of {c}" for c, n in classes.items())
     words = facts["words"]
     words = facts["words"]
-    text = f"{facts['examples']:>6,} examples ({counts}), words: mean {words['mean']}, max {words['max']}"
+    shown = f" ({counts})" if counts else ""
+    text = f"{facts['examples']:>6,} examples{shown}, words: mean {words['mean']}, max {words['max']}"
     if "tokens" in facts:
         tokens = facts["tokens"]
         text += f", tokens: mean {tokens['mean']}, max {tokens['max']}, {facts['truncated']} truncated"

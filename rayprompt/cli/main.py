@@ -14,7 +14,9 @@ from rayprompt import __version__, defaults
 from rayprompt.cli.compare import compare
 from rayprompt.cli.options import (
     AddressOption,
+    AnswerScorerOption,
     DataOption,
+    ExtractorOption,
     FinalistsOption,
     GpusOption,
     JsonOption,
@@ -100,6 +102,8 @@ def search(
         str | None, typer.Option(help="Begin with the finalists of this finished study, or with a store's best.")
     ] = None,
     lm: LMOption = None,
+    extractor: ExtractorOption = None,
+    answer_scorer: AnswerScorerOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -144,6 +148,8 @@ def search(
                 "proxy_model": proxy_model,
                 "warm_start": warm_start,
                 "lm": parse_settings(lm or [], "--lm"),
+                "extractor": extractor,
+                "answer_scorer": answer_scorer,
                 "address": address,
                 "scorers": scorers,
                 "gpus_per_scorer": gpus_per_scorer,
@@ -170,12 +176,15 @@ def evaluate(
     data: DataOption = None,
     store: StoreOption = None,
     lm: LMOption = None,
+    extractor: ExtractorOption = None,
+    answer_scorer: AnswerScorerOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure a given prompt on train, dev or test."""
+    from rayprompt.answers import Judge
     from rayprompt.candidate import TextPrompt
     from rayprompt.cli.display import note
     from rayprompt.searcher.problem import Problem
@@ -192,7 +201,20 @@ def evaluate(
     if exported and split is None and exported.split in loaded.splits:
         split = exported.split
     settings = {**(exported.lm if exported else {}), **parse_settings(lm or [], "--lm")}
-    problem = Problem(loaded, model or named or defaults.MODEL, split=split, allow_leaks=True, lm=settings)
+    judge = exported.judge if exported else {}
+    if judge:  # what a file names may not be a function
+        rule = "exact" if extractor is not None else judge["extractor"]
+        scale = "match" if answer_scorer is not None else judge["scorer"]
+        Judge.of(rule, scale, code=False, where=str(prompt_file))
+    problem = Problem(
+        loaded,
+        model or named or defaults.MODEL,
+        split=split,
+        allow_leaks=True,
+        lm=settings,
+        extractor=extractor or judge.get("extractor"),
+        answer_scorer=answer_scorer or judge.get("scorer"),
+    )
     if exported and exported.task_digest not in (None, problem.task.digest):
         note(f"{prompt_file} was found on another task or version than {problem.task.name}")
     candidate = exported.on(problem) if exported else problem.prompt(prompt or "")
@@ -221,6 +243,8 @@ def score(
     data: DataOption = None,
     store: StoreOption = None,
     lm: LMOption = None,
+    extractor: ExtractorOption = None,
+    answer_scorer: AnswerScorerOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -234,7 +258,16 @@ def score(
 
     check_part(on)
     cluster = Cluster(address, scorers, gpus_per_scorer)
-    problem = Problem(task, model, split=split, data=data, allow_leaks=True, lm=parse_settings(lm or [], "--lm"))
+    problem = Problem(
+        task,
+        model,
+        split=split,
+        data=data,
+        allow_leaks=True,
+        lm=parse_settings(lm or [], "--lm"),
+        extractor=extractor,
+        answer_scorer=answer_scorer,
+    )
     report = score_file(problem, prompts, out, on=on, store=store, cluster=cluster, demonstrations=demonstrations)
     if report["truncated"]:
         note(f"{report['truncated']} texts were truncated with the longest prompt, to fit {model}")

@@ -39,8 +39,20 @@ LMOption = Annotated[
         "--lm",
         metavar="KEY=VALUE",
         help="How the LM is run: dtype=bf16, tokens=4096 (of a pass), cache=2GB (keys and values), memory=16GB (of a "
-        "scorer), chat=user or system (the LM's chat template).",
+        "scorer), chat=user or system (the LM's chat template); how it writes: max_tokens=64, temperature=0.7, top_p=0.9, "
+        "samples=4, stop=TEXT, seed=1.",
     ),
+]
+ExtractorOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a generation task: what finds the answer in what the LM writes: last-number, exact, first-line, "
+        "regex:PATTERN, choice:A,B, or a function of yours, module:name. The task's unless said."
+    ),
+]
+AnswerScorerOption = Annotated[
+    str | None,
+    typer.Option(help="Of a generation task: what compares answer and gold: match, contains, f1, or module:name."),
 ]
 OutOption = Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")]
 

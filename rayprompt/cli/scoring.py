@@ -46,7 +46,8 @@ def score_file(
     scores = score(texts, problem, on=on, store=store, cluster=cluster)
     gold = problem.task.gold(on, problem.split)
     values = OBJECTIVES[problem.task.metric](scores, gold)
-    likelihood = OBJECTIVES["cross_entropy"](scores, gold)
+    read = scores.label_log_probs is not None
+    likelihood = OBJECTIVES["cross_entropy"](scores, gold) if read else [None] * len(values)
     if demonstrations is not None:
         found = from_scores(problem, scores, texts, on)
         (found if earlier is None else earlier.joined(found)).write(demonstrations)
@@ -75,10 +76,10 @@ def score_file(
         "model": problem.lm.name,
         "metric": problem.task.metric,
         "prompts": [
-            {"text": text, "key": c.key, "value": float(v), "cross_entropy": float(x)}
+            {"text": text, "key": c.key, "value": float(v), "cross_entropy": None if x is None else float(x)}
             for text, c, v, x in zip(texts, scores.candidates, values, likelihood, strict=True)
         ],
         "truncated": problem.part(on).truncated(max(len(problem.token_ids(c)) for c in scores.candidates)),
-        "evaluations": len({(c.key, e) for c in scores.candidates for e in range(len(gold))}),
+        "evaluations": len({(c.key, e) for c in scores.candidates for e in range(len(gold))}) * scores.samples,
         "out": None if out is None else str(out),
     }

@@ -82,20 +82,21 @@ def _drawn(problem: Problem, per_class: int, seed: int) -> list[Example]:
     rng = np.random.Generator(np.random.Philox(seed))
     examples, gold = problem.task.examples("train", problem.split), problem.gold
     drawn: list[Example] = []
-    for label, name in enumerate(problem.task.labels):
+    for label, name in enumerate(problem.task.labels or ("",)):  # what is generated is of one class
         members = np.flatnonzero(gold == label)
         if len(members) < per_class:
+            of = f" of label {name!r}" if name else ""
             raise InputError(
                 f"in-context examples: task {problem.task.name}, split {problem.split}: train has {len(members)} "
-                f"examples of label {name!r}, {per_class} wanted"
+                f"examples{of}, {per_class} wanted"
             )
         drawn += [examples[i] for i in rng.choice(members, per_class, replace=False)]
     return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
 def _shown(problem: Problem, example: Example, prompt: str) -> str:
-    """An example as the template shows it, with its label word where the LM is to write it."""
-    word = problem.task.label_words[example.label]
+    """An example as the template shows it, with its label word, or answer, where the LM is to write it."""
+    word = problem.task.label_words[example.label] if example.answer is None else example.answer
     text = problem.template.render(example.fields, prompt, word)
     return text if problem.template.has_mask else f"{text} {word}"
 
@@ -121,7 +122,7 @@ def _with_template(problem: Problem, template: Template) -> Problem:
     own.task = replace(problem.task, templates={**problem.task.templates, problem.family: template})
     own._parts, own._known_ids, own._known_options, own.starts = {}, {}, ((), ()), {}
     own.__dict__.pop("words", None)
-    own.labels = own.encoder.labels(template, own.task.label_words, reads_mask=own._reads_mask, where=own._where)
+    own.labels = own.encoder.labels(template, own._words, reads_mask=own._reads_mask, where=own._where)
     return own
 
 

@@ -109,7 +109,7 @@ def _choose(closer: Closer, ended: Ended, objective: str | None) -> Choice:
         [candidate_from_json(f["candidate"]) for f in ended.report["finalists"]],
         ended.report["finalists"],
         nominations=[candidate_from_json(form) for form in ended.report["nominations"]],
-        objective=objective or ended.run.entry.cls.default_objective,
+        objective=objective or str(ended.report["objective"]),
         tops=TOP,
         alone=ended.report.get("nominates_alone", False),
     )

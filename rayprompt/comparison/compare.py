@@ -274,7 +274,7 @@ def _same_device(job: Job, content: dict[str, Any], model: str, pool: ScoringPoo
     Raises:
         InputError: they are others.
     """
-    now = {**pool.content, "tokens": pool.tokens}
+    now = {**pool.content(), "tokens": pool.tokens}
     was = content["pools"].setdefault(model, now)
     if was != now:
         raise InputError(f"{job.study}: the scorers of {model} were {was} when the comparison began, {now} now")

@@ -24,7 +24,7 @@ from rayprompt.study.prepare import check_room, fitting
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import Baseline
 from rayprompt.study.session import Cluster, connected, loaded
-from rayprompt.study.statistics import Estimate, answers, mcnemar
+from rayprompt.study.statistics import Estimate, answers, paired
 from rayprompt.task import Task, load_task
 
 TRANSFER_SCHEMA = "rayprompt.transfer/1"
@@ -381,7 +381,7 @@ def _measure(
     def p_value(prompt: TextPrompt) -> float | None:
         if "manual" not in baselines:
             return None
-        return mcnemar(answers(scores[prompt]), answers(scores[baselines["manual"][0]]))
+        return paired(answers(scores[prompt]), answers(scores[baselines["manual"][0]]))
 
     target = Target(
         problem.lm.name,

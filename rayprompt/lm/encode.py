@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rayprompt.candidate import digest
+from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.family import Family
 from rayprompt.lm.labels import Labels, Word
@@ -71,9 +72,10 @@ class EncodedPart:
         after_empty: what stands behind an empty prompt, where that is not ``after``: without a prompt before it, the
             first piece of a template has no space before it either. None where it makes no difference.
         read: where the answer is read: ``("before" | "after", segment index)`` of the mask, or None = the last token.
-        labels: the label words.
+        labels: the label words; none where the LM writes.
         pad_id: the id of padding.
-        max_length: the longest input, in tokens.
+        max_length: the longest input, in tokens, without what is written behind it.
+        decoding: how the LM writes; None where it is only read.
     """
 
     key: str
@@ -84,6 +86,12 @@ class EncodedPart:
     labels: Labels
     pad_id: int
     max_length: int
+    decoding: Decoding | None = None
+
+    @property
+    def samples(self) -> int:
+        """Answers of each pair."""
+        return 1 if self.decoding is None else self.decoding.samples
 
     def __len__(self) -> int:
         return len(self.before)
@@ -339,12 +347,19 @@ class Encoder:
         return tuple(int(i) for i in ids)
 
     def part(
-        self, template: Template, examples: Sequence[Any], label_words: Sequence[str], *, reads_mask: bool, where: str
+        self,
+        template: Template,
+        examples: Sequence[Any],
+        label_words: Sequence[str],
+        *,
+        reads_mask: bool,
+        where: str,
+        decoding: Decoding | None = None,
     ) -> EncodedPart:
-        """Tokenise the examples of a part (objects with ``fields``) for ``template``.
+        """Tokenise the examples of a part (objects with ``fields``) for ``template``. ``decoding``: the LM writes.
 
         Raises:
-            InputError: a label word is not one token, or the LM lacks a mask token.
+            InputError: a label word is not one token, the LM lacks a mask token, or it has no room to write.
         """
         columns = [self._piece(piece, template.begins(i), examples) for i, piece in enumerate(template.pieces)]
         at = [p.kind for p in template.pieces].index("prompt")
@@ -362,16 +377,16 @@ class Encoder:
         read = self._read(template, at) if reads_mask else None
         pad = self.tokenizer.pad_token_id
         content = [[s.ids.tolist() for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
-        key = digest([self.model, content, at, read, labels.words, self.max_length])
+        written = [] if decoding is None else [decoding.to_json()]
+        key = digest([self.model, content, at, read, labels.words, self.max_length, *written])
+        room = self.max_length - labels.depth - (0 if decoding is None else decoding.max_tokens)
+        if room < 1:
+            raise InputError(
+                f"{where}: {self.model} takes {self.max_length} tokens in all, and {self.max_length - room} are to be "
+                "written: give less with --lm max_tokens=N"
+            )
         return EncodedPart(
-            key,
-            before,
-            after,
-            after_empty,
-            read,
-            labels,
-            0 if pad is None else int(pad),
-            self.max_length - labels.depth,
+            key, before, after, after_empty, read, labels, 0 if pad is None else int(pad), room, decoding
         )
 
     def labels(self, template: Template, words: Sequence[str], *, reads_mask: bool, where: str) -> Labels:

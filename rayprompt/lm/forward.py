@@ -111,6 +111,15 @@ class LabelForward:
             logits = self._run(inputs, flat * 0, flat, None).view(*read.shape, -1)
         return labels.sums(logits[0], lambda node: logits[1 + labels.nodes.index(node)])
 
+    def behind_last(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """(B, V) logits of the whole vocabulary behind the last of the input ids (B, T), for a cache to go on with."""
+        import torch
+
+        ids = inputs["input_ids"]
+        rows = torch.arange(len(ids), device=ids.device)
+        with as_loaded(self.attention), self._injected(None):
+            return self._run(inputs, rows, torch.full_like(rows, ids.shape[1] - 1), None)
+
     def _several(
         self, inputs: dict[str, Any], rows: torch.Tensor, read: torch.Tensor, labels: Labels, front: int
     ) -> torch.Tensor:

@@ -63,7 +63,7 @@ class Labels:
     @cached_property
     def depth(self) -> int:
         """Tokens that the longest word adds to an input: all but its last one."""
-        return max(len(word) for word in self.words) - 1
+        return max((len(word) for word in self.words), default=1) - 1
 
     @cached_property
     def paths(self) -> tuple[Word, ...]:

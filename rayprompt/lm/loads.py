@@ -14,9 +14,13 @@ from rayprompt.lm.packed import Pack
 from rayprompt.lm.scorer import Bucket, LMScorer
 from rayprompt.lm.shapes import Inputs, PackTable, Reuse, ShapeTable
 from rayprompt.lm.soft import SoftBlock
+from rayprompt.lm.write import Draft, WriteTable
+from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 
 Shape = tuple[int, ...]
+Table = ShapeTable | PackTable | WriteTable
+Load = Bucket | Pack | Draft
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Request:
         part: the examples.
         prompts: token ids; of a soft prompt those that stand at its place.
         prompt, example: (P,) the pairs.
+        sample: (P,) the number of the sample of each pair that is to be written; None is 0.
         soft: (len(prompts),) rows of the soft prompts in their block; None where there are none.
         front: positions in front of the input that a soft prompt takes.
         keep: whether the keys and values of the part's texts are kept by scorers.
@@ -39,6 +44,7 @@ class Request:
     soft: IntArray | None = None
     front: int = 0
     keep: bool = True
+    sample: IntArray | None = None
 
     @property
     def sizes(self) -> IntArray:
@@ -54,12 +60,14 @@ class Request:
         )
 
 
-def passes_of(table: ShapeTable | PackTable, request: Request) -> list[tuple[Shape, IntArray]]:
+def passes_of(table: Table, request: Request) -> list[tuple[Shape, IntArray]]:
     """Sort pairs into forward passes: the shape of each, and the indices of its pairs.
 
     Raises:
         InputError: a prompt leaves no room even for an empty text.
     """
+    if isinstance(table, WriteTable):
+        return list(table.passes(request.part, request.prompts, request.prompt, request.example))
     part, sizes, front = request.part, request.sizes, request.front
     lengths = part.reserving(front).lengths(sizes[request.prompt], request.example) + front
     if isinstance(table, ShapeTable):
@@ -69,9 +77,7 @@ def passes_of(table: ShapeTable | PackTable, request: Request) -> list[tuple[Sha
     return [((tokens,), members) for tokens, members in table.passes(inputs, reuse, nodes)]
 
 
-def loads_of(
-    table: ShapeTable | PackTable, request: Request, passes: Sequence[tuple[Shape, IntArray]]
-) -> list[Bucket | Pack]:
+def loads_of(table: Table, request: Request, passes: Sequence[tuple[Shape, IntArray]]) -> list[Load]:
     """Loads for some passes in a row, one for each shape; their pairs are those of the passes, in order."""
     reuse: Reuse = table.reuse(request.part, request.front) if isinstance(table, PackTable) else "none"
     return [
@@ -97,17 +103,32 @@ def score_request(
 
     def run(one: tuple[Shape, IntArray]) -> None:
         (load,) = loads_of(table, request, [one])
+        assert not isinstance(load, Draft)
         log_probs[one[1]], tokens[one[1]], _ = scorer.score(load, request.part, block)
 
     list((map if threads is None else threads.map)(run, passes_of(table, request)))
     return log_probs, tokens
 
 
-def _load(request: Request, shape: Shape, passes: list[IntArray], reuse: Reuse) -> Bucket | Pack:
+def write_request(scorer: LMScorer, table: WriteTable, request: Request) -> Answers:
+    """Have a request's pairs completed in this process, without Ray."""
+    answers = Answers.empty(len(request.prompt), 0)
+    for one in passes_of(table, request):
+        (load,) = loads_of(table, request, [one])
+        assert isinstance(load, Draft)
+        answers.put(one[1], scorer.write(load, request.part)[0])
+    return answers
+
+
+def _load(request: Request, shape: Shape, passes: list[IntArray], reuse: Reuse) -> Load:
     members = np.concatenate(passes)
     used, index = np.unique(request.prompt[members], return_inverse=True)
     prompts = tuple(request.prompts[int(i)] for i in used)
     prompt, example = index.astype(np.int32), request.example[members].astype(np.int32)
+    if len(shape) == 3:
+        sample = np.zeros(len(members), np.int32) if request.sample is None else request.sample[members]
+        ends = np.cumsum([len(p) for p in passes])
+        return Draft(request.part.key, (shape[0], shape[1], shape[2]), ends, prompts, prompt, example, sample)
     soft = None if request.soft is None else request.soft[used]
     if len(shape) == 2:
         length, rows = shape

@@ -20,7 +20,9 @@ from rayprompt.lm.memory import check_memory, dtype_of, room_for_tokens
 from rayprompt.lm.packed import Pack, PackedForward, SoftVectors
 from rayprompt.lm.probe import probe
 from rayprompt.lm.soft import Injection, SoftBlock, SoftInput, SoftPrompts
-from rayprompt.lm.source import LMSource, quiet
+from rayprompt.lm.source import LMSource, load_tokenizer, quiet
+from rayprompt.lm.write import Draft, Writer
+from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -80,7 +82,9 @@ class LMScorer:
         if self.token_bytes is not None:
             self.packed = PackedForward(self.forward, causal, source.settings.cache)
         self.tokens = self._tokens(source)
+        self.source = source
         self._soft: SoftPrompts | None = None
+        self._writer: Writer | None = None
         self._lock = threading.Lock()
 
     def _tokens(self, source: LMSource) -> int:
@@ -129,6 +133,36 @@ class LMScorer:
                 logits, tokens, breaks = self.packed.score(load, part, soft)
             log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return np.asarray(log_probs), tokens.astype(np.int32), breaks
+
+    @property
+    def cache_bytes(self) -> float:
+        """What the keys and values of a token take while the LM writes."""
+        if self.token_bytes:
+            return self.token_bytes
+        return float(2 * self.source.layers * self.source.hidden_size * self.dtype.itemsize)
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens the LM looks back in layers that do not look back on all; None where there are none."""
+        config = self.forward.model.config
+        kinds = getattr(config, "layer_types", None)
+        window = getattr(config, "sliding_window", None)
+        return window if window and (kinds is None or "sliding_attention" in kinds) else None
+
+    def write(self, draft: Draft, part: EncodedPart) -> tuple[Answers, int]:
+        """Completions of a draft's pairs, and breaks, as in :meth:`score`.
+
+        Raises:
+            ScoringError: there is not memory enough for a single row.
+        """
+        import torch
+
+        if self.device.type == "cpu" and torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        with self._lock:
+            if self._writer is None:
+                self._writer = Writer(self.forward, load_tokenizer(self.source.location))
+        return self._writer.write(draft, part)
 
     def embed(self, rows: Sequence[IntArray]) -> FloatArray:
         """(N, d) the mean of the last hidden states of each row of token ids; the encoder's where there is one."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from rayprompt.decoding import NAMES as DECODING
+from rayprompt.decoding import READERS as DECODING_READERS
 from rayprompt.errors import InputError, unknown
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -27,6 +29,8 @@ class LMSettings:
         memory: bytes that a scorer may take; None is what its device has.
         chat: where the prompt stands in the LM's chat template: in the ``user`` message with all else, or in the
             ``system`` message; None is no chat template.
+        max_tokens, temperature, top_p, samples, stop, seed: how it writes, where that is not as the task has it; see
+            :class:`rayprompt.decoding.Decoding`.
     """
 
     dtype: str = "auto"
@@ -34,6 +38,12 @@ class LMSettings:
     cache: int = CACHE
     memory: int | None = None
     chat: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    samples: int | None = None
+    stop: tuple[str, ...] | None = None
+    seed: int | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | LMSettings | None) -> LMSettings:
@@ -53,7 +63,12 @@ class LMSettings:
 
     def to_json(self) -> dict[str, Any]:
         """For study.yaml."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What it says of how the LM writes."""
+        return {name: value for name in DECODING if (value := getattr(self, name)) is not None}
 
     def changed(self) -> dict[str, Any]:
         """What is not as it is unless said."""
@@ -95,12 +110,17 @@ def _chat(value: Any) -> str:
     return str(value)
 
 
+def _written(name: str) -> Any:
+    return lambda value: DECODING_READERS[name](value, f"--lm {name}={value}")
+
+
 READERS = {
     "dtype": _dtype,
     "tokens": _tokens,
     "cache": _bytes("cache", 0),
     "memory": _bytes("memory", 1),
     "chat": _chat,
+    **{name: _written(name) for name in DECODING},
 }
 
 

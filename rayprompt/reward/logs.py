@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ast
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rayprompt.answers import last_number
 from rayprompt.errors import InputError
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.tables import read_rows, read_text
 
 LINE = re.compile(r"\(\s*(\d+)\s*,\s*(True|False)\s*\)")
 SEPARATOR = re.compile(r"^={5,}\s*$", re.MULTILINE)
-LAST_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
 def read_logs(path: Path, queries: Path, *, llm: str, dataset: str, split: str, gaps: bool = False) -> Demonstrations:
@@ -108,26 +107,6 @@ def read_answers(path: Path, count: int) -> dict[int, str]:
             raise InputError(f"{path}, entry {number}: index {index!r} of {count} queries, each at most once")
         found[index] = text
     return found
-
-
-def last_number(text: str) -> str | None:
-    """The last number in a text, without commas and without a fraction of zeros; None where there is none."""
-    found = LAST_NUMBER.findall(text)
-    return canonical(found[-1]) if found else None
-
-
-def canonical(number: str | None) -> str | None:
-    """A number in one way of writing it: ``1,234.50`` is ``1234.5``; any other text as it is, stripped."""
-    if number is None:
-        return None
-    plain = str(number).strip().replace(",", "")
-    try:
-        value = float(plain)
-    except ValueError:
-        return plain or None
-    if not math.isfinite(value):
-        return plain
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
 
 
 def _complete(found: Mapping[int, bool], count: int, path: Path, gaps: bool) -> None:

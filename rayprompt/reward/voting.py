@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import Ridge
 
+from rayprompt.answers import canonical
 from rayprompt.errors import InputError
 from rayprompt.reward.demonstrations import Demonstrations
-from rayprompt.reward.logs import canonical
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 Canonical = Callable[[Any], "str | None"]

@@ -13,12 +13,14 @@ import numpy as np
 import ray
 
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.packed import Pack
+from rayprompt.lm.loads import Load
 from rayprompt.lm.projection import Bounded
-from rayprompt.lm.scorer import Bucket, LMScorer
+from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
 from rayprompt.lm.tuning import Tuned, TuningPlan, tune
+from rayprompt.lm.write import Draft
+from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 
 BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
@@ -26,14 +28,9 @@ BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Answers to an order, the n pairs of its loads: (n, L) label log-probabilities, (n,) tokens, (n,) seconds.
+    """Answers to an order, the n pairs of its loads; ``breaks``: passes that were cut in two for lack of memory."""
 
-    ``breaks`` counts the forward passes that were cut in two for lack of memory.
-    """
-
-    label_log_probs: FloatArray
-    tokens: IntArray
-    seconds: FloatArray
+    answers: Answers
     breaks: int
 
 
@@ -50,6 +47,8 @@ class ScorerInfo:
     gpus: tuple[int, ...]
     token_bytes: float | None = None  # of a token's keys and values; None where the LM takes padded rows
     tokens: int = 512  # of a forward pass that finds room
+    cache_bytes: float = 0.0  # of a token's keys and values while the LM writes
+    window: int | None = None  # tokens that it looks back where it does not look back on all
 
 
 def cuda_is_available() -> bool:
@@ -91,6 +90,8 @@ class ScorerActor:
             gpus=tuple(int(i) for i in ray.get_gpu_ids()),
             token_bytes=self.scorer.token_bytes,
             tokens=self.scorer.tokens,
+            cache_bytes=self.scorer.cache_bytes,
+            window=self.scorer.window,
         )
 
     def score(self, order: bytes, part: list[Any] | None, soft: list[Any] | None = None) -> bytes | None:
@@ -99,24 +100,29 @@ class ScorerActor:
         ``part`` holds the reference to the part's examples. It travels only where it is wanted: None is answered by
         None if the actor does not have them. ``soft`` holds the key of the soft prompts and the reference to them.
         """
-        loads: list[Bucket | Pack] = pickle.loads(order)
+        loads: list[Load] = pickle.loads(order)
         block = None if soft is None else self._block(soft)
         key = loads[0].part
         if key not in self.parts:
             if part is None:
                 return None
             self.parts[key] = ray.get(part[0])
-        log_probs, tokens, seconds, breaks = [], [], [], 0
+        result = Answers.empty(sum(len(load.prompt) for load in loads), len(self.parts[key].labels))
+        breaks, done = 0, 0
         with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
             for load in loads:
                 started = time.perf_counter()
-                scores, sizes, broken = self.scorer.score(load, self.parts[key], block)
-                log_probs.append(scores)
-                tokens.append(sizes)
-                seconds.append(np.full(len(sizes), (time.perf_counter() - started) / len(sizes), dtype=np.float32))
-                breaks += broken
-        result = BatchResult(np.concatenate(log_probs), np.concatenate(tokens), np.concatenate(seconds), breaks)
-        return pickle.dumps(result, protocol=5)
+                answers, broken = self._answer(load, self.parts[key], block)
+                answers.seconds[:] = (time.perf_counter() - started) / len(answers)
+                result.put(np.arange(done, done + len(answers)), answers)
+                done, breaks = done + len(answers), breaks + broken
+        return pickle.dumps(BatchResult(result, breaks), protocol=5)
+
+    def _answer(self, load: Load, part: EncodedPart, block: SoftBlock | None) -> tuple[Answers, int]:
+        if isinstance(load, Draft):
+            return self.scorer.write(load, part)
+        log_probs, tokens, breaks = self.scorer.score(load, part, block)
+        return Answers(log_probs, tokens, np.empty(len(tokens), dtype=np.float32)), breaks
 
     def nearest(self, block: SoftBlock, allowed: IntArray) -> list[IntArray]:
         """The (length,) tokens of ``allowed`` that are nearest to a soft prompt; and that without its initial ones."""

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rayprompt.answers import Judge
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt
+from rayprompt.errors import ScoringError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.pairs import PairTable
+from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import BoolArray, FloatArray, IntArray, PairError, Scores, right
 from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
 from rayprompt.store.writer import ShardWriter
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How completions are judged, and the E gold answers."""
+
+    judge: Judge
+    gold: Sequence[str]
 
 
 class Evaluator:
@@ -33,6 +44,7 @@ class Evaluator:
         search: who asks; searches share the pool fairly.
         report: count as report, without a limit.
         p0: initial vectors of soft prompts, by digest.
+        judging: what completions are worth, where the LM writes.
     """
 
     def __init__(
@@ -47,8 +59,10 @@ class Evaluator:
         search: str = "search",
         report: bool = False,
         p0: Mapping[str, FloatArray] = NO_VECTORS,
+        judging: Judging | None = None,
     ) -> None:
         self.pool = pool
+        self.judging = judging
         self.p0 = p0
         self.part = part
         self.gold = gold
@@ -59,15 +73,17 @@ class Evaluator:
         self.longest_prompt = 0
         self.candidates = 0  # of which a pair was asked for
         digests = list(examples) if examples is not None else [str(i) for i in range(len(part))]
-        self.table = PairTable(list(dict.fromkeys(digests)), len(part.labels))
-        self.column = np.array([self.table.columns[d] for d in digests], dtype=np.int64)  # (E,) of each example
-        self.position = np.unique(self.column, return_index=True)[1]  # and back
+        self.samples = part.samples
+        self.table = PairTable(list(dict.fromkeys(digests)), len(part.labels), self.samples)
+        first = np.array([self.table.columns[d] for d in digests], dtype=np.int64)
+        self.column = (first[:, None] + np.arange(self.samples)).reshape(-1)  # (E S,) of each example and sample
+        self.position = np.unique(first, return_index=True)[1].repeat(self.samples)  # and back to the example
         pool.add(part)
 
     @property
     def size(self) -> int:
-        """Evaluations of one candidate: the distinct examples of the part."""
-        return len(self.table.examples)
+        """Evaluations of one candidate: the distinct examples of the part, and the samples of each."""
+        return self.table.width
 
     def restore_asked(self, state: dict[str, Any]) -> None:
         """Take these pairs (``PairTable.asked_state``), and no others, as asked for by this search."""
@@ -98,6 +114,8 @@ class Evaluator:
             self._run([candidates[i] for i in first], [token_ids[i] for i in first], used, run)
         if not self.report:
             self.ledger.asked_tokens += int(self.table.tokens[used][new].sum())
+            if self.table.writes:
+                self.ledger.asked_written += int(self.table.written[used][new].sum())
             self.ledger.asked_seconds += float(self.table.seconds[used][new].sum(dtype=np.float64))
         return self._collect(candidates, rows)
 
@@ -122,40 +140,86 @@ class Evaluator:
     def _run(
         self, candidates: list[Candidate], token_ids: list[tuple[int, ...]], rows: IntArray, run: BoolArray
     ) -> None:
-        """Have the LM score the marked pairs (C, E) of distinct candidates, keep and store them."""
+        """Have the LM score the marked pairs (C, E S) of distinct candidates, keep and store them as they come."""
         candidate, column = np.nonzero(run)
         soft = [c if isinstance(c, SoftPrompt) else None for c in candidates]
-        result = self.pool.score_pairs(
-            self.part, token_ids, candidate, self.position[column], search=self.search, soft=soft, p0=self.p0
+        keys = [c.key for c in candidates]
+        asked = self.pool.answers(
+            self.part,
+            token_ids,
+            candidate,
+            self.position[column],
+            column % self.samples,
+            search=self.search,
+            soft=soft,
+            p0=self.p0,
         )
-        self.table.fill(rows[candidate], column, result.label_log_probs, result.tokens, result.seconds)
-        if self.writer is not None:
-            value = right(result.label_log_probs, self.gold[self.position[column]])
-            value[np.isnan(result.label_log_probs).any(axis=1)] = np.nan  # an error is not a wrong answer
-            keys = [c.key for c in candidates]
-            self.writer.add(keys, candidate, column, value, result.label_log_probs, result.tokens, result.seconds)
-        self.ledger.tokens += int(result.tokens.sum())
-        self.ledger.seconds += float(result.seconds.sum())
-        self.ledger.lm_evaluations += result.lm_evaluations
-        self.ledger.shape_breaks += result.breaks
+        for some, answers, cost in asked:
+            self.table.fill(rows[candidate[some]], column[some], answers)
+            if self.writer is not None:
+                value = self._values(answers, self.position[column[some]])
+                self.writer.add(keys, candidate[some], column[some], value, answers)
+                if not self.pool.deterministic:
+                    self.writer.tick()
+            self.ledger.tokens += int(answers.tokens.sum())
+            self.ledger.written += 0 if answers.written is None else int(answers.written.sum())
+            self.ledger.seconds += float(answers.seconds.sum())
+            self.ledger.lm_evaluations += cost.lm_evaluations
+            self.ledger.shape_breaks += cost.breaks
+        if self.writer is not None and not self.pool.deterministic:
+            self.writer.flush()  # asked again, it might answer otherwise: what is told stands in a file
+
+    def _values(self, answers: Answers, example: IntArray) -> FloatArray:
+        """(P,) what answers are worth; NaN = the LM failed, which is not a wrong answer."""
+        if answers.completion is not None:
+            return self._judged(answers.completion.tolist(), example)
+        value = right(answers.label_log_probs, self.gold[example])
+        value[np.isnan(answers.label_log_probs).any(axis=1)] = np.nan
+        return value
+
+    def _judged(self, completions: Sequence[str | None], example: IntArray) -> FloatArray:
+        if self.judging is None:
+            raise ScoringError("the LM writes, and nothing is said of how that is judged")
+        gold = self.judging.gold
+        return self.judging.judge.values(completions, [gold[int(i)] for i in example])
+
+    def _judge(self, row: IntArray, column: IntArray) -> FloatArray:
+        """(P,) the values of completions, each judged once."""
+        table = self.table
+        value = table.value[row, column]
+        completion = table.completion[row, column]
+        new = np.array([i for i in np.flatnonzero(np.isnan(value)) if completion[i] is not None], dtype=np.int64)
+        if len(new):
+            value[new] = self._judged(completion[new].tolist(), self.position[column[new]])
+            table.value[row[new], column[new]] = value[new]
+        return np.asarray(value, dtype=np.float64)
 
     def _collect(self, candidates: Sequence[Candidate], rows: IntArray) -> Scores:
         table, columns = self.table, self.column
-        candidate, example = np.nonzero(table.asked[rows][:, columns])
-        row, column = rows[candidate], columns[example]
-        log_probs = table.log_probs[row, column]
-        broken = np.isnan(log_probs).any(axis=1)  # the LM overflowed: an error, not an answer and not a gap
-        keep = ~broken
-        errors = np.flatnonzero(broken)
+        candidate, place = np.nonzero(table.asked[rows][:, columns])
+        row, column = rows[candidate], columns[place]
+        example, sample = place // self.samples, place % self.samples
+        answers = table.answers(row, column)
+        # The LM overflowed or refused: an error, not an answer and not a gap.
+        if table.writes:
+            value = self._judge(row, column)
+            keep = np.flatnonzero(~np.isnan(value))
+        else:
+            value = right(answers.label_log_probs, self.gold[example])
+            keep = np.flatnonzero(~np.isnan(answers.label_log_probs).any(axis=1))
+        errors = np.setdiff1d(np.arange(len(value)), keep)
+        what = "the LM gave no answer" if table.writes else "the LM gave NaN"
         return Scores(
             candidates=tuple(candidates),
-            examples=np.arange(len(columns)),
+            examples=np.arange(len(self.gold)),
             candidate=candidate[keep],
             example=example[keep],
-            sample=np.zeros(int(keep.sum()), dtype=np.int16),
-            value=right(log_probs[keep], self.gold[example][keep]),
-            label_log_probs=log_probs[keep],
-            tokens=table.tokens[row, column][keep],
-            seconds=table.seconds[row, column][keep],
-            errors=tuple(PairError(int(candidate[i]), int(example[i]), "the LM gave NaN") for i in errors),
+            sample=sample[keep].astype(np.int16),
+            value=value[keep],
+            label_log_probs=None if table.writes else answers.label_log_probs[keep],
+            tokens=answers.tokens[keep],
+            seconds=answers.seconds[keep],
+            completion=None if answers.completion is None else tuple(answers.completion[keep].tolist()),
+            errors=tuple(PairError(int(candidate[i]), int(example[i]), what) for i in errors),
+            samples=self.samples,
         )

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rayprompt.lm.loads import Request, loads_of, passes_of
-from rayprompt.lm.shapes import PackTable, ShapeTable
+from rayprompt.lm.loads import Request, Table, loads_of, passes_of
 from rayprompt.scores import IntArray
 
 MOST_PASSES = 8  # forward passes of an order, before it is known what one takes
@@ -28,9 +27,7 @@ class Order:
     soft: Any = None  # the key of its soft prompts and the reference to them
 
 
-def cut_orders(
-    table: ShapeTable | PackTable, lanes: int, pass_seconds: float | None, request: Request, soft: Any = None
-) -> list[Order]:
+def cut_orders(table: Table, lanes: int, pass_seconds: float | None, request: Request, soft: Any = None) -> list[Order]:
     """Cut a request into orders, at the bounds of forward passes: how they are cut does not change a result.
 
     An order is to take ORDER_SECONDS, so that what it costs on its way does not count; but no lane is to be idle,

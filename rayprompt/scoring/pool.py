@@ -6,7 +6,7 @@ import pickle
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -19,12 +19,14 @@ from rayprompt.candidate import ZEROS, SoftPrompt, Subspace, digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.loads import Request
+from rayprompt.lm.loads import Request, Table
 from rayprompt.lm.settings import shown
 from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource, load_tokenizer
 from rayprompt.lm.tuning import Tuned, TuningPlan
+from rayprompt.lm.write import WriteTable
+from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
 from rayprompt.scoring.cluster import PoolPlan, await_room, plan_scorers
@@ -42,16 +44,21 @@ EMBED_ROWS = 256  # texts that a scorer embeds at a time
 NO_VECTORS: Mapping[str, FloatArray] = MappingProxyType({})
 
 
-@dataclass
-class PairResult:
-    """Answers to P pairs, in the order asked: (P, L) log-probabilities, (P,) tokens, (P,) seconds.
+@dataclass(frozen=True)
+class Cost:
+    """What answers took besides tokens and seconds.
 
     ``lm_evaluations`` counts the pairs the LM ran, again after a loss; ``breaks`` the batches cut for lack of memory.
     """
 
-    label_log_probs: FloatArray
-    tokens: IntArray
-    seconds: FloatArray
+    lm_evaluations: int = 0
+    breaks: int = 0
+
+
+@dataclass
+class PairResult(Answers):
+    """Answers to P pairs, in the order asked, and their cost."""
+
     lm_evaluations: int = 0
     breaks: int = 0
 
@@ -61,6 +68,8 @@ class ScoringPool:
 
     One actor per GPU (``num_gpus=1``, or a share); without GPUs one actor with a share of the CPU's threads.
     """
+
+    deterministic = True  # the same pair has the same answer whenever it is asked for
 
     def __init__(
         self, source: LMSource, router: Any, scorers: list[Any], infos: list[ScorerInfo], parts: dict[str, Any]
@@ -72,7 +81,7 @@ class ScoringPool:
         self.parts = parts
         self.device_class: DeviceClass = "cuda" if infos[0].device == "cuda" else "cpu"
         self.shapes = self._table()
-        self.pass_seconds: float | None = None
+        self.pass_seconds: dict[bool, float] = {}  # of passes that read (True) and that write
         self.window = 2 * sum(info.lanes + 1 for info in infos)
 
     @classmethod
@@ -126,19 +135,26 @@ class ScoringPool:
         )
         return cls(source, router, handles, infos, {})
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """What decides a score on the side of the machine: dtype, device class, batch shapes, decoding (none)."""
+    def content(self, part: EncodedPart | None = None) -> dict[str, Any]:
+        """What decides the scores of a part, of one that is read unless said, on the side of the machine."""
+        table = self.shapes if part is None else self.table_for(part)
         return {
             "dtype": self.infos[0].dtype,
             "device_class": self.device_class,
-            "shapes": digest(self.shapes.to_json()),
-            "decoding": None,
+            "shapes": digest(table.to_json()),
         }
 
     def _table(self) -> ShapeTable | PackTable:
         """The shapes of forward passes: inputs end to end where the LM can take them so, else padded rows."""
         return table_of(self.device_class, self.infos[0].token_bytes, self.source.max_length, self.tokens)
+
+    def table_for(self, part: EncodedPart) -> Table:
+        """The shapes of forward passes for a part: those that read, or those that write."""
+        if part.decoding is None:
+            return self.shapes
+        info = self.infos[0]
+        window = min((i.window for i in self.infos if i.window is not None), default=None)
+        return WriteTable.of(self.device_class, self.source.settings.cache, info.cache_bytes, window)
 
     @property
     def tokens(self) -> int:
@@ -193,17 +209,40 @@ class ScoringPool:
         prompts: Sequence[tuple[int, ...]],
         prompt: IntArray,
         example: IntArray,
+        sample: IntArray | None = None,
         *,
         search: str = "report",
         soft: Sequence[SoftPrompt | None] | None = None,
         p0: Mapping[str, FloatArray] = NO_VECTORS,
     ) -> PairResult:
-        """Score P pairs: ``prompts[prompt[i]]`` on example ``example[i]`` of ``part``.
+        """Score P pairs: ``prompts[prompt[i]]`` on example ``example[i]`` of ``part``; see :meth:`answers`."""
+        result = PairResult(**vars(Answers.empty(len(prompt), len(part.labels))))
+        for rows, some, cost in self.answers(part, prompts, prompt, example, sample, search=search, soft=soft, p0=p0):
+            result.put(rows, some)
+            result.lm_evaluations += cost.lm_evaluations
+            result.breaks += cost.breaks
+        return result
+
+    def answers(
+        self,
+        part: EncodedPart,
+        prompts: Sequence[tuple[int, ...]],
+        prompt: IntArray,
+        example: IntArray,
+        sample: IntArray | None = None,
+        *,
+        search: str = "report",
+        soft: Sequence[SoftPrompt | None] | None = None,
+        p0: Mapping[str, FloatArray] = NO_VECTORS,
+    ) -> Iterator[tuple[IntArray, Answers, Cost]]:
+        """Answers to P pairs, ``prompts[prompt[i]]`` on example ``example[i]`` of ``part``: (their rows, them, cost).
+
+        They come all at once, but where asking again would give others: there as they arrive.
 
         Args:
             part: examples known through :meth:`add`.
             prompts: token ids; of a soft prompt those that stand at its place.
-            prompt, example: (P,) the pairs.
+            prompt, example, sample: (P,) the pairs; ``sample``, where the LM writes, says which of its answers.
             search: who asks; searches share the pool fairly.
             soft: for each prompt the soft prompt that it is, or None.
             p0: initial vectors of soft prompts, by digest.
@@ -212,13 +251,24 @@ class ScoringPool:
             InputError: a prompt does not fit the LM.
             ScoringError: the LM raised, or the pool is lost.
         """
-        request = Request(part, prompts, prompt, example, keep=self.keeps(part))
-        orders = self._orders(request, soft, p0)
-        result = PairResult(
-            np.empty((len(prompt), len(part.labels)), dtype=np.float32),
-            np.empty(len(prompt), dtype=np.int32),
-            np.empty(len(prompt), dtype=np.float32),
+        request = Request(
+            part, prompts, prompt, example, keep=part.decoding is None and self.keeps(part), sample=sample
         )
+        orders = self._orders(request, soft, p0)
+        result = Answers.empty(len(prompt), len(part.labels))
+        evaluations = breaks = 0
+        for order, answer, tries in self._run_orders(part, orders, search):
+            result.put(order.rows, answer.answers)
+            evaluations += len(order.rows) * tries
+            breaks += answer.breaks
+            self._learn(part, order, answer)
+        if len(prompt):
+            yield np.arange(len(prompt)), result, Cost(evaluations, breaks)
+
+    def _run_orders(
+        self, part: EncodedPart, orders: Sequence[Order], search: str
+    ) -> Iterator[tuple[Order, BatchResult, int]]:
+        """Have orders run; each with its result, and to how many scorers it was sent."""
         running: dict[Any, Order] = {}
         waiting = deque(orders)
         losses = 0
@@ -246,9 +296,7 @@ class ScoringPool:
                 if answer is None:  # a scorer that is new, or was started again
                     waiting.appendleft(replace(order, with_part=True))
                     continue
-                _fill(result, order.rows, answer, tries)
-                self._learn(order, answer)
-        return result
+                yield order, answer, tries
 
     def nearest(
         self, prompt: SoftPrompt, allowed: IntArray, p0: Mapping[str, FloatArray] = NO_VECTORS
@@ -349,8 +397,9 @@ class ScoringPool:
     ) -> list[Order]:
         """Orders for all soft prompts, subspace by subspace, and for the text prompts."""
         lanes = sum(info.lanes for info in self.infos)
-        if soft is None or not any(soft):
-            return cut_orders(self.shapes, lanes, self.pass_seconds, request)
+        table = self.table_for(request.part)
+        if soft is None or not any(soft) or request.part.decoding is not None:
+            return cut_orders(table, lanes, self.pass_seconds.get(request.part.decoding is None), request)
         orders: list[Order] = []
         spaces = [None if s is None else s.subspace for s in soft]
         for space in dict.fromkeys(spaces):
@@ -362,15 +411,15 @@ class ScoringPool:
                 block = block_of([s for s in soft if s is not None and s.subspace == space], p0)
                 reference = [block.key, ray.put(block)]
                 some = replace(some, soft=np.where(mine, np.cumsum(mine) - 1, -1), front=space.front)
-            found = cut_orders(self.shapes, lanes, self.pass_seconds, some, reference)
+            found = cut_orders(table, lanes, self.pass_seconds.get(True), some, reference)
             orders += [replace(order, rows=members[order.rows]) for order in found]
         return orders
 
-    def _learn(self, order: Order, answer: BatchResult) -> None:
-        """What a forward pass takes, averaged over the last orders."""
-        seconds = float(answer.seconds.sum()) / order.passes
-        old = self.pass_seconds
-        self.pass_seconds = max(1e-6, seconds if old is None else 0.8 * old + 0.2 * seconds)
+    def _learn(self, part: EncodedPart, order: Order, answer: BatchResult) -> None:
+        """What a forward pass, or writing, takes, averaged over the last orders."""
+        seconds, kind = float(answer.answers.seconds.sum()) / order.passes, part.decoding is None
+        old = self.pass_seconds.get(kind)
+        self.pass_seconds[kind] = max(1e-6, seconds if old is None else 0.8 * old + 0.2 * seconds)
 
     def shutdown(self) -> None:
         """Stop the actors."""
@@ -447,11 +496,3 @@ def _get(ref: Any) -> tuple[BatchResult | None, int]:
         raise
     content, tries = answer
     return None if content is None else pickle.loads(content), tries
-
-
-def _fill(result: PairResult, rows: IntArray, answer: BatchResult, tries: int) -> None:
-    result.label_log_probs[rows] = answer.label_log_probs
-    result.tokens[rows] = answer.tokens
-    result.seconds[rows] = answer.seconds
-    result.lm_evaluations += len(rows) * tries
-    result.breaks += answer.breaks

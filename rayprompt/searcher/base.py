@@ -99,8 +99,13 @@ class PromptSearcher(Searcher):
         self.seed = int(seed)
         self.budget = budget
         self.settings = make_settings(type(self), settings)
-        self.objective_name = objective_name(objective or self.default_objective)
-        self._objective = objective if callable(objective) else get_objective(self.objective_name)
+        if self.kind == "soft" and not problem.takes_soft:
+            raise InputError(f"searcher {self.name} makes soft prompts, and {problem.soft_reason}")
+        default = self.default_objective if problem.gives_log_probs else "accuracy"
+        self.objective_name = objective_name(objective or default)
+        self._objective = (
+            objective if callable(objective) else get_objective(self.objective_name, log_probs=problem.gives_log_probs)
+        )
         self._points = _points(self.problem, points_to_evaluate)
         self._batch_size = batch_size
         self._most_live: int | None = None

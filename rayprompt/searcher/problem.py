@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from rayprompt import defaults
+from rayprompt.answers import Judge
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
+from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.chat import in_chat
 from rayprompt.lm.encode import EncodedPart, Encoder
@@ -48,6 +50,7 @@ class Problem:
         family: of the LM: masked, causal or encoder-decoder.
         template: the task's template for it.
         labels: tokens of the label words, in the order of ``task.labels``.
+        judge, decoding: where the LM writes, what its completions are judged by, and how it writes; else None.
         lm.settings: how the LM is run (the argument ``lm``, e.g. ``{"dtype": "bf16"}``; see :class:`LMSettings`).
         vectors: initial vectors (length, width) of soft prompts, by digest.
 
@@ -64,9 +67,11 @@ class Problem:
         data: str | Path | None = None,
         allow_leaks: bool = False,
         lm: Mapping[str, Any] | LMSettings | None = None,
+        extractor: str | None = None,
+        answer_scorer: str | None = None,
     ) -> None:
         settings = LMSettings.of(lm)
-        self.task = load_task(task, data=data, split=split)
+        self.task = load_task(task, data=data, split=split).judged_by(extractor, answer_scorer)
         self.split = self.task.default_split if split is None else split
         self.task.parts(self.split)
         self.leaks = self.task.leaks().get(self.split, {})
@@ -94,9 +99,44 @@ class Problem:
             if family.template != "causal":
                 raise InputError(f"--lm chat={settings.chat}: {self.lm.name} is no causal LM, and has no chat template")
             self.template = in_chat(self.template, self.encoder.tokenizer, settings.chat, self.lm.name)
+        self.judge, self.decoding = self._writing(settings)
+        self._words = () if self.judge is not None else self.task.label_words
         self.labels: Labels = self.encoder.labels(
-            self.template, self.task.label_words, reads_mask=self._reads_mask, where=self._where
+            self.template, self._words, reads_mask=self._reads_mask, where=self._where
         )
+
+    def _writing(self, settings: LMSettings) -> tuple[Judge | None, Decoding | None]:
+        """Judge and decoding where the LM writes."""
+        if not self.task.generates:
+            given = settings.decoding
+            if given:
+                name, value = next(iter(given.items()))
+                raise InputError(f"--lm {name}={value}: {self.task.name} has label words, and nothing is written")
+            return None, None
+        return self.task.judge, Decoding.of({**self.task.decoding, **settings.decoding}, "--lm ")
+
+    @property
+    def gives_log_probs(self) -> bool:
+        """Whether scores have the label words' log-probabilities: not where the LM writes."""
+        return self.judge is None
+
+    @property
+    def takes_soft(self) -> bool:
+        """Whether soft prompts can be scored."""
+        return not self.soft_reason
+
+    @property
+    def soft_reason(self) -> str:
+        """Why soft prompts cannot be scored; empty where they can."""
+        if self.task.generates:
+            return (
+                f"in task {self.task.name} the LM writes, which it does behind text prompts only: take nevergrad or rl"
+            )
+        return ""
+
+    def answers(self, part: str) -> list[str]:
+        """(E,) the gold answers of a part, where the LM writes."""
+        return self.task.answers(part, self.split)
 
     @property
     def label_ids(self) -> list[int] | list[list[int]]:
@@ -125,9 +165,10 @@ class Problem:
             self._parts[name] = self.encoder.part(
                 self.template,
                 self.task.examples(name, self.split),
-                self.task.label_words,
+                self._words,
                 reads_mask=self._reads_mask,
                 where=self._where,
+                decoding=self.decoding,
             )
         return self._parts[name]
 
@@ -149,6 +190,7 @@ class Problem:
             "template": self.template.source,
             "label_ids": self.label_ids,
             "max_length": self.lm.max_length,
+            "decoding": None if self.decoding is None else self.decoding.content,
         }
 
     def prompt(self, text: str) -> TextPrompt:

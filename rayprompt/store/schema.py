@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError
 
-SCORES_SCHEMA = "rayprompt.scores/1"
+SCORES_SCHEMA = "rayprompt.scores/2"
+EARLIER = {"rayprompt.scores/1": "rayprompt.scores/2"}  # without the columns that may be null: read as they are
 CANDIDATES_SCHEMA = "rayprompt.candidates/1"
 ROWS_A_GROUP = 1 << 20
 DICTIONARY_BYTES = 16 * 2**20  # beyond it Parquet writes the keys of the candidates out, once a row
@@ -36,6 +37,9 @@ SCORES = pa.schema(
         ("tokens", pa.int32()),
         ("seconds", pa.float32()),
         ("search", _NAME),
+        ("completion", pa.string()),
+        ("written", pa.int32()),
+        ("judge", _NAME),
     ]
 )
 CANDIDATES = pa.schema(
@@ -132,9 +136,18 @@ def check_schema(kind: str, metadata: Mapping[bytes, bytes] | None, where: str) 
     found = (metadata or {}).get(b"rayprompt.schema", b"").decode()
     if found.partition("/")[0] != wanted.partition("/")[0]:
         return False
-    if found != wanted:
+    if EARLIER.get(found, found) != wanted:
         raise InputError(f"{where}: schema {found}, written by another version of rayprompt; this one reads {wanted}")
     return True
+
+
+def of_schema(kind: str, table: pa.Table) -> pa.Table:
+    """A table that was read, with the columns that files of an earlier version lack."""
+    schema = TABLES[kind][1]
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).cast(schema)
 
 
 def to_parquet(kind: str, tables: Iterable[pa.Table], metadata: dict[bytes, bytes]) -> tuple[pa.Buffer, int]:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from rayprompt.candidate import Candidate, candidate_from_json
 from rayprompt.errors import InputError, StoreError
-from rayprompt.pairs import PairTable
+from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import IntArray
 from rayprompt.store.files import Folder, reason
-from rayprompt.store.schema import TABLES, ShardName, check_schema
+from rayprompt.store.schema import TABLES, ShardName, check_schema, of_schema
 
 STORE_SCHEMA = "rayprompt.store/1"
 MARK = "store.json"
@@ -60,6 +60,7 @@ class Spent:
 
     lm_evaluations: int = 0
     tokens: int = 0
+    written: int = 0
     seconds: float = 0.0
 
 
@@ -192,7 +193,7 @@ class ScoreStore:
         Where others have stored another score of the same pair, a search goes on with its own. ``alone``: only what
         the search has stored is entered.
         """
-        counts = [0, 0, 0.0]
+        counts = [0, 0, 0, 0.0]
 
         def read() -> None:
             shards = self._list("scores", search if alone else None, part, context)
@@ -202,10 +203,11 @@ class ScoreStore:
                     if shard.name.search == search:  # what stands twice counts once
                         counts[0] += len(new)
                         counts[1] += int(batch.column("tokens").to_numpy()[new].sum())
-                        counts[2] += float(batch.column("seconds").to_numpy()[new].sum())
+                        counts[2] += pc.sum(batch.column("written").take(new)).as_py() or 0
+                        counts[3] += float(batch.column("seconds").to_numpy()[new].sum())
 
         self._again(read)
-        return Spent(int(counts[0]), int(counts[1]), counts[2])
+        return Spent(int(counts[0]), int(counts[1]), int(counts[2]), counts[3])
 
     def asks(self, search: str, after: int = 0) -> Iterator[tuple[int, tuple[Candidate, ...]]]:
         """The recorded generations of a search behind generation ``after``, in order: what was asked for in each."""
@@ -265,11 +267,10 @@ class ScoreStore:
     def _tables(self, kind: str, shard: Shard, rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
         """A file's content, in pieces; a file whose content cannot be read is broken and skipped."""
         folder = self.folder.child(kind)
-        schema = TABLES[kind][1]
         try:
             with folder.open(str(shard.name)) as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(batch_size=rows):
-                    yield pa.Table.from_batches([batch]).cast(schema)
+                    yield of_schema(kind, pa.Table.from_batches([batch]))
         except FileNotFoundError:
             raise FileGoneError(f"{folder.shown}/{shard.name}") from None
         except (pa.ArrowException, OSError) as error:
@@ -293,20 +294,31 @@ def _enter(table: PairTable, pairs: pa.Table) -> IntArray:
     """
     pairs = pairs.combine_chunks()
     candidate, example = (_codes(pairs, column) for column in ("candidate", "example"))
-    columns = np.array([table.columns.get(digest, -1) for digest in example[1]], dtype=np.int64)
-    column = columns[example[0]] if len(columns) else np.empty(0, dtype=np.int64)
-    keep = np.flatnonzero((column >= 0) & (pairs.column("sample").to_numpy() == 0))
+    first = np.array([table.columns.get(digest, -1) for digest in example[1]], dtype=np.int64)
+    column = first[example[0]] if len(first) else np.empty(0, dtype=np.int64)
+    sample = pairs.column("sample").to_numpy()
+    keep = np.flatnonzero((column >= 0) & (sample < table.samples))
     if not len(keep):
         return keep
     codes, keys = candidate
     used, position = np.unique(codes[keep], return_inverse=True)
     row = table.index(keys[int(i)] for i in used)[position]
-    log_probs = pairs.column("label_log_probs").combine_chunks()
-    flat = log_probs.flatten().to_numpy(zero_copy_only=False).reshape(len(pairs), -1)
-    tokens, seconds = (pairs.column(name).to_numpy() for name in ("tokens", "seconds"))
+    if table.writes:
+        log_probs = np.empty((len(keep), 0), dtype=np.float32)
+    else:
+        flat = pairs.column("label_log_probs").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        log_probs = flat.reshape(len(pairs), -1)
+    answers = Answers(log_probs, *(pairs.column(name).to_numpy() for name in ("tokens", "seconds")))
+    column = column + sample
     if len(keep) < len(pairs):
-        column, flat, tokens, seconds = column[keep], flat[keep], tokens[keep], seconds[keep]
-    return keep[table.fill(row, column, flat, tokens, seconds)]
+        some = None if table.writes else log_probs[keep]
+        answers = Answers(log_probs if some is None else some, answers.tokens[keep], answers.seconds[keep])
+        column = column[keep]
+    if table.writes:
+        texts = pairs.column("completion").take(pa.array(keep)).to_pylist()
+        answers.completion = np.array([*texts, None], dtype=object)[:-1]
+        answers.written = pairs.column("written").take(pa.array(keep)).fill_null(0).to_numpy()
+    return keep[table.fill(row, column, answers)]
 
 
 def _codes(table: pa.Table, name: str) -> tuple[Any, list[str]]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayprompt.candidate import Candidate, TextPrompt
+from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.store.compact import compact_shards
 from rayprompt.store.schema import CANDIDATES, SCORES, Context, ShardName, metadata_of, new_incarnation, to_parquet
@@ -45,6 +46,8 @@ class ShardWriter:
         part, split: of the task; every row is tagged with them.
         examples: (E,) digests; rows name examples by their index here.
         origin: ``search``, or ``report`` for what is scored outside of a search.
+        samples: of each example.
+        judge: what the values of completions are by.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class ShardWriter:
         split: str,
         examples: Sequence[str],
         origin: str = "search",
+        samples: int = 1,
+        judge: str = "",
     ) -> None:
         self.store = store
         self.search = search
@@ -65,6 +70,8 @@ class ShardWriter:
         self.split = split
         self.examples = pa.array(examples, pa.string())
         self.origin = origin
+        self.samples = samples
+        self.judge = judge
         self.flush_seconds = FLUSH_SECONDS
         self.incarnation = new_incarnation()
         self.number = 0
@@ -78,16 +85,14 @@ class ShardWriter:
         self,
         keys: Sequence[str],
         candidate: IntArray,
-        example: IntArray,
+        column: IntArray,
         value: FloatArray,
-        log_probs: FloatArray,
-        tokens: IntArray,
-        seconds: FloatArray,
+        answers: Answers,
     ) -> None:
-        """Take P new pairs: ``keys[candidate[i]]`` on ``examples[example[i]]``; the arrays are kept, not copied."""
+        """Take P new pairs, ``keys[candidate[i]]`` on column ``column[i]`` of a pair table; nothing is copied."""
         known = self.buffer.keys
         codes = np.fromiter((known.setdefault(key, len(known)) for key in keys), dtype=np.int32, count=len(keys))
-        self.buffer.blocks.append((codes[candidate], example, value, log_probs, tokens, seconds))
+        self.buffer.blocks.append((codes[candidate], column, value, answers))
         self.buffer.rows += len(candidate)
 
     def add_asks(self, generation: int, candidates: Sequence[Candidate]) -> None:
@@ -163,19 +168,25 @@ class ShardWriter:
         self.store.folder.child(kind).write(str(name), content)
 
     def _pairs(self, buffer: _Buffer) -> pa.Table:
-        candidate, example, value, log_probs, tokens, seconds = (
-            np.concatenate(column) for column in zip(*buffer.blocks, strict=True)
+        blocks = buffer.blocks
+        candidate, column, value = (np.concatenate([block[i] for block in blocks]) for i in range(3))
+        answers = [block[3] for block in blocks]
+        log_probs, tokens, seconds = (
+            np.concatenate([getattr(a, name) for a in answers]) for name in ("label_log_probs", "tokens", "seconds")
         )
         count, labels = log_probs.shape
         offsets = pa.array(np.arange(count + 1, dtype=np.int32) * labels)
         scores = pa.ListArray.from_arrays(
             offsets, pa.array(log_probs.reshape(-1), pa.float32()), type=SCORES.field("label_log_probs").type
         )
+        writes = answers[0].completion is not None
         columns = {
             "context": _constant(self.context.key, count),
             "candidate": pa.DictionaryArray.from_arrays(pa.array(candidate), pa.array(list(buffer.keys), pa.string())),
-            "example": pa.DictionaryArray.from_arrays(pa.array(example.astype(np.int32)), self.examples),
-            "sample": pa.array(np.zeros(count, dtype=np.int16)),
+            "example": pa.DictionaryArray.from_arrays(
+                pa.array((column // self.samples).astype(np.int32)), self.examples
+            ),
+            "sample": pa.array((column % self.samples).astype(np.int16)),
             "part": _constant(self.part, count),
             "split": _constant(self.split, count),
             "value": pa.array(value.astype(np.float32)),
@@ -183,7 +194,14 @@ class ShardWriter:
             "tokens": pa.array(tokens.astype(np.int32)),
             "seconds": pa.array(seconds.astype(np.float32)),
             "search": _constant(self.search, count),
+            "completion": pa.nulls(count, pa.string()),
+            "written": pa.nulls(count, pa.int32()),
+            "judge": pa.nulls(count, SCORES.field("judge").type),
         }
+        if writes:
+            columns["completion"] = pa.array(np.concatenate([a.completion for a in answers]), pa.string())
+            columns["written"] = pa.array(np.concatenate([a.written for a in answers]).astype(np.int32))
+            columns["judge"] = _constant(self.judge, count)
         return pa.table(columns, schema=SCORES)
 
     def _candidates(self, buffer: _Buffer) -> pa.Table:

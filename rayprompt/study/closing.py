@@ -18,9 +18,9 @@ from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
-from rayprompt.study.measure import evaluator_of
+from rayprompt.study.measure import evaluator_of, judging_of
 from rayprompt.study.results import Baseline
-from rayprompt.study.statistics import Estimate, answers, estimate, mcnemar, wilson
+from rayprompt.study.statistics import Estimate, answers, estimate, paired, wilson
 
 TOP = 3  # of the best on dev: papers give the mean of their test scores
 
@@ -72,6 +72,7 @@ class PartScorer:
                 examples=problem.digests(part),
                 report=True,
                 p0=problem.vectors,
+                judging=judging_of(problem, part),
             )
         else:
             self.evaluator, spent, _ = evaluator_of(
@@ -95,7 +96,8 @@ class PartScorer:
 
     def best_first(self, scores: Sequence[Scores]) -> list[int]:
         """Positions of prompts, best first: of equal metrics the likelier labels decide, then the earlier one."""
-        known = [float(OBJECTIVES["cross_entropy"](s, self.gold)[0]) for s in scores]
+        read = all(s.label_log_probs is not None for s in scores)
+        known = [float(OBJECTIVES["cross_entropy"](s, self.gold)[0]) if read else math.nan for s in scores]
         likelihood = [float("-inf") if math.isnan(x) else x for x in known]
         values = [self.estimate(s).value for s in scores]
         return sorted(range(len(scores)), key=lambda i: (-values[i], -likelihood[i], i))
@@ -226,13 +228,13 @@ class Closer:
         text = choice.decoded
         return Closing(
             best_prompt=best,
-            train=_on_train(self.scorer, problem.task.metric, best, choice.on_train[choice.winner]),
+            train=_on_train(self.scorer, problem, best, choice.on_train[choice.winner]),
             dev=choice.dev[choice.winner],
             test=estimates[best],
             baselines={
                 name: Baseline(prompt, dev, estimates[prompt]) for name, (prompt, dev) in choice.baselines.items()
             },
-            p_value=None if manual is None else mcnemar(answers(scores[best]), answers(scores[manual[0]])),
+            p_value=None if manual is None else paired(answers(scores[best]), answers(scores[manual[0]])),
             finalists=tuple(
                 {
                     **f["candidate"],
@@ -303,13 +305,13 @@ def _with_nominations(
 
 
 def _on_train(
-    scorer: Callable[[str], PartScorer], metric: str, winner: Candidate, found: Mapping[str, Any]
+    scorer: Callable[[str], PartScorer], problem: Problem, winner: Candidate, found: Mapping[str, Any]
 ) -> Estimate:
     """The winner on train. It was searched on: the value is optimistic, and the interval is only that of n examples.
 
     Accuracy needs its value alone; the interval of another metric needs the pairs, which count as report once more.
     """
-    if metric == "accuracy":
+    if problem.task.metric == "accuracy" and problem.judge is None:
         value, n = float(found["metric"]), int(found["n"])
         return Estimate("accuracy", value, n, wilson(round(value * n), n))
     train = scorer("train")

@@ -24,6 +24,8 @@ KEYS: dict[str, tuple[type, ...]] = {
     "searcher": (str,),
     "settings": (dict,),
     "objective": (str,),
+    "extractor": (str,),
+    "answer_scorer": (str,),
     "budget": (int,),
     "seed": (int,),
     "finalists": (int,),

@@ -14,7 +14,7 @@ from rayprompt.scores import Scores
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.manifest import read_manifest
-from rayprompt.task import Example, load_task
+from rayprompt.task import Example, Task, load_task
 
 
 def from_scores(problem: Problem, scores: Scores, texts: Sequence[str], on: str) -> Demonstrations:
@@ -28,6 +28,8 @@ def from_scores(problem: Problem, scores: Scores, texts: Sequence[str], on: str)
             [examples[i] for i in scores.examples[scores.example].tolist()],
             [(scores.candidates[c].key, texts[c]) for c in scores.candidate.tolist()],
             scores.value.tolist(),
+            problem.task,
+            scores.completion,
         )
     )
 
@@ -65,15 +67,30 @@ def from_study(path: Path) -> Demonstrations:
             [examples[digests[i]] for i in keep],
             [(keys[i], texts[keys[i]]) for i in keep],
             [values[i] for i in keep],
+            task,
+            None if not task.generates else [pairs.column("completion")[i].as_py() for i in keep],
         ),
         str(path),
     )
 
 
 def _columns(
-    llm: str, dataset: str, split: str, examples: list[Example], prompts: list[tuple[str, str]], values: list[float]
+    llm: str,
+    dataset: str,
+    split: str,
+    examples: list[Example],
+    prompts: list[tuple[str, str]],
+    values: list[float],
+    task: Task,
+    completions: Sequence[str | None] | None,
 ) -> dict[str, list[Any]]:
+    written: dict[str, list[Any]] = {}
+    if task.generates and completions is not None:
+        judge = task.judge
+        written["answer"] = [None if text is None else judge.answer(text) for text in completions]
+        written["gold"] = [judge.extractor.gold(example.answer or "") for example in examples]
     return {
+        **written,
         "llm": [llm] * len(values),
         "dataset": [dataset] * len(values),
         "split": [split] * len(values),

@@ -63,6 +63,8 @@ def evaluate(
     split: str | None = None,
     data: str | Path | None = None,
     lm: Mapping[str, Any] | None = None,
+    extractor: str | None = None,
+    answer_scorer: str | None = None,
     store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
@@ -74,7 +76,7 @@ def evaluate(
         InputError: something given cannot be used.
         ScoringError: the LM did not load or could not score.
     """
-    problem = _problem(task, model, split, data, on, lm)
+    problem = _problem(task, model, split, data, on, lm, extractor, answer_scorer)
     candidate = problem.prompt(prompt) if isinstance(prompt, str) else prompt
     size = len(problem.token_ids(candidate))
     front = candidate.subspace.front if isinstance(candidate, SoftPrompt) else 0
@@ -108,6 +110,8 @@ def score(
     split: str | None = None,
     data: str | Path | None = None,
     lm: Mapping[str, Any] | None = None,
+    extractor: str | None = None,
+    answer_scorer: str | None = None,
     store: str | Path | None = None,
     pool: ScoringPool | None = None,
     cluster: Cluster | None = None,
@@ -124,7 +128,7 @@ def score(
     """
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"prompts must be a list of one or more prompts, not {prompts!r}")
-    problem = _problem(task, model, split, data, on, lm)
+    problem = _problem(task, model, split, data, on, lm, extractor, answer_scorer)
     candidates = [problem.prompt(p) if isinstance(p, str) else p for p in prompts]
     token_ids = [problem.token_ids(c) for c in candidates]
 
@@ -169,8 +173,10 @@ def _problem(
     data: str | Path | None,
     on: str,
     lm: Mapping[str, Any] | None = None,
+    extractor: str | None = None,
+    answer_scorer: str | None = None,
 ) -> Problem:
-    problem = bind(task, model, split, data, allow_leaks=True, lm=lm)
+    problem = bind(task, model, split, data, allow_leaks=True, lm=lm, extractor=extractor, answer_scorer=answer_scorer)
     problem.task.examples(on, problem.split)
     return problem
 

@@ -122,6 +122,7 @@ class SearchLoop:
         self._restore(self.snapshots.newest())
         self.ledger.lm_evaluations = max(self.ledger.lm_evaluations, spent.lm_evaluations)
         self.ledger.tokens = max(self.ledger.tokens, spent.tokens)
+        self.ledger.written = max(self.ledger.written, spent.written)
         self.ledger.seconds = max(self.ledger.seconds, spent.seconds)
         self._replay(store)
         self.resumed = self.generation > 0

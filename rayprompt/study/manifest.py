@@ -37,6 +37,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "digest": problem.task.digest,
             "template": problem.template.source,
             "label_words": dict(zip(problem.task.labels, problem.task.label_words, strict=True)),
+            "judge": None if problem.judge is None else problem.judge.to_json(),
             "examples": {part: len(rows) for part, rows in problem.task.parts(problem.split).items()},
         },
         "model": {
@@ -65,7 +66,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "dtype": pool.infos[0].dtype,
             "lanes": pool.infos[0].lanes,
             "tokens": pool.tokens,
-            "shapes": pool.shapes.to_json(),
+            "shapes": pool.table_for(problem.part("train")).to_json(),
             "reuse": pool.reuse({part: problem.part(part) for part in problem.own_parts}, searcher.subspace),
         },
         "versions": versions(),
@@ -195,13 +196,13 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
         InputError: task, LM, searcher, device class or batch shapes are others: it would be another search.
     """
     for part, names in {
-        "task": ("digest", "split", "template"),
+        "task": ("digest", "split", "template", "judge"),
         "model": ("digest", "label_ids", "max_length", "family"),
         "searcher": ("class", "objective", "seed", "settings", "subspace", "content"),
         "pool": ("device_class", "dtype", "shapes"),
     }.items():
         for name in names:
-            if name == "content" and name not in was[part]:  # an older study, of a searcher that had none
+            if name in ("content", "judge") and name not in was[part]:  # an older study, that had none
                 continue
             if _plain(was[part][name]) != _plain(now[part][name]):
                 raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayprompt.budget import Ledger
-from rayprompt.scoring.evaluator import Evaluator
+from rayprompt.scoring.evaluator import Evaluator, Judging
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import Context
@@ -13,7 +13,12 @@ from rayprompt.store.writer import ShardWriter
 
 def context_of(problem: Problem, pool: ScoringPool) -> Context:
     """What decides the scores of a problem on a pool, candidate and example apart."""
-    return Context({**problem.content, **pool.content})
+    return Context({**problem.content, **pool.content(problem.part("train"))})
+
+
+def judging_of(problem: Problem, part: str) -> Judging | None:
+    """How a part's completions are judged; None where the LM is only read."""
+    return None if problem.judge is None else Judging(problem.judge, problem.answers(part))
 
 
 def evaluator_of(
@@ -41,6 +46,8 @@ def evaluator_of(
         split=problem.split,
         examples=list(dict.fromkeys(examples)),
         origin="report" if report else "search",
+        samples=problem.part(part).samples,
+        judge="" if problem.judge is None else problem.judge.id,
     )
     evaluator = Evaluator(
         pool,
@@ -52,6 +59,7 @@ def evaluator_of(
         search=search,
         report=report,
         p0=problem.vectors,
+        judging=judging_of(problem, part),
     )
     spent = store.load(evaluator.table, context.key, part, search, alone=alone)
     return evaluator, spent, writer

@@ -34,6 +34,8 @@ def bind(
     *,
     allow_leaks: bool,
     lm: Mapping[str, Any] | LMSettings | None = None,
+    extractor: str | None = None,
+    answer_scorer: str | None = None,
 ) -> Problem:
     """The problem that ``task``, ``model``, ``split`` and ``data`` name; a ``Problem`` has all of them already.
 
@@ -42,9 +44,17 @@ def bind(
     """
     if not isinstance(task, Problem):
         return Problem(
-            task, defaults.MODEL if model is None else model, split=split, data=data, allow_leaks=allow_leaks, lm=lm
+            task,
+            defaults.MODEL if model is None else model,
+            split=split,
+            data=data,
+            allow_leaks=allow_leaks,
+            lm=lm,
+            extractor=extractor,
+            answer_scorer=answer_scorer,
         )
     given = {"model": model, "split": split, "data": data, "lm": lm or None}
+    given |= {"extractor": extractor, "answer_scorer": answer_scorer}
     if any(value is not None for value in given.values()):
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
         raise InputError(f"{task} has its model and split, and its data; give {shown} to Problem(...) instead")

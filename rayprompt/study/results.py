@@ -59,6 +59,8 @@ class Result:
         lm_evaluations: pairs the LM ran for the search, again after a loss included; 0 where a store knew all.
         report_evaluations, report_lm_evaluations: the same two of the closing report.
         lm_seconds: the scorers' time for the search.
+        written: tokens that the LM wrote for the search, part of ``tokens``.
+        cost: money that search and report cost, at the LM's prices; None where it has none.
         replay_differs: generations that a resumed search asked for in another way than on record; 0 unless versions
             of libraries have changed, or a searcher is not deterministic.
         test_opened: how many budgets this study has had when test was opened: once, unless it was given more.
@@ -107,6 +109,8 @@ class Result:
     proxy_model: str | None = None
     searcher_metrics: Mapping[str, Any] = field(default_factory=dict)
     top: tuple[Estimate, ...] = ()
+    written: int = 0
+    cost: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
@@ -115,7 +119,7 @@ class Result:
             prompt["file"] = VECTORS_FILE  # in study_dir
         counts = (
             *("evaluations", "lm_evaluations", "report_evaluations", "report_lm_evaluations", "cache_hits", "tokens"),
-            *("lm_seconds", "shape_breaks", "replay_differs", "test_opened"),
+            *("written", "cost", "lm_seconds", "shape_breaks", "replay_differs", "test_opened"),
         )
         about = ("task", "split", "model", "searcher", "seed", "budget", "end")
         return {
@@ -173,6 +177,7 @@ def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Esti
         "task": {"name": problem.task.name, "split": problem.split, "digest": problem.task.digest},
         "template": problem.template.source,
         "label_words": dict(zip(problem.task.labels, problem.task.label_words, strict=True)),
+        **({} if problem.judge is None else {"judge": problem.judge.to_json()}),
         "model": {
             "name": problem.lm.name,
             "digest": problem.lm.digest,
@@ -194,6 +199,7 @@ class PromptFile:
     task_digest: str | None = None
     round_trips: bool = True
     lm: Mapping[str, Any] = field(default_factory=dict)
+    judge: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, problem: Problem) -> Candidate:
         """The candidate as it can be used on ``problem``: token ids belong to one vocabulary, text to any.
@@ -248,6 +254,7 @@ def read_prompt_file(path: Path) -> PromptFile:
         task_digest=task.get("digest"),
         round_trips=content.get("round_trips") is not False,
         lm=model.get("settings") or {},
+        judge=content.get("judge") or {},
     )
 
 

@@ -110,6 +110,8 @@ def search(
     proxy_model: str | Path | None = None,
     warm_start: str | Path | None = None,
     lm: Mapping[str, Any] | None = None,
+    extractor: str | None = None,
+    answer_scorer: str | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -140,6 +142,8 @@ def search(
             on ``model``. The budget counts evaluations of the proxy.
         warm_start: a finished study's directory, whose finalists are scored first, or a store, whose best are.
         lm: how the LM is run, as ``{"dtype": "bf16", "cache": "2GB"}``: see ``rayprompt.lm.settings.LMSettings``.
+        extractor, answer_scorer: of a generation task, what finds the answer in a completion and what compares it with
+            the gold one, where that is not as the task has it: see :class:`rayprompt.answers.Judge`.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
         listener: told of the progress.
 
@@ -150,7 +154,9 @@ def search(
         Interrupted: SIGINT. What was scored is kept, and :func:`resume` goes on.
     """
     started = time.perf_counter()
-    problem = bind(task, model, split, data, allow_leaks=allow_leaks, lm=lm)
+    problem = bind(
+        task, model, split, data, allow_leaks=allow_leaks, lm=lm, extractor=extractor, answer_scorer=answer_scorer
+    )
     if batch_size is not None and not tune_native:
         raise InputError(f"--batch-size {batch_size}: is for --tune-native; a search in one trial has no batches")
     target = None
@@ -352,7 +358,7 @@ def _result(
 ) -> Result:
     """The study's result, from the trial's last report and the closing report."""
     problem = job.target or job.problem
-    same = ("evaluations", "lm_evaluations", "cache_hits", "tokens", "lm_seconds", "replay_differs", "end")
+    same = ("evaluations", "lm_evaluations", "cache_hits", "tokens", "written", "lm_seconds", "replay_differs", "end")
     return Result(
         **closing.fields(),
         **{name: last[name] for name in same},
@@ -413,9 +419,16 @@ def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None)
         raise InputError(f"{study}: its task {was['name']!r} is made of Python objects; give it: resume(..., task=...)")
     data = was.get("data") if task is None else None
     settings = LMSettings.of(record["model"].get("settings")).with_tokens(record.get("pool", {}).get("tokens"))
-    leaks = record["allow_leaks"]
+    leaks, judge = record["allow_leaks"], was.get("judge") or {}
     problem = bind(
-        task or was["location"], record["model"]["location"], was["split"], data, allow_leaks=leaks, lm=settings
+        task or was["location"],
+        record["model"]["location"],
+        was["split"],
+        data,
+        allow_leaks=leaks,
+        lm=settings,
+        extractor=judge.get("extractor"),
+        answer_scorer=judge.get("scorer"),
     )
     problem.lm = replace(problem.lm, name=record["model"]["name"])
     form = record["searcher"]["subspace"]

@@ -49,19 +49,58 @@ def estimate(
 ) -> Estimate:
     """The metric of the one candidate in ``scores``: Wilson's interval for accuracy, else the bootstrap's.
 
-    A pair for which the LM gave NaN counts as not right: a prompt with which the LM fails is no better for it.
+    A pair for which the LM gave NaN counts as not right: a prompt with which the LM fails is no better for it. Values
+    between right and wrong, of a graded scorer or of several samples, get the bootstrap's interval over examples.
     """
     n = len(gold)
     if metric == "accuracy":
-        hits = int(answers(scores).sum())
-        return Estimate(metric, hits / n, n, wilson(hits, n))
+        values = answers(scores)
+        if is_binary(values):
+            hits = int(values.sum())
+            return Estimate(metric, hits / n, n, wilson(hits, n))
+        return Estimate(metric, float(values.mean()), n, bootstrap_mean(values))
     value = float(np.nan_to_num(function(scores, gold)[0]))
     return Estimate(metric, value, n, bootstrap(scores, gold, function))
 
 
 def answers(scores: Scores) -> FloatArray:
-    """(E,) 1 where the one candidate in ``scores`` is right; 0 where it is wrong, or the LM gave no answer."""
-    return np.asarray(np.nan_to_num(scores.dense("value")[0]))
+    """(E,) 1 where the one candidate in ``scores`` is right; 0 where it is wrong, or the LM gave no answer.
+
+    Of several samples the mean, in which one without an answer counts as wrong.
+    """
+    total = np.zeros(len(scores.examples))
+    np.add.at(total, scores.example, scores.value)
+    return total / scores.samples
+
+
+def is_binary(values: FloatArray) -> bool:
+    """Whether all values are 0 or 1."""
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def bootstrap_mean(values: FloatArray) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean over resampled examples (Efron, 1979); the resampling has a fixed seed."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired(first: FloatArray, second: FloatArray) -> float:
+    """Two-sided p-value that two prompts are equally good on the same examples, from their values (E,).
+
+    Of right and wrong McNemar's exact test, else a permutation test that flips the signs of differences (Fisher, 1935;
+    exact for few examples, else 9,999 draws with a fixed seed).
+    """
+    if is_binary(first) and is_binary(second):
+        return mcnemar(first, second)
+    from scipy.stats import permutation_test
+
+    difference = first - second
+    if not difference.any():
+        return 1.0
+    found = permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=9999, rng=0)
+    return float(found.pvalue)
 
 
 def bootstrap(

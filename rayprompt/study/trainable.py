@@ -31,7 +31,7 @@ from rayprompt.searcher.step import score_generation
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.kept import shared_pool
-from rayprompt.study.measure import evaluator_of
+from rayprompt.study.measure import evaluator_of, judging_of
 from rayprompt.study.prepare import store_location
 
 FLUSH_SECONDS = 1.0  # the most that a killed run loses of its store: Tune does not repeat trials that are done
@@ -141,13 +141,14 @@ class DeskActor:
                 examples=problem.digests("train"),
                 search=search,
                 p0=problem.vectors,
+                judging=judging_of(problem, "train"),
             )
         else:
             self.evaluator, spent, _ = evaluator_of(
                 problem, pool, "train", self.ledger, store=ScoreStore(store), search=search
             )
-            self.ledger.lm_evaluations, self.ledger.tokens = spent.lm_evaluations, spent.tokens
-            self.ledger.seconds = spent.seconds
+            for name, value in vars(spent).items():
+                setattr(self.ledger, name, value)
         if self.evaluator.writer is not None:
             self.evaluator.writer.flush_seconds = FLUSH_SECONDS
         self.thread = ThreadPoolExecutor(1)

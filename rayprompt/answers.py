@@ -1,0 +1,302 @@
+"""What an LM wrote, judged: an extractor finds the answer in a completion, a scorer compares it with the gold one.
+
+Both are named by a text, as ``last-number``, ``regex:PATTERN`` or ``choice:yes,no``; a function of one's own by where
+it is imported from, ``module:function``, in code or on the command line, never in a task file. Every one has a version:
+values under two versions of a rule are never taken for each other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from rayprompt.errors import InputError, ScoringError, unknown
+from rayprompt.scores import FloatArray
+
+Extract = Callable[[str], "str | None"]
+Score = Callable[["str | None", str], float]
+
+# A minus is a sign where nothing stands before it that it could be subtracted from; commas stand between groups of 3.
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)"
+NUMBER = re.compile(rf"(?:(?<![\w)\]])(?P<sign>[-\u2212]))?[$\u20ac\u00a3]?(?P<digits>{_DIGITS})")
+PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
+EDGES = string.punctuation.replace("%", "") + string.whitespace
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text in one way of writing it: "$1,234.50." is ``1234.5``; None where there is none."""
+    found = list(NUMBER.finditer(text))
+    return canonical(("-" if found[-1]["sign"] else "") + found[-1]["digits"]) if found else None
+
+
+def last_plain_number(text: str) -> str | None:
+    """The last number by Prompt-OIRL's rule (arXiv 2309.06553, its code): digits and a point, no sign, no commas."""
+    found = PLAIN_NUMBER.findall(text)
+    return canonical(found[-1]) if found else None
+
+
+def canonical(number: str | None) -> str | None:
+    """A number in one way of writing it: ``1,234.50`` is ``1234.5``; any other text as it is, stripped."""
+    if number is None:
+        return None
+    plain = str(number).strip().replace(",", "")
+    try:
+        value = float(plain)
+    except ValueError:
+        return plain or None
+    if not math.isfinite(value):
+        return plain
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
+def normal(text: str) -> str:
+    """A text up to case, whitespace, and punctuation around it."""
+    return " ".join(text.split()).strip(EDGES).casefold()
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Finds the answer in a completion.
+
+    Attributes:
+        name: what it is called by, arguments included.
+        version: of the rule; it changes with what the rule finds.
+        find: completion -> the answer; None where there is none.
+        gold: the gold answer as ``find`` would give it; None where it is none of that kind.
+    """
+
+    name: str
+    version: int
+    find: Extract
+    gold: Extract
+
+    @property
+    def id(self) -> str:
+        """Name and version."""
+        return f"{self.name}/{self.version}"
+
+
+def _first_line(text: str) -> str | None:
+    return next((line for line in map(normal, text.splitlines()) if line), None)
+
+
+def _whole(text: str) -> str | None:
+    return normal(text) or None
+
+
+PLAIN: dict[str, tuple[int, Extract, Extract]] = {
+    "last-number": (1, last_number, last_number),
+    "last-plain-number": (1, last_plain_number, last_plain_number),
+    "exact": (1, _whole, _whole),
+    "first-line": (1, _first_line, _whole),
+}
+WITH_ARGUMENT = ("regex:PATTERN", "choice:A,B", "last-choice:A,B")
+OWN = "module:function"
+
+
+def extractor_names() -> list[str]:
+    """How extractors are named."""
+    return [*PLAIN, *WITH_ARGUMENT, OWN]
+
+
+@lru_cache(maxsize=64)
+def get_extractor(name: str, *, code: bool = True, where: str = "") -> Extractor:
+    """The extractor of that name. ``code``: whether it may be a function of the user's, ``module:function``.
+
+    Raises:
+        InputError: there is none; ``where`` it was asked for.
+    """
+    place = f"{where}: " if where else ""
+    if name in PLAIN:
+        version, find, gold = PLAIN[name]
+        return Extractor(name, version, find, gold)
+    kind, colon, argument = name.partition(":")
+    if kind == "regex" and colon:
+        return _regex(name, argument, place)
+    if kind in ("choice", "last-choice") and colon:
+        return _choice(name, argument, place, last=kind == "last-choice")
+    if not colon:
+        raise unknown("extractor", name, extractor_names(), where)
+    found: Any = _imported("extractor", name, place, code)
+    return Extractor(name, 0, found, lambda text: text.strip() or None)
+
+
+def _regex(name: str, pattern: str, place: str) -> Extractor:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{place}extractor {name}: {error} in the pattern") from None
+
+    def find(text: str) -> str | None:
+        found = list(compiled.finditer(text))
+        if not found:
+            return None
+        groups = [group for group in found[-1].groups() if group is not None]
+        return normal(groups[0] if groups else found[-1][0]) or None
+
+    return Extractor(name, 1, find, _whole)
+
+
+def _choice(name: str, argument: str, place: str, *, last: bool) -> Extractor:
+    choices = [choice.strip() for choice in argument.split(",")]
+    if len(choices) < 2 or not all(choices) or len({c.casefold() for c in choices}) < len(choices):
+        raise InputError(f"{place}extractor {name}: needs two or more choices, as choice:yes,no")
+    return choice_of(choices, name, last=last)
+
+
+def choice_of(choices: Sequence[str], name: str = "", *, last: bool = False) -> Extractor:
+    """Finds the choice that a text names first (or ``last``), as a whole word; single letters by their case."""
+    known = {choice if len(choice) == 1 else choice.casefold(): choice for choice in choices}
+    longest = sorted(known, key=len, reverse=True)
+    parts = [re.escape(c) if len(c) == 1 else f"(?i:{re.escape(c)})" for c in longest]
+    compiled = re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
+
+    def find(text: str) -> str | None:
+        found = [match[0] for match in compiled.finditer(text)]
+        if not found:
+            return None
+        word = found[-1 if last else 0]
+        return known[word if word in known else word.casefold()]
+
+    def gold(text: str) -> str | None:
+        word = text.strip()
+        return known.get(word, known.get(word.casefold()))
+
+    return Extractor(name or "choice:" + ",".join(choices), 1, find, gold)
+
+
+def _imported(what: str, name: str, place: str, code: bool) -> Callable[..., object]:
+    if not code:
+        raise InputError(
+            f"{place}{what} {name!r} is a function: it comes from code or the command line (--{what} {name}), "
+            "never from a task file"
+        )
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{place}{what} {name}: cannot be imported ({error})") from None
+    if not callable(found):
+        raise InputError(f"{place}{what} {name}: is {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def match(answer: str | None, gold: str) -> float:
+    """1 where the answer is the gold one; numbers are compared as numbers."""
+    return float(answer is not None and (answer == gold or _number(answer) == _number(gold) is not None))
+
+
+def contains(answer: str | None, gold: str) -> float:
+    """1 where the gold answer stands in the answer, as whole words and up to case."""
+    if answer is None:
+        return 0.0
+    return float(re.search(rf"(?<!\w){re.escape(gold.casefold())}(?!\w)", answer.casefold()) is not None)
+
+
+def token_f1(answer: str | None, gold: str) -> float:
+    """F1 of the words that both share, articles and punctuation left out (SQuAD, Rajpurkar et al., 2016)."""
+    given, wanted = (_words(text or "") for text in (answer, gold))
+    same = sum((Counter(given) & Counter(wanted)).values())
+    if not given or not wanted:
+        return float(given == wanted)
+    return 2 * same / (len(given) + len(wanted))
+
+
+SCORERS: dict[str, tuple[int, Score]] = {"match": (1, match), "contains": (1, contains), "f1": (1, token_f1)}
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(c for c in text.casefold() if c not in string.punctuation)
+    return ARTICLES.sub(" ", plain).split()
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An extractor and a scorer: completions -> values. Two with one ``id`` judge alike.
+
+    Attributes:
+        extractor, scorer: by name; a scorer is ``match``, ``contains``, ``f1``, or a function (answer, gold) -> value.
+    """
+
+    extractor: Extractor
+    scorer: str = "match"
+
+    @classmethod
+    def of(cls, extractor: str, scorer: str = "match", *, code: bool = True, where: str = "") -> Judge:
+        """By names.
+
+        Raises:
+            InputError: there is none of a name, or it is a function and ``code`` is False.
+        """
+        found = get_extractor(extractor, code=code, where=where)
+        if ":" in scorer:
+            _imported("answer-scorer", scorer, f"{where}: " if where else "", code)
+        elif scorer not in SCORERS:
+            raise unknown("answer scorer", scorer, [*SCORERS, OWN], where)
+        return cls(found, scorer)
+
+    @property
+    def id(self) -> str:
+        """Names and versions of both."""
+        version = SCORERS[self.scorer][0] if self.scorer in SCORERS else 0
+        return f"{self.extractor.id} {self.scorer}/{version}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For study.yaml and exported prompts."""
+        return {"extractor": self.extractor.name, "scorer": self.scorer, "version": self.id}
+
+    @cached_property
+    def _score(self) -> Callable[..., object]:
+        return SCORERS[self.scorer][1] if self.scorer in SCORERS else _imported("answer-scorer", self.scorer, "", True)
+
+    def answer(self, completion: str) -> str | None:
+        """The answer in a completion.
+
+        Raises:
+            ScoringError: a function of the user's raised, or gave something else than a text or None.
+        """
+        try:
+            found = self.extractor.find(completion)
+        except Exception as error:  # it is the user's
+            raise self._broken(completion, f"raised {type(error).__name__}: {error}") from None
+        if found is not None and not isinstance(found, str):
+            raise self._broken(completion, f"gave {type(found).__name__}, not a text or None")
+        return found
+
+    def values(self, completions: Sequence[str | None], gold: Sequence[str]) -> FloatArray:
+        """(P,) the value of each completion, given its gold answer; NaN where there is no completion.
+
+        Raises:
+            ScoringError: a function of the user's raised, or gave something else than a number.
+        """
+        values = np.full(len(completions), np.nan)
+        for i, (completion, wanted) in enumerate(zip(completions, gold, strict=True)):
+            if completion is None:
+                continue
+            answer = self.answer(completion)
+            try:
+                values[i] = float(self._score(answer, wanted))  # type: ignore[arg-type]
+            except Exception as error:  # it is the user's
+                raise ScoringError(f"answer scorer {self.scorer} on {answer!r}: {error}") from None
+        return values
+
+    def _broken(self, completion: str, what: str) -> ScoringError:
+        return ScoringError(f"extractor {self.extractor.name} on {completion[:60]!r}: {what}")

@@ -1,0 +1,106 @@
+"""Decoding: how an LM writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from rayprompt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a completion is written.
+
+    Attributes:
+        max_tokens: the most new tokens.
+        temperature: 0 always takes the likeliest token; else logits are divided by it and a token is drawn.
+        top_p: a token is drawn among the likeliest ones that make up this probability (nucleus sampling).
+        samples: completions of each pair.
+        stop: texts at the first of which a completion ends; they are not part of it.
+        seed: of the draws. Sample k of a pair is the same in every run, whatever else is scored beside it.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> Decoding:
+        """Checked, from the keys of a task file or of ``--lm``; what is None is left as it is.
+
+        Raises:
+            InputError: a value that is none of its key.
+        """
+        read: dict[str, Any] = {}
+        for name, value in given.items():
+            if value is not None:
+                read[name] = READERS[name](value, f"{where}{name}={value}")
+        made = cls(**read)
+        if made.samples > 1 and made.temperature == 0:
+            raise InputError(
+                f"{where}samples={made.samples}: with temperature 0 all samples are the same; give a temperature"
+            )
+        return made
+
+    def to_json(self) -> dict[str, Any]:
+        """For the key of a score, and study.yaml. How many samples there are changes none of them."""
+        return {**asdict(self), "stop": list(self.stop)}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides a completion."""
+        content = {name: value for name, value in self.to_json().items() if name != "samples"}
+        if self.temperature == 0:
+            content = {name: content[name] for name in ("max_tokens", "temperature", "stop")}
+        return content
+
+    def cut(self, text: str) -> str:
+        """A text up to the first of the stop texts."""
+        ends = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
+        return text[: min(ends)] if ends else text
+
+
+def _whole(least: int, most: int) -> Any:
+    def read(value: Any, where: str) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not text.isdigit() or not least <= int(text) <= most:
+            raise InputError(f"{where}: must be a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _real(least: float, most: float) -> Any:
+    def read(value: Any, where: str) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if isinstance(value, bool) or not least <= number <= most:
+            raise InputError(f"{where}: must be a number from {least:g} to {most:g}")
+        return number
+
+    return read
+
+
+def _stop(value: Any, where: str) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) and t for t in texts):
+        raise InputError(f"{where}: must be a text or a list of texts, none of them empty")
+    return tuple(text.replace("\\n", "\n") for text in texts)
+
+
+READERS = {
+    "max_tokens": _whole(1, 1 << 16),
+    "temperature": _real(0, 100),
+    "top_p": _real(1e-6, 1),
+    "samples": _whole(1, 1024),
+    "stop": _stop,
+    "seed": _whole(0, 2**32 - 1),
+}
+NAMES = tuple(f.name for f in fields(Decoding))
