@@ -364,7 +364,7 @@ def _templates(given: Any, fields: Sequence[str], where: str, generates: bool) -
     ):
         raise InputError(f"{where}: template of a generation task is a string, or {{causal: ...}}: causal LMs write on")
     if isinstance(given, str):
-        given = {"masked" if "{mask}" in given else "causal": given}
+        given = {"masked" if "{mask}" in given and not generates else "causal": given}
     if not isinstance(given, Mapping) or not given:
         raise InputError(f"{where}: template is missing; it is a string or {{masked: ..., causal: ...}}")
     templates = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ CHATS = ("user", "system")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 CACHE = 512_000_000
+LABELS = ("auto", "echo", "top", "text")
+LOCAL = frozenset({"dtype", "tokens", "cache", "memory"})
+REMOTE = frozenset({"in_flight", "rate", "timeout", "tries", "labels", "price_in", "price_out", "words"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class LMSettings:
             ``system`` message; None is no chat template.
         max_tokens, temperature, top_p, samples, stop, seed: how it writes, where that is not as the task has it; see
             :class:`rayprompt.decoding.Decoding`.
+        in_flight: of an LM behind a service, requests that are on their way at once.
+        rate: requests a second at most; None is no limit.
+        timeout: seconds to wait for an answer, and ``tries`` how often to ask for it.
+        labels: how label words are scored there: ``echo``, ``top``, ``text``, or ``auto``, the first that it can.
+        price_in, price_out: of a million tokens that it reads and writes, in any currency.
+        words: the LM whose vocabulary prompts are made of there; None takes the words of the task's texts.
     """
 
     dtype: str = "auto"
@@ -44,6 +53,14 @@ class LMSettings:
     samples: int | None = None
     stop: tuple[str, ...] | None = None
     seed: int | None = None
+    in_flight: int = 64
+    rate: float | None = None
+    timeout: float = 60.0
+    tries: int = 8
+    labels: str = "auto"
+    price_in: float | None = None
+    price_out: float | None = None
+    words: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | LMSettings | None) -> LMSettings:
@@ -73,6 +90,24 @@ class LMSettings:
     def changed(self) -> dict[str, Any]:
         """What is not as it is unless said."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def check_for(self, name: str, *, endpoint: bool) -> None:
+        """Raise ``InputError`` where something is set that is not for an LM behind a service, or only for one."""
+        for key, value in self.changed().items():
+            if key in (LOCAL if endpoint else REMOTE):
+                whose = "an LM that is loaded here" if endpoint else "an LM behind a service, endpoint:URL#NAME"
+                raise InputError(f"--lm {key}={value}: is for {whose}; {name} is not one")
+
+    def without(self, names: Iterable[str]) -> LMSettings:
+        """The same with some of it as it is unless said."""
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in names}
+        return replace(self, **defaults)
+
+    def cost(self, tokens: int, written: int) -> float | None:
+        """What so many tokens, ``written`` of them by the LM, cost; None where there is no price."""
+        if self.price_in is None and self.price_out is None:
+            return None
+        return ((tokens - written) * (self.price_in or 0.0) + written * (self.price_out or 0.0)) / 1e6
 
     def with_tokens(self, tokens: int | None) -> LMSettings:
         """The same with a forward pass of so many tokens: what a study was begun with."""
@@ -110,6 +145,26 @@ def _chat(value: Any) -> str:
     return str(value)
 
 
+def _labels(value: Any) -> str:
+    if value not in LABELS:
+        raise InputError(f"--lm labels={value}: must be {', '.join(LABELS)}: how label words are scored")
+    return str(value)
+
+
+def _number(name: str, least: float, most: float, *, whole: bool = False) -> Any:
+    def read(value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if isinstance(value, bool) or not least <= number <= most or (whole and number != int(number)):
+            kind = "whole number" if whole else "number"
+            raise InputError(f"--lm {name}={value}: must be a {kind} from {least:g} to {most:g}")
+        return int(number) if whole else number
+
+    return read
+
+
 def _written(name: str) -> Any:
     return lambda value: DECODING_READERS[name](value, f"--lm {name}={value}")
 
@@ -120,6 +175,14 @@ READERS = {
     "cache": _bytes("cache", 0),
     "memory": _bytes("memory", 1),
     "chat": _chat,
+    "in_flight": _number("in_flight", 1, 4096, whole=True),
+    "rate": _number("rate", 1e-3, 1e6),
+    "timeout": _number("timeout", 1e-2, 86400),
+    "tries": _number("tries", 1, 1000, whole=True),
+    "labels": _labels,
+    "price_in": _number("price_in", 0, 1e9),
+    "price_out": _number("price_out", 0, 1e9),
+    "words": str,
     **{name: _written(name) for name in DECODING},
 }
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
+from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, content_of, discover, is_endpoint
 from rayprompt.lm.family import Family, family_of
 from rayprompt.lm.settings import LMSettings
 
@@ -38,6 +40,7 @@ class LMSource:
         width: of its embedding layer's output, where a soft prompt is put in.
         parameters: numbers in its files.
         settings: how it is run.
+        endpoint: where it is spoken to, of an LM behind a service; None where it is loaded here.
     """
 
     name: str
@@ -51,6 +54,7 @@ class LMSource:
     width: int = 0
     parameters: int = 0
     settings: LMSettings = LMSettings()
+    endpoint: Endpoint | None = None
 
     @property
     def path(self) -> Path:
@@ -67,8 +71,13 @@ def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSou
     """Read an LM's config and digest its files; no weights are loaded.
 
     Raises:
-        InputError: there is no such LM, its files are incomplete, or its family is not supported.
+        InputError: there is no such LM, its files are incomplete, or its family is not supported; or nothing answers
+            at an endpoint.
     """
+    settings = settings or LMSettings()
+    settings.check_for(name, endpoint=is_endpoint(name))
+    if is_endpoint(name):
+        return describe_endpoint(name, settings)
     quiet()
     folder = model_folder(name)
     missing = _missing(folder)
@@ -87,9 +96,27 @@ def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSou
         max_length=_max_length(config, folder),
         width=int(getattr(config, "embedding_size", None) or config.hidden_size),
         parameters=_parameters(name, folder),
-        settings=settings or LMSettings(),
+        settings=settings,
     )
     return source, family
+
+
+def describe_endpoint(name: str, settings: LMSettings) -> tuple[LMSource, Family]:
+    """An LM behind a service, asked what it can do. Its tokens are characters, see :mod:`rayprompt.lm.characters`."""
+    endpoint = discover(name, settings)
+    source = LMSource(
+        name=name,
+        location=name,
+        family=f"{Remote.__module__}:{Remote.__qualname__}",
+        digest=content_of(endpoint),
+        vocab_size=CHARACTERS,
+        hidden_size=0,
+        layers=0,
+        max_length=MOST_CHARACTERS,
+        settings=settings,
+        endpoint=endpoint,
+    )
+    return source, Remote()
 
 
 def _parameters(name: str, folder: Path) -> int:
@@ -202,6 +229,8 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         InputError: it cannot be loaded.
     """
+    if is_endpoint(name):
+        return CharacterTokenizer()
     from transformers import AutoTokenizer
 
     quiet()

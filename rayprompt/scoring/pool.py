@@ -19,7 +19,7 @@ from rayprompt.candidate import ZEROS, SoftPrompt, Subspace, digest
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.loads import Request, Table
+from rayprompt.lm.loads import Request
 from rayprompt.lm.settings import shown
 from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
 from rayprompt.lm.soft import SoftBlock
@@ -105,6 +105,10 @@ class ScoringPool:
             InputError: the cluster cannot hold that many.
             ScoringError: an LM did not load.
         """
+        if source.endpoint is not None:
+            from rayprompt.scoring.endpoint import EndpointPool
+
+            return EndpointPool.connect(source)
         plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer, spare_gpu)
         await_room(plan)
         actor = ray.remote(ScorerActor)
@@ -148,7 +152,7 @@ class ScoringPool:
         """The shapes of forward passes: inputs end to end where the LM can take them so, else padded rows."""
         return table_of(self.device_class, self.infos[0].token_bytes, self.source.max_length, self.tokens)
 
-    def table_for(self, part: EncodedPart) -> Table:
+    def table_for(self, part: EncodedPart) -> Any:
         """The shapes of forward passes for a part: those that read, or those that write."""
         if part.decoding is None:
             return self.shapes
@@ -486,13 +490,22 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _get(ref: Any) -> tuple[BatchResult | None, int]:
+def _get_answer(ref: Any) -> Any:
+    """What an actor answered.
+
+    Raises:
+        ScoringError: that is what it raised.
+    """
     try:
-        answer: Answer = ray.get(ref)
+        return ray.get(ref)
     except RayTaskError as error:
         cause = error.as_instanceof_cause()
         if isinstance(cause, ScoringError):
             raise ScoringError(str(cause.args[0] if cause.args else cause).splitlines()[-1]) from None
         raise
+
+
+def _get(ref: Any) -> tuple[BatchResult | None, int]:
+    answer: Answer = _get_answer(ref)
     content, tries = answer
     return None if content is None else pickle.loads(content), tries

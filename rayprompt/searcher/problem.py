@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from rayprompt import defaults
-from rayprompt.answers import Judge
+from rayprompt.answers import Judge, choice_of
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.chat import in_chat
 from rayprompt.lm.encode import EncodedPart, Encoder
+from rayprompt.lm.endpoint import LABEL_TOKENS
 from rayprompt.lm.family import load_family
 from rayprompt.lm.labels import Labels
 from rayprompt.lm.settings import LMSettings
@@ -26,6 +29,7 @@ from rayprompt.task import Task, load_task
 from rayprompt.template import Template
 
 KNOWN_IDS = 100
+WORD = re.compile(r"[^\W\d_]{2,}")
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
@@ -107,6 +111,8 @@ class Problem:
 
     def _writing(self, settings: LMSettings) -> tuple[Judge | None, Decoding | None]:
         """Judge and decoding where the LM writes."""
+        if self.lm.endpoint is not None and not self.task.generates:
+            return self._naming_labels(settings)
         if not self.task.generates:
             given = settings.decoding
             if given:
@@ -114,6 +120,18 @@ class Problem:
                 raise InputError(f"--lm {name}={value}: {self.task.name} has label words, and nothing is written")
             return None, None
         return self.task.judge, Decoding.of({**self.task.decoding, **settings.decoding}, "--lm ")
+
+    def _naming_labels(self, settings: LMSettings) -> tuple[Judge | None, Decoding | None]:
+        """Of label words behind a service that gives no log-probabilities: the LM writes, and names one."""
+        if self.lm.endpoint is None or self.lm.endpoint.labels != "text":
+            return None, None
+        if self.task.metric != "accuracy":
+            raise InputError(
+                f"task {self.task.name}: its metric {self.task.metric} needs label log-probabilities, which "
+                f"{self.lm.name} does not give; set metric: accuracy"
+            )
+        decoding = Decoding.of({"max_tokens": LABEL_TOKENS, **settings.decoding}, "--lm ")
+        return Judge(choice_of(self.task.label_words)), decoding
 
     @property
     def gives_log_probs(self) -> bool:
@@ -128,6 +146,8 @@ class Problem:
     @property
     def soft_reason(self) -> str:
         """Why soft prompts cannot be scored; empty where they can."""
+        if self.lm.endpoint is not None:
+            return f"{self.lm.name} takes text only: search on an LM that is loaded here, with --proxy-model NAME"
         if self.task.generates:
             return (
                 f"in task {self.task.name} the LM writes, which it does behind text prompts only: take nevergrad or rl"
@@ -136,7 +156,10 @@ class Problem:
 
     def answers(self, part: str) -> list[str]:
         """(E,) the gold answers of a part, where the LM writes."""
-        return self.task.answers(part, self.split)
+        if self.task.generates:
+            return self.task.answers(part, self.split)
+        words = self.task.label_words
+        return [words[example.label] for example in self.task.examples(part, self.split)]
 
     @property
     def label_ids(self) -> list[int] | list[list[int]]:
@@ -191,6 +214,7 @@ class Problem:
             "label_ids": self.label_ids,
             "max_length": self.lm.max_length,
             "decoding": None if self.decoding is None else self.decoding.content,
+            **({} if self.lm.endpoint is None else {"endpoint": self.lm.endpoint.to_json()}),
         }
 
     def prompt(self, text: str) -> TextPrompt:
@@ -269,7 +293,21 @@ class Problem:
 
         See :meth:`rayprompt.lm.encode.Encoder.whole_words`; in the script of the task.
         """
+        if self.lm.endpoint is not None:
+            return self.options(self._words_of_texts())
         return self.options([text for _, text in self.encoder.whole_words(self.lm.vocab_size, self.letters)])
+
+    def _words_of_texts(self) -> list[str]:
+        """Words for an LM whose vocabulary is not known: those of ``--lm words=MODEL``, else of prompt and texts."""
+        model = self.lm.settings.words
+        if model is not None:
+            source, family = describe_model(model)
+            encoder = Encoder(load_tokenizer(source.location), model, source.max_length, family)
+            return [text for _, text in encoder.whole_words(source.vocab_size, self.letters)]
+        texts = [t for e in self.task.examples("train", self.split) for t in e.fields.values()]
+        counts = Counter(w for text in texts for w in re.findall(WORD, text.lower()))
+        manual = re.findall(WORD, (self.task.manual_prompt or "").lower())
+        return list(dict.fromkeys([*manual, *(word for word, _ in counts.most_common())]))
 
     def for_search(self) -> Problem:
         """A copy that holds the train examples only: what a searcher may see. Its vocabulary is worked out already."""

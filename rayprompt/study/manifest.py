@@ -37,7 +37,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "digest": problem.task.digest,
             "template": problem.template.source,
             "label_words": dict(zip(problem.task.labels, problem.task.label_words, strict=True)),
-            "judge": None if problem.judge is None else problem.judge.to_json(),
+            "judge": problem.task.judge.to_json() if problem.task.generates else None,
             "examples": {part: len(rows) for part, rows in problem.task.parts(problem.split).items()},
         },
         "model": {
@@ -48,6 +48,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "label_ids": list(problem.label_ids),
             "max_length": problem.lm.max_length,
             "settings": problem.lm.settings.to_json(),
+            "endpoint": None if problem.lm.endpoint is None else problem.lm.endpoint.to_json(),
         },
         "searcher": {
             "name": searcher.name,
@@ -197,12 +198,12 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
     """
     for part, names in {
         "task": ("digest", "split", "template", "judge"),
-        "model": ("digest", "label_ids", "max_length", "family"),
+        "model": ("digest", "label_ids", "max_length", "family", "endpoint"),
         "searcher": ("class", "objective", "seed", "settings", "subspace", "content"),
         "pool": ("device_class", "dtype", "shapes"),
     }.items():
         for name in names:
-            if name in ("content", "judge") and name not in was[part]:  # an older study, that had none
+            if name in ("content", "judge", "endpoint") and name not in was[part]:  # an older study, that had none
                 continue
             if _plain(was[part][name]) != _plain(now[part][name]):
                 raise InputError(

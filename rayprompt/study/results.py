@@ -177,7 +177,7 @@ def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Esti
         "task": {"name": problem.task.name, "split": problem.split, "digest": problem.task.digest},
         "template": problem.template.source,
         "label_words": dict(zip(problem.task.labels, problem.task.label_words, strict=True)),
-        **({} if problem.judge is None else {"judge": problem.judge.to_json()}),
+        **({"judge": problem.task.judge.to_json()} if problem.task.generates else {}),
         "model": {
             "name": problem.lm.name,
             "digest": problem.lm.digest,

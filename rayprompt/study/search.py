@@ -14,7 +14,8 @@ from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
-from rayprompt.lm.settings import LMSettings
+from rayprompt.lm.endpoint import is_endpoint
+from rayprompt.lm.settings import LOCAL, REMOTE, LMSettings
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.objective import Objective
 from rayprompt.scoring.pool import ScoringPool
@@ -161,7 +162,10 @@ def search(
         raise InputError(f"--batch-size {batch_size}: is for --tune-native; a search in one trial has no batches")
     target = None
     if proxy_model is not None:
-        target, problem = problem, _on_proxy(problem, proxy_model, allow_leaks, problem.lm.settings)
+        here = problem.lm.settings
+        if is_endpoint(str(proxy_model)) != (problem.lm.endpoint is not None):  # they have little in common
+            here = here.without((LOCAL if is_endpoint(str(proxy_model)) else REMOTE) | {"chat"})
+        target, problem = problem, _on_proxy(problem, proxy_model, allow_leaks, here)
     parts = (problem, searcher, planned(problem, budget), seed, objective, settings or {}, batch_size)
     agent = make_searcher(*parts)
     points = [] if warm_start is None else starting_points(agent, warm_start)
@@ -234,7 +238,7 @@ def resume(
     )
     target = None
     if record["target"]:
-        given = LMSettings.of(record["model"].get("settings"))  # not the passes that suit the LM searched on
+        given = LMSettings.of(record["target"].get("settings"))  # not the passes that suit the LM searched on
         target = _on_proxy(problem, record["target"]["location"], record["allow_leaks"], given)
         target.lm = replace(target.lm, name=record["target"]["name"])
     check_room(problem, agent.subspace)

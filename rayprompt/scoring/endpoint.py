@@ -1,0 +1,255 @@
+"""The pool of an LM behind a service: one actor that has many requests on their way at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError
+
+from rayprompt.candidate import SoftPrompt, Subspace
+from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.endpoint import Client, Question, Reply, Secret, api_key
+from rayprompt.lm.source import LMSource
+from rayprompt.pairs import Answers
+from rayprompt.scores import FloatArray, IntArray
+from rayprompt.scoring.actor import ScorerInfo
+from rayprompt.scoring.pool import NO_VECTORS, Cost, ScoringPool, _get_answer
+
+MOST_DEATHS = 20  # of the actor, in one request of ours
+PAUSE_SECONDS = 0.5
+MOST_PAIRS = 16  # of an order: what has come is told of in such portions
+REFUSED = 8  # pairs, all refused, that are no accident
+
+
+@dataclass(frozen=True)
+class RemoteTable:
+    """Stands for the batch shapes, which an LM behind a service has not."""
+
+    api: str
+    labels: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For study.yaml."""
+        return {"layout": "endpoint", "api": self.api, "labels": self.labels}
+
+
+class EndpointActor:
+    """Sends requests, so many at once, for searches in turn; made into an async Ray actor by the pool."""
+
+    def __init__(self, source: LMSource, key: Secret) -> None:
+        assert source.endpoint is not None
+        self.client = Client(source.endpoint, source.settings, key)
+        self.free = source.settings.in_flight
+        self.waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def ready(self) -> int:
+        """Answers with its process id."""
+        return os.getpid()
+
+    async def run(self, search: str, order: bytes) -> bytes:
+        """Ask pickled questions for ``search``; gives pickled replies.
+
+        Raises:
+            ScoringError: the service does not answer, or refuses us.
+        """
+        questions: list[Question] = pickle.loads(order)
+        tasks = [asyncio.ensure_future(self._ask(search, question)) for question in questions]
+        try:
+            replies = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        return pickle.dumps(replies, protocol=5)
+
+    async def stats(self) -> dict[str, int]:
+        """Requests that were sent, those that had to be sent again, and those that wait for their turn."""
+        waiting = sum(len(queue) for queue in self.waiting.values())
+        return {"tried": self.client.tried, "failed": self.client.failed, "waiting": waiting}
+
+    async def _ask(self, search: str, question: Question) -> Reply:
+        await self._take(search)
+        try:
+            return await self.client.ask(question)
+        finally:
+            self._give()
+
+    async def _take(self, search: str) -> None:
+        if self.free > 0 and not self.waiting:
+            self.free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.setdefault(search, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give()  # it was given just now
+            raise
+
+    def _give(self) -> None:
+        """Hand a place on to the search whose turn it is."""
+        while self.waiting:
+            search, queue = next(iter(self.waiting.items()))
+            turn = queue.popleft()
+            if queue:
+                self.waiting.move_to_end(search)
+            else:
+                del self.waiting[search]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.free += 1
+
+
+class EndpointPool(ScoringPool):
+    """A :class:`ScoringPool` whose LM is behind a service: it takes text only, and may answer otherwise next time."""
+
+    deterministic = False
+
+    def __init__(self, source: LMSource, actor: Any) -> None:
+        assert source.endpoint is not None
+        self.source = source
+        self.router = actor
+        self.scorers = []
+        node = ray.get_runtime_context().get_node_id()
+        lanes = source.settings.in_flight
+        self.infos = [ScorerInfo("endpoint", "endpoint", lanes, node, 0, 0.0, ())]
+        self.parts = {}
+        self.device_class = "endpoint"  # type: ignore[assignment]
+        self.endpoint = source.endpoint
+        self.shapes = RemoteTable(self.endpoint.api, self.endpoint.labels)  # type: ignore[assignment]
+
+    @classmethod
+    def connect(cls, source: LMSource) -> EndpointPool:
+        """Start the actor; the key comes from this process's environment and goes to the actor alone."""
+        assert source.endpoint is not None
+        remote: Any = ray.remote(EndpointActor)
+        actor = remote.options(
+            num_cpus=0, max_restarts=-1, max_concurrency=10_000, scheduling_strategy="DEFAULT"
+        ).remote(source, api_key(source.endpoint.url))
+        ray.get(actor.ready.remote())
+        return cls(source, actor)
+
+    def table_for(self, part: EncodedPart) -> Any:
+        """Nothing is shaped here."""
+        return self.shapes
+
+    @property
+    def tokens(self) -> int | None:  # type: ignore[override]
+        """Of a forward pass: not ours to say."""
+        return None
+
+    def keeps(self, part: EncodedPart) -> bool:
+        """There is nothing to keep."""
+        return True
+
+    def reuse(self, parts: Mapping[str, EncodedPart], space: Subspace | None = None) -> dict[str, Any]:
+        """Nothing that we know of."""
+        return {"shared": "none"}
+
+    def add(self, part: EncodedPart) -> None:
+        """Texts travel with the questions."""
+
+    def stats(self) -> dict[str, int]:
+        """Requests that were sent, and those that had to be sent again."""
+        return dict(_get_answer(self.router.stats.remote()))
+
+    def answers(
+        self,
+        part: EncodedPart,
+        prompts: Sequence[tuple[int, ...]],
+        prompt: IntArray,
+        example: IntArray,
+        sample: IntArray | None = None,
+        *,
+        search: str = "report",
+        soft: Sequence[SoftPrompt | None] | None = None,
+        p0: Mapping[str, FloatArray] = NO_VECTORS,
+    ) -> Iterator[tuple[IntArray, Answers, Cost]]:
+        """As :meth:`ScoringPool.answers`; they come as they arrive."""
+        words = tuple("".join(map(chr, word)).strip() for word in part.labels.words)
+        samples = np.zeros(len(prompt), dtype=np.int64) if sample is None else sample
+        size = max(1, min(MOST_PAIRS, -(-len(prompt) // (2 * self.infos[0].lanes))))
+        waiting: deque[IntArray] = deque(np.arange(i, min(i + size, len(prompt))) for i in range(0, len(prompt), size))
+        most = 2 * -(-self.infos[0].lanes // size) + 2
+        running: dict[Any, tuple[IntArray, bytes]] = {}
+        deaths = answered = 0
+        refusals: list[str] = []
+        while waiting or running:
+            while waiting and len(running) < most:
+                rows = waiting.popleft()
+                order = pickle.dumps(self._questions(part, prompts, prompt[rows], example[rows], samples[rows], words))
+                running[self.router.run.remote(search, order)] = (rows, order)
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                rows, order = running.pop(reference)
+                try:
+                    replies = pickle.loads(_get_answer(reference))
+                except RayActorError:
+                    deaths += 1
+                    if deaths > MOST_DEATHS * most:
+                        raise ScoringError("the actor that speaks to the service is lost") from None
+                    time.sleep(PAUSE_SECONDS)
+                    running[self.router.run.remote(search, order)] = (rows, order)
+                    continue
+                answers = _answers(replies, len(words))
+                refusals += [reply.reason for reply in replies if reply.reason]
+                answered += sum(not reply.reason for reply in replies)
+                if len(refusals) >= REFUSED and not answered:
+                    raise ScoringError(f"{self.endpoint.url}: refuses every request: {refusals[-1]}")
+                yield rows, answers, Cost(sum(reply.tries for reply in replies))
+
+    def _questions(
+        self,
+        part: EncodedPart,
+        prompts: Sequence[tuple[int, ...]],
+        prompt: IntArray,
+        example: IntArray,
+        sample: IntArray,
+        words: tuple[str, ...],
+    ) -> list[Question]:
+        rows = (part.row(int(e), prompts[int(p)])[0] for p, e in zip(prompt, example, strict=True))
+        texts = ["".join(map(chr, row.tolist())) for row in rows]
+        if part.decoding is None:
+            return [Question(text, words) for text in texts]
+        decoding = part.decoding
+        return [Question(text, (), decoding, int(k)) for text, k in zip(texts, sample, strict=True)]
+
+    def nearest(
+        self, prompt: SoftPrompt, allowed: IntArray, p0: Mapping[str, FloatArray] = NO_VECTORS
+    ) -> list[tuple[int, ...]]:
+        raise self._text_only()
+
+    def vectors(self, prompt: SoftPrompt, p0: Mapping[str, FloatArray] = NO_VECTORS) -> FloatArray:
+        raise self._text_only()
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        raise self._text_only()
+
+    def tune(self, *arguments: Any, **options: Any) -> Any:
+        raise self._text_only()
+
+    def _text_only(self) -> InputError:
+        return InputError(f"model {self.source.name}: takes text only; what works with vectors needs an LM loaded here")
+
+
+def _answers(replies: Sequence[Reply], labels: int) -> Answers:
+    answers = Answers.empty(len(replies), labels)
+    for i, reply in enumerate(replies):
+        answers.tokens[i], answers.seconds[i] = reply.tokens, reply.seconds
+        if answers.completion is not None and answers.written is not None:
+            answers.completion[i], answers.written[i] = reply.completion, reply.written
+        elif reply.log_probs is not None:
+            answers.label_log_probs[i] = reply.log_probs
+    return answers

@@ -1,0 +1,212 @@
+"""A small server over a bundled LM that speaks OpenAI-compatible completions and chat, and can be told to fail.
+
+Plain and slow on purpose: one forward pass a request, no code of rayprompt's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from aiohttp import web
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+FAULTS = ("429", "500", "503", "timeout", "cut", "malformed", "empty")
+
+
+@dataclass
+class Server:
+    """What the server does, and what it has seen.
+
+    Attributes:
+        log_probs: whether it gives log-probabilities: ``echo``, ``top``, or none.
+        key: the key that it wants; None takes all.
+        faults: the share of requests that fail, one after the other in the ways of ``FAULTS``.
+        latency: seconds that an answer takes.
+        refuse: texts with this in them are refused for good (400).
+        seen: (path, body) of every request that was answered.
+        counts: requests by outcome.
+    """
+
+    folder: Path
+    log_probs: str = "echo"
+    key: str | None = None
+    faults: float = 0.0
+    latency: float = 0.0
+    refuse: str = ""
+    port: int = 0
+    seen: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    most_at_once: int = 0
+    at_once: int = 0
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def model(self) -> str:
+        return f"endpoint:{self.url}#tiny"
+
+    def load(self) -> None:
+        torch.set_num_threads(1)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.lm = AutoModelForCausalLM.from_pretrained(self.folder).eval()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await self._handle(request)
+        finally:
+            self.at_once -= 1
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+            self.counts["401"] += 1
+            return web.json_response({"error": {"message": "wrong key: " + str(request.headers)}}, status=401)
+        body = await request.json()
+        if body["model"] != "tiny":
+            return web.json_response({"error": {"message": f"no model {body['model']}"}}, status=404)
+        if self.refuse and self.refuse in json.dumps(body, ensure_ascii=False):
+            self.counts["400"] += 1
+            return web.json_response({"error": {"message": "the filter says no"}}, status=400)
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        fault = ""
+        if self.random.random() < self.faults:
+            fault = FAULTS[sum(self.counts[name] for name in FAULTS) % len(FAULTS)]
+            self.counts[fault] += 1
+        if fault in ("429", "500", "503"):
+            headers = {"Retry-After": "0.01"} if fault == "429" else {}
+            return web.json_response({"error": {"message": "later"}}, status=int(fault), headers=headers)
+        if fault == "timeout":
+            await asyncio.sleep(3)
+        chat = request.path.endswith("chat/completions")
+        unknown = body.get("echo") and self.log_probs != "echo"
+        if unknown or (body.get("logprobs") and not self.log_probs):
+            return web.json_response({"error": {"message": "unknown option"}}, status=422 if chat else 400)
+        key = json.dumps([request.path, body], sort_keys=True)
+        if key not in self.known:
+            work = self.chat if chat else self.completions
+            self.known[key] = await asyncio.get_running_loop().run_in_executor(None, work, body)
+        text = json.dumps(self.known[key])
+        if fault == "malformed":
+            return web.Response(text=text[: len(text) // 2], content_type="application/json")
+        if fault == "empty":
+            return web.json_response({"choices": []})
+        if fault == "cut":
+            response = web.StreamResponse(headers={"Content-Length": str(len(text))})
+            await response.prepare(request)
+            await response.write(text[:20].encode())
+            assert request.transport is not None
+            request.transport.close()
+            return response
+        self.counts["200"] += 1
+        self.seen.append((request.path, body))
+        return web.Response(text=text, content_type="application/json")
+
+    def completions(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        choices, read, written = [], 0, 0
+        for index, prompt in enumerate(prompts):
+            choice, n, m = self.echo(prompt) if body.get("echo") else self.write(prompt, body)
+            choices.append({"index": index, "finish_reason": "stop", **choice})
+            read, written = read + n, written + m
+        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return {"id": "x", "object": "text_completion", "choices": choices[::-1], "usage": usage}
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        text = " ".join(message["content"] for message in body["messages"])
+        choice, n, m = self.write(text, body)
+        message = {"role": "assistant", "content": choice["text"]}
+        chosen: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+        if body.get("logprobs"):
+            top = choice["logprobs"]["top_logprobs"][0]
+            chosen["logprobs"] = {"content": [{"top_logprobs": [{"token": t, "logprob": p} for t, p in top.items()]}]}
+        return {"choices": [chosen], "usage": {"prompt_tokens": n, "completion_tokens": m}}
+
+    def echo(self, text: str) -> tuple[dict[str, Any], int, int]:
+        """A text with the log-probability of each of its tokens; special ones are not shown."""
+        given = self.tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+        ids, offsets = given["input_ids"][0], given["offset_mapping"][0].tolist()
+        with torch.inference_mode():
+            log_probs = self.lm(ids[None]).logits[0].float().log_softmax(-1)
+        tokens, values, starts = [], [], []
+        for i, (start, end) in enumerate(offsets):
+            if end > start or not i:
+                tokens.append(text[start:end])
+                starts.append(start)
+                values.append(None if i == 0 else float(log_probs[i - 1, ids[i]]))
+        found = {"tokens": tokens, "token_logprobs": values, "text_offset": starts}
+        return {"text": text, "logprobs": found}, len(ids), 0
+
+    def write(self, text: str, body: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
+        ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        special = self.tokenizer("")["input_ids"]
+        if special and ids[0, -1] == special[-1] and len(special) > 1:
+            ids = ids[:, :-1]
+        sample = {"do_sample": False}
+        if body.get("temperature"):
+            torch.manual_seed(body.get("seed", 0))
+            sample = {
+                "do_sample": True,
+                "temperature": body["temperature"],
+                "top_p": body.get("top_p", 1.0),
+                "top_k": 0,
+            }
+        with torch.inference_mode():
+            out = self.lm.generate(ids, max_new_tokens=body.get("max_tokens", 16), **sample)[0, ids.shape[1] :]
+            top = self.lm(ids).logits[0, -1].float().log_softmax(-1).topk(20)
+        written = self.tokenizer.decode(out, skip_special_tokens=True)
+        for stop in body.get("stop", []):
+            written = written.split(stop)[0]
+        count = body.get("top_logprobs") or body.get("logprobs") or 0
+        likeliest = {
+            self.tokenizer.decode([int(i)]): float(p)
+            for i, p in list(zip(top.indices, top.values, strict=True))[: int(count)]
+        }
+        return {"text": written, "logprobs": {"top_logprobs": [likeliest]}}, ids.shape[1], len(out)
+
+
+@contextmanager
+def serving(folder: Path, **options: Any) -> Iterator[Server]:
+    """A server in a thread of its own, on a port of its own."""
+    server = Server(folder, **options)
+    server.load()
+    loop = asyncio.new_event_loop()
+    app = web.Application(client_max_size=2**24)
+    app.router.add_post("/v1/completions", server.handle)
+    app.router.add_post("/v1/chat/completions", server.handle)
+    runner = web.AppRunner(app, access_log=None)
+    started = threading.Event()
+
+    def run() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.5)
+        loop.run_until_complete(site.start())
+        server.port = runner.addresses[0][1]
+        started.set()
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert started.wait(60)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
