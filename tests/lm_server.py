@@ -92,7 +92,7 @@ class Server:
             headers = {"Retry-After": "0.01"} if fault == "429" else {}
             return web.json_response({"error": {"message": "later"}}, status=int(fault), headers=headers)
         if fault == "timeout":
-            await asyncio.sleep(3)
+            await asyncio.sleep(1.5)
         chat = request.path.endswith("chat/completions")
         unknown = body.get("echo") and self.log_probs != "echo"
         if unknown or (body.get("logprobs") and not self.log_probs):
@@ -189,13 +189,13 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/v1/completions", server.handle)
     app.router.add_post("/v1/chat/completions", server.handle)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
     started = threading.Event()
 
     def run() -> None:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.5)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
         loop.run_until_complete(site.start())
         server.port = runner.addresses[0][1]
         started.set()

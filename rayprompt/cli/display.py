@@ -117,6 +117,9 @@ def _remarks(result: Result) -> list[str]:
         lines.append(
             f"searched on {result.proxy_model}, then decoded to text: all figures here are those of {result.model}"
         )
+    if result.written or result.cost is not None:
+        money = "" if result.cost is None else f"; search and report cost {result.cost:.4g}"
+        lines.append(f"the search took {result.tokens:,} tokens, {result.written:,} of them written{money}")
     lines.append(
         f"{result.evaluations:,} evaluations at {result.evaluations_per_second:,.0f}/s, "
         f"{result.seconds:.0f} s in all (ended: {result.end}); study in {result.study_dir}"

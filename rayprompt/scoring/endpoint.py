@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from rayprompt.scoring.actor import ScorerInfo
 from rayprompt.scoring.pool import NO_VECTORS, Cost, ScoringPool, _get_answer
 
 MOST_DEATHS = 20  # of the actor, in one request of ours
-PAUSE_SECONDS = 0.5
 MOST_PAIRS = 16  # of an order: what has come is told of in such portions
 REFUSED = 8  # pairs, all refused, that are no accident
 
@@ -200,7 +198,7 @@ class EndpointPool(ScoringPool):
                     deaths += 1
                     if deaths > MOST_DEATHS * most:
                         raise ScoringError("the actor that speaks to the service is lost") from None
-                    time.sleep(PAUSE_SECONDS)
+                    self._await(self.router)  # until Ray has started it anew
                     running[self.router.run.remote(search, order)] = (rows, order)
                     continue
                 answers = _answers(replies, len(words))

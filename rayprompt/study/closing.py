@@ -78,7 +78,8 @@ class PartScorer:
             self.evaluator, spent, _ = evaluator_of(
                 problem, pool, part, ledger, store=store, search=search, report=True
             )
-            ledger.lm_evaluations += spent.lm_evaluations
+            for name, value in vars(spent).items():
+                setattr(ledger, name, getattr(ledger, name) + value)
 
     def scores(self, prompts: Sequence[Candidate]) -> list[Scores]:
         """The scores of each prompt on the whole part; all are scored in one request, and stored."""

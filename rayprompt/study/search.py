@@ -362,6 +362,10 @@ def _result(
 ) -> Result:
     """The study's result, from the trial's last report and the closing report."""
     problem = job.target or job.problem
+    costs = (
+        job.problem.lm.settings.cost(last["tokens"], last["written"]),
+        problem.lm.settings.cost(report.tokens, report.written),
+    )
     same = ("evaluations", "lm_evaluations", "cache_hits", "tokens", "written", "lm_seconds", "replay_differs", "end")
     return Result(
         **closing.fields(),
@@ -383,6 +387,7 @@ def _result(
         timings=timings,
         proxy_model=None if job.target is None else job.problem.lm.name,
         searcher_metrics=last["searcher"],
+        cost=None if costs == (None, None) else sum(cost or 0.0 for cost in costs),
     )
 
 

@@ -1,0 +1,470 @@
+"""LMs behind a service: real servers, label scores equal to local ones, faults that lose and double nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from conftest import task_of
+from lm_server import FAULTS, Server, serving
+from test_generation import verdicts
+
+import rayprompt
+from rayprompt.cli.main import app, run
+from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.characters import CharacterTokenizer, messages_of
+from rayprompt.lm.endpoint import echoed, normalised, of_words, parse
+from rayprompt.lm.source import BUNDLED
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.problem import Problem
+from rayprompt.store.store import ScoreStore
+from rayprompt.task import Task, load_task
+
+
+def small(**changes: Any) -> Task:
+    """The bundled reviews with few examples: every pair is a request."""
+    reviews = load_task("reviews")
+    parts = {
+        part: [{**e.fields, "label": reviews.labels[e.label]} for e in reviews.examples(part)[:count]]
+        for part, count in (("train", 32), ("dev", 24), ("test", 48))
+    }
+    words = dict(zip(reviews.labels, reviews.label_words, strict=True))
+    return Task.from_examples(
+        "small", template="{text} {prompt}", label_words=words, manual_prompt="it was", **parts, **changes
+    )
+
+
+CAUSAL = BUNDLED / "tiny-causal"
+KEY = "sk-a-very-secret-key-0123456789"
+QUICK = {"timeout": 0.7, "tries": 12}
+PROMPTS = ["", "it was", "so very"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(CAUSAL) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def as_new(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without faults, that has seen nothing; pauses are short."""
+    monkeypatch.delenv("RAYPROMPT_API_KEY", raising=False)
+    if "server" in request.fixturenames:
+        server: Server = request.getfixturevalue("server")
+        server.log_probs, server.key, server.faults, server.latency, server.refuse = "echo", None, 0.0, 0.0, ""
+        server.seen, server.most_at_once = [], 0
+        server.counts.clear()
+
+
+# What is asked, and what answers mean.
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("endpoint:localhost:8000#x", "must be endpoint:URL#NAME, as endpoint:http://localhost:8000/v1#llama-3"),
+        ("endpoint:http://localhost:8000/v1", "must be endpoint:URL#NAME"),
+        ("endpoint:http://localhost:8000/v1#", "must be endpoint:URL#NAME"),
+        (f"endpoint:http://me:{KEY}@localhost/v1#x", "holds a key, .*environment variable RAYPROMPT_API_KEY"),
+        (f"endpoint:http://localhost/v1?api_key={KEY}#x", "holds a key"),
+    ],
+)
+def test_names_that_are_no_endpoint(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse(name)
+    assert KEY not in str(caught.value)
+
+
+def test_a_name_may_have_a_query() -> None:
+    endpoint = parse("endpoint:https://host/openai?api-version=2024-10#gpt")
+    assert endpoint.path == "https://host/openai/completions?api-version=2024-10"
+    assert replace(endpoint, chat=True).path == "https://host/openai/chat/completions?api-version=2024-10"
+
+
+def test_echoed_log_probabilities_are_those_of_the_tokens_that_a_word_is_in() -> None:
+    found = {
+        "tokens": ["It", " is", " g", "ood"],
+        "token_logprobs": [None, -1.0, -2.0, -0.5],
+        "text_offset": [0, 2, 5, 7],
+    }
+    assert echoed(found, 5, 10) == -2.5
+    assert echoed(found, 6, 10) == -2.5  # a token over the edge counts whole
+    assert echoed(found, 10, 10) == 0.0
+
+
+def test_words_among_the_likeliest_tokens() -> None:
+    p = np.exp(
+        of_words(
+            {" great": np.log(0.5), "Ġgreat": np.log(0.1), " bad": np.log(0.2), " it": np.log(0.05)}, ("great", "bad")
+        )
+    )
+    assert p == pytest.approx([0.75, 0.25])
+    p = np.exp(of_words({" terr": np.log(0.4), " x": np.log(0.1)}, ("great", "terrible")))
+    assert p == pytest.approx([0.2, 0.8])  # at most as likely as the least of them
+    tie = of_words({" x": np.log(0.4)}, ("great", "terrible"))
+    assert tie[0] == tie[1]  # which is no answer
+    assert of_words({" g": -1.0}, ("good", "great"))[0] == normalised([0, 0])[0]  # it could be either
+
+
+def test_characters_are_tokens() -> None:
+    tokenizer = CharacterTokenizer()
+    assert tokenizer.decode(tokenizer("ça va \U0001f600")["input_ids"]) == "ça va \U0001f600"
+    chat = tokenizer.apply_chat_template([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}])
+    assert messages_of(chat) == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+    assert tokenizer([chat], split_special_tokens=True)["input_ids"][0][:6] == [ord(c) for c in "system"]
+    assert messages_of("plain") is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_label_scores_are_the_local_ones(server: Server) -> None:
+    there = rayprompt.score(PROMPTS, small(), server.model, on="dev")
+    here = rayprompt.score(PROMPTS, small(), "tiny-causal", on="dev")
+    assert there.label_log_probs is not None
+    assert here.label_log_probs is not None
+    assert np.abs(there.label_log_probs - here.label_log_probs).max() < 1e-3
+    assert (there.value == here.value).all()
+    assert [c.text for c in there.candidates] == [c.text for c in here.candidates]  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_words_of_several_tokens_too(server: Server) -> None:
+    task = task_of(label_words={0: "very terrible", 1: "great fun"})
+    there, here = (rayprompt.score(PROMPTS, task, model) for model in (server.model, "tiny-causal"))
+    assert np.abs(there.dense("label_log_probs") - here.dense("label_log_probs")).max() < 1e-3
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_without_echo_the_likeliest_tokens_and_without_those_the_completed_label(server: Server) -> None:
+    here = rayprompt.score(PROMPTS, small(), "tiny-causal", on="dev")
+    server.log_probs = "top"
+    top = Problem(small(), server.model)
+    assert top.lm.endpoint is not None
+    assert top.lm.endpoint.labels == "top"
+    there = rayprompt.score(PROMPTS, top, on="dev")
+    named = np.exp(here.label_log_probs).max(axis=1) > 0.6  # type: ignore[arg-type]
+    assert (there.value == here.value)[named].mean() > 0.95
+    server.log_probs = ""
+    text = Problem(small(), server.model)
+    assert not text.gives_log_probs
+    written = rayprompt.score(PROMPTS, text, on="dev")
+    assert written.label_log_probs is None
+    wanted = rayprompt.score(PROMPTS, verdicts(), "tiny-causal", on="dev")
+    wanted = replace(
+        wanted,
+        completion=tuple(t for t, e in zip(wanted.completion or (), wanted.example, strict=True) if e < 24),
+        value=wanted.value[wanted.example < 24],
+    )
+    assert written.completion == wanted.completion
+    assert (written.value == wanted.value).all()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_chat_takes_messages(server: Server) -> None:
+    user = Problem(small(), server.model, lm={"chat": "user"})
+    rayprompt.score(["it was"], user, on="dev")
+    system = Problem(small(), server.model, lm={"chat": "system"})
+    rayprompt.score(["it was"], system, on="dev")
+    rayprompt.score([""], system, on="dev")
+    text = user.task.examples("dev")[0].fields["text"]
+    bodies = [body["messages"] for path, body in server.seen if path.endswith("chat/completions")]
+    assert [{"role": "user", "content": f"{text} it was"}] in bodies
+    assert [{"role": "system", "content": "it was"}, {"role": "user", "content": text}] in bodies
+    assert [{"role": "user", "content": text}] in bodies  # an empty message is none
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_generation_and_sampling_over_the_wire(server: Server) -> None:
+    there = rayprompt.score(PROMPTS, verdicts(), server.model, on="dev")
+    here = rayprompt.score(PROMPTS, verdicts(), "tiny-causal", on="dev")
+    assert there.completion == here.completion
+    sampled = Problem(verdicts(stop=["."]), server.model, lm={"temperature": 1, "samples": 2, "max_tokens": 4})
+    scores = rayprompt.score(["it was"], sampled)
+    assert len(scores) == 2 * len(sampled.gold)
+    bodies = [body for _, body in server.seen if body.get("temperature") == 1]
+    assert {body["seed"] for body in bodies} == {0, 1}
+    assert {body["max_tokens"] for body in bodies} == {4}
+    assert bodies[0]["stop"] == ["."]
+    assert not any("." in text for text in scores.completion or ())
+
+
+# Searches.
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    return tmp_path / "studies"
+
+
+SAME = ("best_prompt", "train", "dev", "test", "baselines", "p_value", "finalists", "evaluations", "report_evaluations")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_faults_lose_nothing_double_nothing_and_change_nothing(server: Server, studies: Path) -> None:
+    given: dict[str, Any] = {"model": server.model, "budget": 480, "lm": QUICK}
+    calm = rayprompt.search(small(), out=studies / "calm", **given)
+    assert calm.lm_evaluations == calm.evaluations == 480
+    server.faults = 0.1
+    rough = rayprompt.search(small(), out=studies / "rough", **given)
+    assert all(server.counts[fault] > 0 for fault in FAULTS)
+    for name in (*SAME, "tokens"):
+        assert getattr(rough, name) == getattr(calm, name), name
+    assert rough.lm_evaluations > 480  # what was sent again is told
+    for study in ("calm", "rough"):
+        rows = ScoreStore(studies / study).pairs()
+        assert rows.num_rows == 480
+        keys = set(zip(rows["candidate"].to_pylist(), rows["example"].to_pylist(), strict=True))
+        assert len(keys) == 480
+        assert not np.isnan(rows["value"].to_numpy()).any()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_is_told_stands_in_a_file_and_a_resumed_search_asks_for_the_rest(server: Server, studies: Path) -> None:
+    """The service goes away in the middle of a search."""
+    given: dict[str, Any] = {"model": server.model, "lm": {**QUICK, "tries": 2}}
+    whole = rayprompt.search(small(), budget=384, out=studies / "whole", **given)
+    asked = len(server.seen)
+    server.seen.clear()
+
+    class Stops(list[Any]):
+        def append(self, row: Any) -> None:
+            super().append(row)
+            if len(self) == asked // 2:
+                server.key = "another"
+
+    server.seen = Stops()
+    with pytest.raises(ScoringError, match="the key is refused .401 .*; to go on: rayprompt search --resume"):
+        rayprompt.search(small(), budget=384, out=studies / "cut", **given)
+    first = len(server.seen)
+    kept = ScoreStore(studies / "cut").pairs().num_rows
+    assert 0 < kept <= first
+    server.key, server.seen = None, []
+    again = rayprompt.resume(studies / "cut", task=small())
+    for name in SAME:
+        assert getattr(again, name) == getattr(whole, name), name
+    searched = [body for _, body in server.seen]
+    assert len(searched) <= asked - kept + 2  # what was kept is not asked for again; two questions of what it can
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_pairs_that_are_refused_are_errors_and_not_wrong_answers(server: Server) -> None:
+    problem = Problem(small(), server.model)
+    text = problem.task.examples("dev")[3].fields["text"]
+    server.refuse = text
+    scores = rayprompt.score(["it was"], problem, on="dev")
+    assert [error.example for error in scores.errors] == [3]
+    assert 3 not in scores.example
+    server.refuse = "it was"
+    with pytest.raises(ScoringError, match="refuses every request: 400 the filter says no"):
+        rayprompt.score(["it was"], problem, on="dev")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_many_are_on_their_way_within_the_limits(server: Server) -> None:
+    server.latency = 0.05
+    rayprompt.score(PROMPTS, Problem(small(), server.model, lm={"in_flight": 32}), on="dev")
+    assert 16 <= server.most_at_once <= 32
+    server.most_at_once = 0
+    problem = Problem(task_of(8), server.model, lm={"rate": 40, "in_flight": 8})
+    started = time.monotonic()
+    rayprompt.score(PROMPTS, problem)
+    assert time.monotonic() - started >= 23 / 40
+    assert server.most_at_once <= 8
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_actor_that_dies_is_asked_again(server: Server) -> None:
+    problem = Problem(small(), server.model)
+    pool = ScoringPool.start(problem.lm)
+    server.latency = 0.2
+    try:
+        wanted = rayprompt.score(["it was"], problem, on="dev", pool=pool)
+        part, ids = problem.part("train"), [problem.token_ids(c) for c in problem.prompts(PROMPTS)]
+        pairs = np.repeat(np.arange(3), len(part)), np.tile(np.arange(len(part)), 3)
+        found = pool.answers(part, ids, *pairs)
+        rows, _, _ = next(found)
+        ray.kill(pool.router, no_restart=False)
+        seen = [*rows, *(row for some, _, _ in found for row in some)]
+        assert sorted(seen) == list(range(len(pairs[0])))
+        again = rayprompt.score(["it was"], problem, on="dev", pool=pool)
+        assert (again.value == wanted.value).all()
+    finally:
+        pool.shutdown()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_every_text_searcher_works(server: Server, studies: Path) -> None:
+    for searcher, settings in (("random", {}), ("rl", {"policy_model": "tiny-causal", "length": 2})):
+        result = rayprompt.search(
+            small(), model=server.model, searcher=searcher, settings=settings, budget=128, out=studies / searcher
+        )
+        assert result.evaluations == 128
+        assert result.best_prompt.kind == "text"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_soft_search_on_a_proxy_is_measured_behind_the_service(server: Server, studies: Path) -> None:
+    given: dict[str, Any] = {"model": server.model, "searcher": "random-soft", "budget": 320}
+    with pytest.raises(
+        InputError, match="takes text only: search on an LM that is loaded here, with --proxy-model NAME"
+    ):
+        rayprompt.search(small(), **given)
+    result = rayprompt.search(
+        small(),
+        **given,
+        proxy_model="tiny-causal",
+        settings={"length": 3},
+        lm={"in_flight": 8},
+        out=studies / "proxy",
+    )
+    assert result.model == server.model
+    assert result.proxy_model == "tiny-causal"
+    assert result.best_prompt.kind == "text"
+    server.key = "wrong"
+    assert rayprompt.resume(studies / "proxy", task=small()) == rayprompt.resume(studies / "proxy", task=small())
+
+
+# Keys, money, and what goes wrong.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("key", "the key is refused .401 .*; set RAYPROMPT_API_KEY"),
+        ("model", "there is no such API or no LM 'other' .404 no model other"),
+        ("path", "there is no such API or no LM 'tiny'"),
+        ("port", "no answer in 3 tries .--lm tries.: ClientConnectorError"),
+        ("objective", "objective 'gap' needs label log-probabilities, which this LM does not give; use 'accuracy'"),
+        ("metric", "its metric f1 needs label log-probabilities"),
+        ("labels", "--lm labels=echo: it does not give them: 400 unknown option"),
+        ("local", "--lm cache=.*: is for an LM that is loaded here"),
+        ("masked", "has no template for causal LMs"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once_on_one_line(
+    server: Server, change: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, more, task = server.model, [], "reviews"
+    monkeypatch.setenv("RAYPROMPT_API_KEY", KEY)
+    if change == "key":
+        server.key = "another"
+    elif change in ("model", "path", "port"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        model = {
+            "model": server.model.replace("#tiny", "#other"),
+            "path": server.model.replace("/v1", "/v2"),
+            "port": f"endpoint:http://127.0.0.1:{port}/v1#tiny",
+        }[change]
+    elif change == "local":
+        more = ["--lm", "cache=2MB"]
+    elif change == "labels":
+        server.log_probs, more = "", ["--lm", "labels=echo"]
+    elif change == "objective":
+        server.log_probs, more = "", ["--objective", "gap"]
+    if change in ("metric", "masked"):
+        server.log_probs = ""
+        masked = {"template": {"masked": "{text} {prompt} {mask} ."}} if change == "masked" else {"metric": "f1"}
+        with pytest.raises(InputError, match=message):
+            Problem(task_of(**masked), server.model)
+        return
+    started = time.monotonic()
+    assert run(app, ["search", task, "--model", model, *more]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1, error
+    assert re.search(message, error), error
+    assert KEY not in error
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_key_stands_nowhere(server: Server, studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the study, not in Ray's logs, not in what its state says of actors, not in what the LM's source says."""
+    monkeypatch.setenv("RAYPROMPT_API_KEY", KEY)
+    server.key, server.faults = KEY, 0.05
+    result = rayprompt.search(small(), model=server.model, budget=128, out=studies / "s", lm=QUICK)
+    server.key = "another"
+    with pytest.raises(ScoringError, match="the key is refused") as caught:
+        _evaluate(server, result)
+    assert KEY not in str(caught.value)
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    for folder in (studies, session):
+        found = subprocess.run(["grep", "-rlaF", KEY, str(folder)], capture_output=True, text=True).stdout
+        assert found == ""
+
+
+def _evaluate(server: Server, result: rayprompt.Result) -> Any:
+    """Evaluate while the service takes the key at first and no more when it is asked about pairs."""
+    server.key = KEY
+    problem = Problem(small(), server.model)
+    server.key = "another"
+    return rayprompt.evaluate(result.best_prompt, problem)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_tokens_and_money(server: Server, studies: Path) -> None:
+    server.log_probs = ""
+    lm = {"price_in": 2, "price_out": 10}
+    result = rayprompt.search(small(), model=server.model, budget=128, out=studies / "s", lm=lm)
+    rows = ScoreStore(studies / "s").pairs()
+    tokens, written = (int(np.sum(rows[name].to_numpy())) for name in ("tokens", "written"))
+    assert (result.tokens, result.written) == (tokens, written)
+    report = [ScoreStore(studies / "s").pairs(part=part) for part in ("dev", "test")]
+    tokens += sum(int(np.sum(r["tokens"].to_numpy())) for r in report)
+    written += sum(int(np.sum(r["written"].to_numpy())) for r in report)
+    assert result.cost == pytest.approx(((tokens - written) * 2 + written * 10) / 1e6)
+    assert json.loads((studies / "s" / "result.json").read_text())["cost"] == result.cost
+
+
+@pytest.mark.slow  # it takes transformers serve half a minute to start; quick: the server of these tests, above
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.skipif(shutil.which("transformers") is None, reason="needs transformers serve")
+def test_transformers_serve(tmp_path: Path) -> None:
+    """A server that is not ours: the completed label, and generation."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(CAUSAL), "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.5)
+        model = f"endpoint:http://127.0.0.1:{port}/v1#{CAUSAL}"
+        problem = Problem("reviews", model, lm={"in_flight": 4})
+        assert problem.lm.endpoint is not None
+        assert problem.lm.endpoint.labels == "text"
+        there = rayprompt.score(["it was"], problem, on="dev")
+        here = rayprompt.score(["it was"], verdicts(), "tiny-causal", on="dev")
+        assert there.completion == here.completion
+        assert (there.value == here.value).all()
+        written = rayprompt.score(["it was"], verdicts(), model, on="dev", lm={"in_flight": 4})
+        assert written.completion == here.completion
+        result = rayprompt.search(verdicts(), model=model, budget=128, out=tmp_path / "s", lm={"in_flight": 4})
+        assert result.evaluations == 128
+    finally:
+        process.terminate()
+        process.wait(30)
