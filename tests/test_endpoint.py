@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import ray
 from conftest import task_of
 from lm_server import FAULTS, Server, serving
 from test_generation import verdicts
+from transformers.utils.import_utils import is_serve_available
 
 import rayprompt
 from rayprompt.cli.main import app, run
@@ -433,7 +433,7 @@ def test_tokens_and_money(server: Server, studies: Path) -> None:
 
 @pytest.mark.slow  # it takes transformers serve half a minute to start; quick: the server of these tests, above
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.skipif(shutil.which("transformers") is None, reason="needs transformers serve")
+@pytest.mark.skipif(not is_serve_available(), reason="needs transformers serve (pip install 'transformers[serving]')")
 def test_transformers_serve(tmp_path: Path) -> None:
     """A server that is not ours: the completed label, and generation."""
     with socket.socket() as free:
