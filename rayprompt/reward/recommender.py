@@ -98,12 +98,27 @@ class Recommender:
             count, by: folds, and what they never tear apart: ``query`` texts or ``template``.
             seed: of folds and models.
         """
-        train = train.of(prompts=train.labelled())
-        fold = folds(train, count, by=by, seed=seed)
-        p = held_out(train, fold, make, seed=seed)
-        scale, shift = platt(p, train.correct)
+        return cls.cross_fit(train, make, count=count, by=by, seed=seed)[0]
+
+    @classmethod
+    def cross_fit(
+        cls, train: Demonstrations, make: Callable[[], RewardModel], *, count: int = 5, by: str, seed: int
+    ) -> tuple[Recommender, FloatArray]:
+        """As :meth:`fit`, and (I, P) what the cross-validation said of train, calibrated.
+
+        These are of models that have not seen the instance, and none has seen anything but train.
+        """
+        columns = train.labelled()
+        labelled = train.of(prompts=columns)
+        fold = folds(labelled, count, by=by, seed=seed)
+        p = held_out(labelled, fold, make, seed=seed)
+        scale, shift = platt(p, labelled.correct)
         calibrated = sigmoid(scale * logit(p) + shift)
-        return cls(make().fit(train, seed=seed), fit_guard(calibrated, train, fold), scale, shift)
+        found = cls(make().fit(labelled, seed=seed), fit_guard(calibrated, labelled, fold), scale, shift)
+        # A prompt without a label is one that the models have not seen: what they say of all is what they say of it.
+        every = np.tile(calibrated.mean(axis=1, keepdims=True), (1, len(train.prompts)))
+        every[:, columns] = calibrated
+        return found, every
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -129,13 +144,13 @@ class Recommender:
         place = {text: i for i, text in enumerate(self.prompts)}
         seen = np.array([i for i, text in enumerate(prompts) if text in place], dtype=np.int64)
         unseen = np.array([i for i, text in enumerate(prompts) if text not in place], dtype=np.int64)
-        p = p if allowed is None else masked(p, allowed)
+        among = p if allowed is None else masked(p, allowed)
         if rule == "best-of-n":
-            return p.argmax(axis=1), p
+            return among.argmax(axis=1), among
         if not len(seen):
             raise InputError(f"rule {rule}: none of the prompts was learned from; with such, use --rule best-of-n")
         if rule == "switch":
-            return switch(p, seen, unseen), p
+            return switch(among, seen, unseen), among
         own = [place[prompts[i]] for i in seen.tolist()]
         guard = replace(self.guard, prior=self.guard.prior[own], mean=self.guard.mean[own])
         scores = np.full(p.shape, -np.inf)
