@@ -348,6 +348,10 @@ def test_logs_are_read(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             read_log(tmp_path / "a.log", 3)
         assert message in str(error.value)
+    (tmp_path / "a.log").write_text("")
+    (tmp_path / "one.jsonl").write_text('{"prompt": "one", "log": "a.log"}\n')
+    with pytest.raises(InputError, match="its logs hold no labels"):
+        read_logs(tmp_path / "one.jsonl", tmp_path / "queries.tsv", gaps=True, **about)  # type: ignore[arg-type]
     (tmp_path / "a.log").write_text("(0, True)\n(2, True)\n")
     assert read_log(tmp_path / "a.log", 3, gaps=True) == {0: True, 2: True}
     (tmp_path / "b.txt").write_text("(0, __import__('os'))")
@@ -425,6 +429,110 @@ def test_what_models_refuse(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "right"),
+    [
+        ("logistic", "c", 0.0, "1e-06 to 1e+06"),
+        ("logistic-per-prompt", "c", float("nan"), "1e-06 to 1e+06"),
+        ("logistic-shared", "own", -1.0, "0 to 1000"),
+        ("neighbours", "k", 0, "a whole number, 1 or more"),
+        ("neighbours", "strength", -5.0, "0.001 to 1e+06"),
+        ("lightgbm", "trees", 0, "a whole number, 1 to 100000"),
+        ("lightgbm", "leaves", 1, "a whole number, 2 to 100000"),
+        ("lightgbm", "rate", -1.0, "1e-06 to 1"),
+        ("lightgbm", "least", -1, "a whole number, 1 or more"),
+        ("mlp", "units", 0, "a whole number, 1 to 100000"),
+        ("mlp", "epochs", -1, "a whole number, 1 to 100000"),
+        ("mlp", "epochs", 1.5, "a whole number, 1 to 100000"),
+        ("mlp", "learning_rate", float("nan"), "1e-09 to 10"),
+    ],
+)
+def test_settings_have_ranges(name: str, key: str, value: float, right: str) -> None:
+    with pytest.raises(InputError) as error:
+        model_class(name)(**{key: value})
+    assert str(error.value) == f"setting {key}={value}: must be {right}"
+
+
+def test_seeds_are_not_below_0() -> None:
+    for call in (lambda: model_class("mlp")().fit(world(60), seed=-1), lambda: folds(world(60), 5, seed=-1)):
+        with pytest.raises(InputError, match="seed -1: must be 0 or more"):
+            call()
+
+
+@pytest.mark.parametrize("name", [*MODELS, *(["xgboost"] if find_spec("xgboost") else [])])
+@pytest.mark.filterwarnings("error")
+def test_labels_that_are_nearly_all_the_same(name: str) -> None:
+    """24 labels of which one is wrong: in one fold's training part all are right."""
+    data = world(12).of(prompts=[0, 1])
+    data = replace(data, correct=np.where(np.arange(24).reshape(12, 2) == 0, 0.0, 1.0))
+    p = Recommender.fit(data, model_class(name)).predict(data.queries)
+    assert ((p > 0) & (p < 1)).all()
+
+
+def test_texts_without_a_word(tmp_path: Path) -> None:
+    queries = ["\U0001f600" * (i + 1) for i in range(40)]
+    data = Demonstrations.from_columns(rows(query=queries, correct=[0, 1] * 20, prompt=[""] * 40))
+    model = model_class("logistic")().fit(data)
+    model.save(tmp_path / "m")
+    np.testing.assert_array_equal(load_model(tmp_path / "m").predict(queries), model.predict(queries))
+    assert TextFeatures().fit([""]).transform(["", "a"]).shape == (2, 12)
+
+
+def test_a_folder_is_one_model_or_none(tmp_path: Path) -> None:
+    """Files that are missing, cut off, or of another model are found, whichever they are."""
+    data = world(80)
+    one, other = (Recommender.fit(data.of(prompts=p), model_class("logistic-per-prompt")) for p in ([0, 1], [0, 2]))
+    one.save(tmp_path / "one")
+    other.save(tmp_path / "other")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert "recommender.json" in names
+    for name in names:
+        place = tmp_path / "one" / name
+        whole = place.read_bytes()
+        for content in (None, whole[: len(whole) // 2], (tmp_path / "other" / name).read_bytes()):
+            if content == whole:
+                continue
+            place.unlink()
+            if content is not None:
+                place.write_bytes(content)
+            with pytest.raises(InputError) as error:
+                Recommender.load(tmp_path / "one")
+            assert "\n" not in str(error.value)
+            place.write_bytes(whole)
+    Recommender.load(tmp_path / "one")
+    mark = tmp_path / "one" / "model.json"
+    content = json.loads(mark.read_text())
+    for change in ({"files": 3}, {"prompts": ["a"]}, {"model": "x"}, {"settings": {"c": "x"}}):
+        mark.write_text(json.dumps({**content, **change}))
+        with pytest.raises(InputError):
+            Recommender.load(tmp_path / "one")
+
+
+def test_nothing_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = model_class("prior")().fit(world(60)), tmp_path / "m"
+    model.save(target)
+    with pytest.raises(InputError, match="is not empty .it holds model.json.; name a new directory, or --force"):
+        model.save(target)
+    model.save(target, force=True)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "_save", full)
+    with pytest.raises(InputError, match="cannot be written .No space left"):
+        model.save(target, force=True)
+    load_model(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]  # and nothing is left lying about
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds notes.txt, which is no part of a recommender"):
+        model.save(target, force=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="'.' is the working directory"):
+        model.save(Path(), force=True)
+    with pytest.raises(InputError, match=r"x: .*notes.txt is a file; a model is a directory"):
+        model.save(target / "notes.txt" / "x")
+
+
 def test_xgboost_where_it_is_installed(tmp_path: Path) -> None:
     if find_spec("xgboost") is None:
         with pytest.raises(InputError, match=r"xgboost is not installed \(pip install 'rayprompt\[xgboost\]'\)"):
@@ -434,6 +542,8 @@ def test_xgboost_where_it_is_installed(tmp_path: Path) -> None:
     model = model_class("xgboost")(trees=20).fit(data)
     model.save(tmp_path / "m")
     np.testing.assert_allclose(load_model(tmp_path / "m").predict(data.queries), model.predict(data.queries))
+    few = model_class("xgboost")(trees=20, least=1).fit(data)
+    assert not np.array_equal(few.predict(data.queries), model.predict(data.queries))  # least is heard
 
 
 def test_given_vectors(tmp_path: Path) -> None:
@@ -447,6 +557,13 @@ def test_given_vectors(tmp_path: Path) -> None:
         load_model(tmp_path / "m", Vectors({"a": np.zeros(5)}))
     with pytest.raises(InputError, match="give the vectors of new texts with --features"):
         load_model(tmp_path / "m")
+    with pytest.raises(InputError, match="learned on vectors of mine; those given are of lm:tiny"):
+        load_model(tmp_path / "m", Vectors(embed=lambda texts: np.zeros((len(texts), 8)), origin="lm:tiny"))
+    with pytest.raises(InputError, match="learned on other vectors than those of other: 'how many"):
+        load_model(tmp_path / "m", Vectors({text: -vector for text, vector in known.items()}, origin="other"))
+    model_class("prior")().fit(data).save(tmp_path / "text")
+    with pytest.raises(InputError, match="learned on texts, not on vectors; leave --features out"):
+        load_model(tmp_path / "text", Vectors(known))
     with pytest.raises(InputError, match="mine: no vector for 'new"):
         model.predict(["new query?"])
     with pytest.raises(InputError, match=r"gave vectors of shape \(1, 3\)"):
@@ -454,6 +571,10 @@ def test_given_vectors(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b"], "vector": [[1.0, 2.0], [1.0]]}), tmp_path / "v.parquet")
     with pytest.raises(InputError, match=r"vectors of 2 widths \(1, 2\)"):
         read_vectors(tmp_path / "v.parquet")
+    for values in (["abc"], [1.0], [[float("nan")]], [[]], [["1"]]):
+        pq.write_table(pa.table({"text": ["a"], "vector": values}), tmp_path / "v.parquet")
+        with pytest.raises(InputError, match=r"row 1: vector is .*; it must be a list of finite numbers"):
+            read_vectors(tmp_path / "v.parquet")
 
 
 # Evaluation.
@@ -555,6 +676,10 @@ def test_a_guard_keeps_an_opinion_only_where_it_is_worth_something() -> None:
     noise = np.random.default_rng(0).random(p.shape)
     alone = fit_guard(noise, data, fold)
     assert alone.weight == 0
+    with np.errstate(all="raise"):  # weight 0 of what is not allowed is nothing, not NaN
+        recommender = Recommender(model_class("prior")().fit(data), alone)
+        allowed = np.tile([False, True, True], (len(noise), 1))
+        assert set(recommender.choose(noise, data.prompts, "guarded", allowed)[0].tolist()) == {1}
     assert set(alone.choose(noise).tolist()) == {int(np.nanmean(data.correct, axis=0).argmax())}
 
 

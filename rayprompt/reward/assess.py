@@ -236,7 +236,8 @@ def assess_folds(
     for k in range(count):
         train, at = data.of(instances=fold != k), np.flatnonzero(fold == k)
         test = data.of(instances=at)
-        recommender, p = Recommender.cross_fit(train, make, by=by, seed=seed)
+        inner = min(FOLDS, len(np.unique(train.groups(by))))
+        recommender, p = Recommender.cross_fit(train, make, count=inner, by=by, seed=seed)
         found.fill(at, recommender, train, test)
         weights.append(recommender.guard.weight)
         if votes is not None:

@@ -72,7 +72,9 @@ def leaks(demonstrations: Demonstrations, train: str = "train") -> list[Finding]
     """
     d = demonstrations
     exact = [{plain(q)} for q in d.queries]
-    alike = [{mask_numbers(q), key} for q, key in zip(d.queries, zip(d.datasets, d.templates), strict=True)]
+    alike = [
+        {mask_numbers(q), key} for q, key in zip(d.queries, zip(d.datasets, d.templates, strict=True), strict=True)
+    ]
     found = []
     for name, what, keys in (
         ("leak-query", "the same text", exact),

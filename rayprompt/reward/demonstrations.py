@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,6 +77,11 @@ class Demonstrations:
         return int(self.known.sum())
 
     @property
+    def parts(self) -> set[tuple[str, str]]:
+        """The (data set, split) that there are instances of."""
+        return set(zip((self.datasets[q] for q in self.query.tolist()), self.split.tolist(), strict=True))
+
+    @property
     def texts(self) -> list[str]:
         """(I,) the query of each instance."""
         return [self.queries[i] for i in self.query.tolist()]
@@ -147,7 +153,7 @@ class Demonstrations:
         Raises:
             InputError: an id has one text here and another there.
         """
-        taken = set(zip((other.datasets[q] for q in other.query.tolist()), other.split.tolist(), strict=True))
+        taken = other.parts
         mine = zip((self.datasets[q] for q in self.query.tolist()), self.split.tolist(), strict=True)
         keep = np.array([key not in taken for key in mine], dtype=bool)
         if not keep.any():
@@ -193,10 +199,7 @@ class Demonstrations:
         Raises:
             InputError: the file cannot be written.
         """
-        try:
-            pq.write_table(self.to_table(), path, compression="zstd")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        write_table(self.to_table(), path)
 
     @classmethod
     def from_columns(
@@ -320,6 +323,23 @@ def read_demonstrations(
     if answers is not None:
         _join_answers(columns, _read(Path(answers)), str(answers))
     return Demonstrations.from_columns(columns, str(path), numbers)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}") if path.is_file() or not path.exists() else path
+    try:
+        pq.write_table(table, part, compression="zstd")
+        if part != path:
+            part.replace(path)
+    except OSError as error:
+        if part != path:
+            part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def plain(text: str) -> str:

@@ -23,6 +23,7 @@ from rayprompt.scores import BoolArray, FloatArray, IntArray
 from rayprompt.tables import read_json
 
 SCHEMA = "rayprompt.recommender/1"
+FILE = "recommender.json"
 RULES = ("guarded", "best-of-n", "switch")
 
 
@@ -185,9 +186,12 @@ class Recommender:
         margin = np.where(runner_up >= 0, scores[everyone, chosen] - others[everyone, runner_up], 0.0)
         return Recommendation(tuple(queries), tuple(prompts), chosen, runner_up, p[everyone, chosen], margin)
 
-    def save(self, folder: Path) -> None:
-        """Write it to a directory: JSON, NumPy arrays without pickles, and the libraries' own text formats."""
-        self.model.save(folder)
+    def save(self, folder: str | Path, *, force: bool = False) -> None:
+        """Write it to a directory: JSON, NumPy arrays without pickles, and the libraries' own text formats.
+
+        Raises:
+            InputError: it cannot be written, or something is there; with ``force`` an earlier one is written over.
+        """
         content = {
             "schema": SCHEMA,
             "guard": {
@@ -197,32 +201,32 @@ class Recommender:
             },
             "calibration": {"scale": self.scale, "shift": self.shift},
         }
-        (folder / "recommender.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+        self.model.save(Path(folder), force=force, more={FILE: json.dumps(content, indent=2)})
 
     @classmethod
     def load(cls, folder: str | Path, features: Features | None = None) -> Recommender:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: the directory holds something else.
+            InputError: the directory holds something else, or a part of one.
         """
         folder = Path(folder)
-        if not (folder / "recommender.json").is_file():
-            raise InputError(
-                f"{folder}: no recommender there (recommender.json); make one with rayprompt recommend fit"
-            )
-        content = read_json(folder / "recommender.json")
+        if not (folder / FILE).is_file():
+            raise InputError(f"{folder}: no recommender there ({FILE}); make one with rayprompt recommend fit")
+        content = read_json(folder / FILE)
         if content.get("schema") != SCHEMA:
-            raise InputError(
-                f"{folder / 'recommender.json'}: schema {content.get('schema')!r}; a recommender has {SCHEMA!r}"
-            )
-        guard = content["guard"]
+            raise InputError(f"{folder / FILE}: schema {content.get('schema')!r}; a recommender has {SCHEMA!r}")
         model = load_model(folder, features)
-        return cls(
-            model,
-            Guard(guard["weight"], np.array(guard["prior"]), np.array(guard["mean"])),
-            **content["calibration"],
-        )
+        try:
+            weight, prior, mean = (np.array(content["guard"][name], float) for name in ("weight", "prior", "mean"))
+            scale, shift = (float(content["calibration"][name]) for name in ("scale", "shift"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder / FILE}: not a whole recommender ({error}); fit it anew") from None
+        if not prior.shape == mean.shape == model.prior.shape:
+            raise InputError(
+                f"{folder / FILE}: a guard of {prior.size} prompts, but the model has {len(model.prompts)}; fit it anew"
+            )
+        return cls(model, Guard(float(weight), prior, mean), scale, shift)
 
 
 def logit(p: FloatArray) -> FloatArray:

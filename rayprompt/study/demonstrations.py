@@ -13,7 +13,7 @@ from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.scores import Scores
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
-from rayprompt.study.manifest import read_manifest
+from rayprompt.study.manifest import FILE, read_manifest
 from rayprompt.task import Example, load_task
 
 
@@ -38,6 +38,8 @@ def from_study(path: Path) -> Demonstrations:
     Raises:
         InputError: it is no study of a search, its store is elsewhere, or its task is another one by now.
     """
+    if not (path / FILE).is_file():
+        raise InputError(f"{path}: not a study's directory (it holds no {FILE}), and not a file of demonstrations")
     record = read_manifest(path)
     about = record["task"]
     if about["location"] is None:
