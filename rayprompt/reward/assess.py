@@ -102,11 +102,12 @@ class Assessment:
 
 @dataclass
 class Chosen:
-    """What was predicted and chosen for I instances under P prompts."""
+    """What was predicted and chosen for I instances under P prompts; ``both``: there were seen and unseen ones."""
 
     p: FloatArray
     base: IntArray
     rules: dict[str, IntArray]
+    both: bool = False
 
     @classmethod
     def blank(cls, shape: tuple[int, int]) -> Chosen:
@@ -118,11 +119,12 @@ class Chosen:
         self.p[at] = p
         self.base[at] = best_on_train(train, test)
         seen = np.array([text in set(recommender.prompts) for text in test.prompts])
-        both = bool(seen.any() and not seen.all())
+        self.both |= bool(seen.any() and not seen.all())
         rules = {
             "guarded": ("guarded", test.known),
             "best of n": ("best-of-n", test.known),
-            **({"best of learned": ("best-of-n", test.known & seen), "switch": ("switch", test.known)} if both else {}),
+            "best of learned": ("best-of-n", test.known & seen),
+            "switch": ("switch", test.known),
         }
         for name, (rule, allowed) in rules.items():
             chosen = recommender.choose(p, test.prompts, rule, allowed)[0]
@@ -266,6 +268,8 @@ def _assessment(
     votes: Votes | None = None,
     note: str = "",
 ) -> Assessment:
+    if not found.both:  # these are best of n, then
+        del found.rules["best of learned"], found.rules["switch"]
     rules = {name: (taken(test.correct, chosen), 1.0) for name, chosen in found.rules.items()}
     groups = test.groups("template")
     simple, frontier = ([], []) if votes is None else votes.points(groups)

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.reward.rows import Places, TextArray, first_of, identified, instances_of, labels_of, signal_of
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 SCHEMA = "rayprompt.demonstrations/1"
@@ -26,7 +27,6 @@ REQUIRED = ("llm", "dataset", "split", "query_uid", "query", "prompt_id", "promp
 SIGNALS = ("confidence", "critic")
 OPTIONAL = ("template_uid", *SIGNALS, "answer", "gold")
 NUMBER = re.compile(r"\d[\d,.]*")
-TextArray = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Demonstrations:
         if missing:
             near = did_you_mean(missing[0], columns)
             raise InputError(f"{where}: no column {missing[0]!r}{near}; needed are {', '.join(REQUIRED)}")
-        place_of = _Places(where, range(1, len(columns["llm"]) + 1) if numbers is None else numbers)
+        place_of = Places(where, range(1, len(columns["llm"]) + 1) if numbers is None else numbers)
         if not len(columns["llm"]):
             raise InputError(f"{where}: holds no rows")
         for name in ("llm", "dataset", "split", "query_uid", "prompt_id"):
@@ -229,11 +229,11 @@ class Demonstrations:
         llms = sorted(set(map(str, columns["llm"])))
         if len(llms) != 1:
             raise InputError(f"{where}: demonstrations of {len(llms)} LMs ({', '.join(llms)}); choose one with --llm")
-        correct = _labels(columns["correct"], place_of)
-        queries = _identified(columns, ("dataset", "query_uid"), "query", place_of)
-        prompts = _identified(columns, ("prompt_id",), "prompt", place_of)
+        correct = labels_of(columns["correct"], place_of)
+        queries = identified(columns, ("dataset", "query_uid"), "query", place_of)
+        prompts = identified(columns, ("prompt_id",), "prompt", place_of)
         split = np.array([str(s) for s in columns["split"]])
-        place, query = _instances(split, queries.of, prompts.of)
+        place, query = instances_of(split, queries.of, prompts.of)
         shape = (len(query), len(prompts.texts))
         at = (place, prompts.of)
 
@@ -241,7 +241,7 @@ class Demonstrations:
             if name not in columns:
                 return None
             values = np.full(shape, np.nan, dtype=np.float32)
-            values[at] = _signal(name, columns[name], place_of)
+            values[at] = signal_of(name, columns[name], place_of)
             return values
 
         full = np.full(shape, np.nan, dtype=np.float32)
@@ -253,9 +253,9 @@ class Demonstrations:
         splits = np.empty(len(query), dtype=split.dtype)
         splits[place] = split
         texts = queries.texts
-        given = _first(columns["template_uid"], queries) if "template_uid" in columns else [None] * len(texts)
+        given = first_of(columns["template_uid"], queries) if "template_uid" in columns else [None] * len(texts)
         templates = [mask_numbers(text) if uid is None else uid for text, uid in zip(texts, given, strict=True)]
-        gold = _first(columns["gold"], queries) if "gold" in columns else []
+        gold = first_of(columns["gold"], queries) if "gold" in columns else []
         return cls(
             llm=llms[0],
             queries=tuple(texts),
@@ -272,26 +272,6 @@ class Demonstrations:
             answer=answer,
             gold=tuple(gold) if any(value is not None for value in gold) else None,
         )
-
-
-@dataclass(frozen=True)
-class Identified:
-    """Things with ids in rows: their keys and texts, and (N,) which of them each row is about."""
-
-    keys: list[tuple[str, ...]]
-    texts: list[str]
-    of: IntArray
-
-
-@dataclass(frozen=True)
-class _Places:
-    """What messages call a row: the file, and its number there."""
-
-    where: str
-    numbers: Sequence[int]
-
-    def __call__(self, row: int) -> str:
-        return f"{self.where}, row {self.numbers[row]}"
 
 
 def read_demonstrations(
@@ -347,11 +327,6 @@ def plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written to a file: JSON can hold half of a surrogate pair, UTF-8 cannot."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def mask_numbers(text: str) -> str:
     """The template of a query: lower case, every number a #."""
     return plain(NUMBER.sub("#", text))
@@ -395,70 +370,3 @@ def _join_answers(columns: dict[str, list[Any]], other: dict[str, list[Any]], wh
             for row, i in pairs:
                 values[row] = other[name][i]
             columns[name] = values
-
-
-def _labels(values: Sequence[Any], place_of: _Places) -> FloatArray:
-    for row, value in enumerate(values):
-        if value not in (0, 1):  # True and False are
-            raise InputError(f"{place_of(row)}: correct is {value!r}; it must be 0 or 1")
-    return np.array(values, dtype=np.float32)
-
-
-def _signal(name: str, values: Sequence[Any], place_of: _Places) -> FloatArray:
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, (int, float)):
-            raise InputError(f"{place_of(row)}: {name} is {value!r}; it must be a number, or null")
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float32)
-
-
-def _identified(columns: Mapping[str, Sequence[Any]], by: tuple[str, ...], text: str, place_of: _Places) -> Identified:
-    """The distinct queries or prompts, in order of their first row.
-
-    Raises:
-        InputError: an id without text, or with two.
-    """
-    known: dict[tuple[str, ...], int] = {}
-    texts: list[str] = []
-    of = np.empty(len(columns[text]), dtype=np.int64)
-    for row, (key, value) in enumerate(
-        zip(zip(*(map(str, columns[name]) for name in by), strict=True), columns[text], strict=True)
-    ):
-        if key not in known:
-            if not isinstance(value, str) or (not value.strip() and text == "query"):
-                raise InputError(f"{place_of(row)}: {by[-1]} {key[-1]} has no text in column {text!r}")
-            if not is_unicode(value):
-                raise InputError(f"{place_of(row)}: {text} holds half of a surrogate pair, which no file can hold")
-            known[key] = len(texts)
-            texts.append(value)
-        of[row] = known[key]
-        if texts[of[row]] != value:
-            raise InputError(f"{place_of(row)}: {by[-1]} {key[-1]} has another {text} than in an earlier row")
-    return Identified(list(known), texts, of)
-
-
-def _first(values: Sequence[Any], things: Identified) -> list[str | None]:
-    """The first value of each thing that is not null."""
-    found: list[str | None] = [None] * len(things.texts)
-    for thing, value in zip(things.of.tolist(), values, strict=True):
-        if found[thing] is None and value is not None and value == value:
-            found[thing] = str(value)
-    return found
-
-
-def _instances(split: TextArray, query: IntArray, prompt: IntArray) -> tuple[IntArray, IntArray]:
-    """(N,) the instance of each row, and (I,) the query of each instance: the k-th row of a (query, prompt) is in k."""
-    splits = np.unique(split, return_inverse=True)[1]
-    order = np.lexsort((prompt, query, splits))  # stable: rows of one pair stay in order
-    same = np.ones(len(order), dtype=bool)
-    for values in (prompt, query, splits):
-        same[1:] &= values[order][1:] == values[order][:-1]
-    same[:1] = False
-    start = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
-    sample = np.empty(len(order), dtype=np.int64)
-    sample[order] = np.arange(len(order)) - start
-    keys = np.stack([splits, query, sample], axis=1)
-    found, first, place = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))  # in order of their first rows
-    queries = np.empty(len(found), dtype=np.int64)
-    queries[rank] = found[:, 1]
-    return rank[place.reshape(-1)], queries
