@@ -151,12 +151,14 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     Demonstrations.from_columns(rows(correct=[0, 1])).write(tmp_path / "c.parquet")
     wrong = rows(correct=[0, 1, None, 1], dataset=["x", "x", "y", "y"])
     pq.write_table(pa.table(wrong), tmp_path / "e.parquet")
+    pq.write_table(pa.table(rows(correct=[0, 1], dataset=["x", None])), tmp_path / "n.parquet")
     for file, more, message in (
         ("a.parquet", {}, "no column 'dataset'"),
         ("b.parquet", {}, "not a Parquet file"),
         ("none.parquet", {}, "no such file"),
         ("c.parquet", {"llm": "ln"}, "no llm 'ln' (did you mean 'lm'?); it has lm"),
         ("c.parquet", {"answers": tmp_path / "c.parquet"}, "no column 'answer'"),
+        ("n.parquet", {"dataset": "x"}, "n.parquet, row 2: dataset is null"),  # not what is left out, unsaid
         ("e.parquet", {"dataset": "y"}, "e.parquet, row 3: correct is None"),  # as the file counts, not what is left
     ):
         with pytest.raises(InputError, match=None) as error:
@@ -500,6 +502,10 @@ def test_a_folder_is_one_model_or_none(tmp_path: Path) -> None:
             assert "\n" not in str(error.value)
             place.write_bytes(whole)
     Recommender.load(tmp_path / "one")
+    one.model.save(tmp_path / "bare")
+    (tmp_path / "bare" / "recommender.json").write_bytes((tmp_path / "other" / "recommender.json").read_bytes())
+    with pytest.raises(InputError, match="recommender.json was not saved with the model there"):
+        Recommender.load(tmp_path / "bare")
     mark = tmp_path / "one" / "model.json"
     content = json.loads(mark.read_text())
     for change in ({"files": 3}, {"prompts": ["a"]}, {"model": "x"}, {"settings": {"c": "x"}}):

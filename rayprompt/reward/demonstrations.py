@@ -19,7 +19,16 @@ from scipy.sparse.csgraph import connected_components
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, did_you_mean
-from rayprompt.reward.rows import Places, TextArray, first_of, identified, instances_of, labels_of, signal_of
+from rayprompt.reward.rows import (
+    Places,
+    TextArray,
+    first_of,
+    identified,
+    instances_of,
+    labels_of,
+    refuse_nulls,
+    signal_of,
+)
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 SCHEMA = "rayprompt.demonstrations/1"
@@ -221,11 +230,7 @@ class Demonstrations:
             near = did_you_mean(missing[0], columns)
             raise InputError(f"{where}: no column {missing[0]!r}{near}; needed are {', '.join(REQUIRED)}")
         place_of = Places(where, range(1, len(columns["llm"]) + 1) if numbers is None else numbers)
-        if not len(columns["llm"]):
-            raise InputError(f"{where}: holds no rows")
-        for name in ("llm", "dataset", "split", "query_uid", "prompt_id"):
-            if None in columns[name]:
-                raise InputError(f"{place_of(list(columns[name]).index(None))}: {name} is null")
+        refuse_nulls(columns, place_of)
         llms = sorted(set(map(str, columns["llm"])))
         if len(llms) != 1:
             raise InputError(f"{where}: demonstrations of {len(llms)} LMs ({', '.join(llms)}); choose one with --llm")
@@ -290,6 +295,7 @@ def read_demonstrations(
     """
     columns = _read(Path(path))
     numbers = list(range(1, len(next(iter(columns.values()), [])) + 1))
+    refuse_nulls(columns, Places(str(path), numbers))
     for name, wanted in (("llm", llm), ("dataset", dataset)):
         if wanted is not None and name in columns:
             keep = [i for i, value in enumerate(columns[name]) if str(value) == wanted]

@@ -222,6 +222,8 @@ class Recommender:
             scale, shift = (float(content["calibration"][name]) for name in ("scale", "shift"))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / FILE}: not a whole recommender ({error}); fit it anew") from None
+        if FILE not in read_json(folder / "model.json")["files"]:
+            raise InputError(f"{folder}: {FILE} was not saved with the model there; fit it anew")
         if not prior.shape == mean.shape == model.prior.shape:
             raise InputError(
                 f"{folder / FILE}: a guard of {prior.size} prompts, but the model has {len(model.prompts)}; fit it anew"

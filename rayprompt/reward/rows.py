@@ -40,7 +40,18 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def refuse_nulls(columns: Mapping[str, Sequence[Any]], place_of: Places) -> None:
+    """Raise ``InputError`` where there is no row, or one that does not say whose and of what it is."""
+    for name in ("llm", "dataset", "split", "query_uid", "prompt_id"):
+        values = columns.get(name, [None])
+        if not len(values):
+            raise InputError(f"{place_of.where}: holds no rows")
+        if name in columns and None in values:
+            raise InputError(f"{place_of(list(values).index(None))}: {name} is null")
+
+
 def labels_of(values: Sequence[Any], place_of: Places) -> FloatArray:
+    """(N,) labels, each 0 or 1."""
     for row, value in enumerate(values):
         if value not in (0, 1):  # True and False are
             raise InputError(f"{place_of(row)}: correct is {value!r}; it must be 0 or 1")
@@ -48,6 +59,7 @@ def labels_of(values: Sequence[Any], place_of: Places) -> FloatArray:
 
 
 def signal_of(name: str, values: Sequence[Any], place_of: Places) -> FloatArray:
+    """(N,) numbers, NaN where there is none."""
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, (int, float)):
             raise InputError(f"{place_of(row)}: {name} is {value!r}; it must be a number, or null")
