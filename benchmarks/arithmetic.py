@@ -30,20 +30,27 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 END, UNKNOWN = "<end>", "<unk>"
-NAMES = "tom ann sam eva max ida leo mia ben zoe jon amy".split()
-THINGS = "apples books pens cards coins cups hats balls eggs stones shells stamps".split()
-MORE, LESS = "buys finds gets wins picks".split(), "loses eats sells drops gives".split()
-HELP = (
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text."""
+    return text.split()
+
+
+NAMES = words_of("tom ann sam eva max ida leo mia ben zoe jon amy")
+THINGS = words_of("apples books pens cards coins cups hats balls eggs stones shells stamps")
+MORE, LESS = words_of("buys finds gets wins picks"), words_of("loses eats sells drops gives")
+HELP = words_of(
     "total answer altogether sum makes equals result now count left gives number therefore thus solve compute exactly "
     "overall calculate add remains amount final many so hence finally conclude means math quantity "
-    "tally figure work carefully step think precisely reckon".split()
+    "tally figure work carefully step think precisely reckon"
 )
-HINDER = (
+HINDER = words_of(
     "today yesterday blue green slowly maybe garden river music window street cold warm early late often never chair "
     "table paper road cloud bird horse friend letter morning evening summer winter silver golden quiet loud empty full "
-    "narrow wide happy sad gentle simple strange common rare sudden distant bright dark heavy light soft hard".split()
+    "narrow wide happy sad gentle simple strange common rare sudden distant bright dark heavy light soft hard"
 )
-DOES = "sleeps reads walks waits runs works".split()
+DOES = words_of("sleeps reads walks waits runs works")
 SHARPNESS, NEEDED = 4.0, 1.0  # P(calculation) = sigmoid(SHARPNESS (sum of the words' weights - NEEDED))
 SPLITS = {"train": 64, "dev": 64, "test": 400}
 TASK = """\
@@ -113,7 +120,7 @@ def write_task(folder: Path) -> None:
 def tokenizer() -> Tokenizer:
     """A token for every word."""
     words = [*NAMES, *THINGS, *MORE, *LESS, *HELP, *HINDER, *DOES, *map(str, range(19))]
-    words += "has and more . + - = hours the is a it of to".split()
+    words += words_of("has and more . + - = hours the is a it of to")
     vocab = {word: i for i, word in enumerate(dict.fromkeys([END, UNKNOWN, *words]))}
     made = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -155,8 +162,8 @@ def train(folder: Path, steps: int, batch: int, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(folder)
     words.save(str(folder / "tokenizer.json"))
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, "clean_up_tokenization_spaces": False}
-    named |= {"eos_token": END, "pad_token": END, "unk_token": UNKNOWN}
+    named: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64}
+    named |= {"clean_up_tokenization_spaces": False, "eos_token": END, "pad_token": END, "unk_token": UNKNOWN}
     (folder / "tokenizer_config.json").write_text(json.dumps(named, indent=1) + "\n")
 
 

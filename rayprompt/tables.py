@@ -54,7 +54,7 @@ def read_lines(path: Path, what: str) -> list[str]:
     """The non-empty lines of a UTF-8 text file; ``what`` they are is for the error message."""
     if not path.is_file():
         raise InputError(f"no such file: {path} (a text file of {what}, one a line)")
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).split("\n")]  # a text may hold other ends of lines
     lines = [line for line in lines if line]
     if not lines:
         raise InputError(f"{path}: holds no {what} (one a line)")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rayprompt.answers import canonical, last_number
 from rayprompt.errors import InputError
+from rayprompt.reward.assess import PRICES, assess, assess_folds
 from rayprompt.reward.checks import check, leaks, refuse
 from rayprompt.reward.demonstrations import Demonstrations, mask_numbers, read_demonstrations
 from rayprompt.reward.evaluation import auc_within, by_kind, quality
@@ -130,6 +133,11 @@ def test_repeated_rows_are_samples_and_a_file_gives_the_same_back(tmp_path: Path
         ({"query_uid": ["0", "0"], "query": ["a?", "b?"]}, "row 2: query_uid 0 has another query than in an earlier"),
         ({"prompt": ["p", "q"]}, "row 2: prompt_id a has another prompt"),
         ({"llm": ["x", "y"]}, "demonstrations of 2 LMs (x, y); choose one with --llm"),
+        ({"split": ["train", None]}, "row 2: split is null"),
+        ({"llm": [None, "lm"]}, "row 1: llm is null"),
+        ({"confidence": [0.5, "high"]}, "row 2: confidence is 'high'; it must be a number, or null"),
+        ({"query": ["a?", "b\ud800"]}, "row 2: query holds half of a surrogate pair"),
+        ({name: [] for name in rows(correct=[])}, "demonstrations: holds no rows"),
     ],
 )
 def test_what_demonstrations_refuse(change: dict[str, Any], message: str) -> None:
@@ -142,16 +150,77 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"llm": ["x"], "querry": ["a"]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("no")
     Demonstrations.from_columns(rows(correct=[0, 1])).write(tmp_path / "c.parquet")
+    wrong = rows(correct=[0, 1, None, 1], dataset=["x", "x", "y", "y"])
+    pq.write_table(pa.table(wrong), tmp_path / "e.parquet")
+    pq.write_table(pa.table(rows(correct=[0, 1], dataset=["x", None])), tmp_path / "n.parquet")
     for file, more, message in (
         ("a.parquet", {}, "no column 'dataset'"),
         ("b.parquet", {}, "not a Parquet file"),
         ("none.parquet", {}, "no such file"),
         ("c.parquet", {"llm": "ln"}, "no llm 'ln' (did you mean 'lm'?); it has lm"),
         ("c.parquet", {"answers": tmp_path / "c.parquet"}, "no column 'answer'"),
+        ("n.parquet", {"dataset": "x"}, "n.parquet, row 2: dataset is null"),  # not what is left out, unsaid
+        ("e.parquet", {"dataset": "y"}, "e.parquet, row 3: correct is None"),  # as the file counts, not what is left
     ):
         with pytest.raises(InputError, match=None) as error:
             read_demonstrations(tmp_path / file, **more)  # type: ignore[arg-type]
         assert message in str(error.value)
+
+
+def test_nulls_of_templates_and_right_answers() -> None:
+    """A null is a template or a right answer that is not known, not the text None."""
+    given = rows(
+        correct=[1, 0, 0, 1],
+        template_uid=[None, "t", None, float("nan")],
+        answer=["4", "5", "6", "7"],
+        gold=[None, "5", "9", None],
+    )
+    data = Demonstrations.from_columns(given)
+    assert data.templates == ("query #?", "t", "query #?", "query #?")
+    assert data.gold == (None, "5", "9", None)
+    assert right_answers(data, answers_of(data)).tolist() == [0, 0, -2, 0]  # by the label where no answer is known
+    assert data.to_table().column("gold").to_pylist() == [None, "5", "9", None]
+    assert Demonstrations.from_columns({**given, "gold": [None] * 4}).gold is None
+
+
+@pytest.mark.parametrize(
+    ("template", "query"),
+    [
+        (["x", "x", "y", "z"], ["one", "two", "three", "four"]),  # the same id
+        (["w", "x", "y", "z"], ["One  more", "one more", "three", "four"]),  # the same text
+        (["w", "x", "y", "z"], ["has 3", "has 41", "three", "four"]),  # the same but for numbers
+        (["w", "x", "x", "z"], ["has 3", "has 41", "three", "four"]),  # both, in a chain
+    ],
+)
+def test_groups_are_all_that_may_be_one_template(template: list[str], query: list[str]) -> None:
+    data = Demonstrations.from_columns(rows(correct=[0, 1, 0, 1], template_uid=template, query=query))
+    groups = data.groups("template")
+    assert groups[0] == groups[1] != groups[3]
+    assert (groups[2] == groups[0]) == (template[2] == "x")
+    assert len(set(data.groups("query").tolist())) == (3 if query[0] == "One  more" else 4)
+
+
+def test_a_long_query_takes_no_more_memory_than_it_is_long() -> None:
+    queries = ["x y " * 50_000, *(f"word {'ab' * i}" for i in range(600))]
+    data = Demonstrations.from_columns(rows(correct=[0, 1] * 300 + [0], query=queries))
+    tracemalloc.start()
+    assert len(set(data.groups("template").tolist())) == 601
+    assert tracemalloc.get_traced_memory()[1] < 20e6  # an array of texts is as wide as the longest: 480 MB
+    tracemalloc.stop()
+
+
+def test_answers_are_joined_sample_by_sample(tmp_path: Path) -> None:
+    samples = rows(correct=[1, 0, 1], query_uid=["0"] * 3)
+    Demonstrations.from_columns(samples).write(tmp_path / "d.parquet")
+    keys = {name: samples[name] for name in ("llm", "dataset", "split", "query_uid", "prompt_id")}
+    pq.write_table(pa.table({**keys, "answer": ["5", "9", "5x"], "gold": ["5"] * 3}), tmp_path / "a.parquet")
+    data = read_demonstrations(tmp_path / "d.parquet", answers=tmp_path / "a.parquet")
+    assert data.answer is not None
+    assert (data.answer.ravel().tolist(), data.gold) == (["5", "9", "5x"], ("5",))
+    fewer = {name: values[:2] for name, values in keys.items()}
+    pq.write_table(pa.table({**fewer, "answer": ["5", "9"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="2 answers to 3 labels of split train, query_uid 0, prompt_id a; each needs"):
+        read_demonstrations(tmp_path / "d.parquet", answers=tmp_path / "a.parquet")
 
 
 def test_joined_keeps_other_splits() -> None:
@@ -201,6 +270,41 @@ def test_a_leak_by_numbers_alone() -> None:
     assert mask_numbers("$1,234.50 and 7") == "$# and #"
 
 
+def parts(*given: tuple[str, str, list[str], list[int]]) -> Demonstrations:
+    """One prompt's labels: data set, split, queries, correct."""
+    table = rows(
+        dataset=[d for d, _, queries, _ in given for _ in queries],
+        split=[s for _, s, queries, _ in given for _ in queries],
+        query=[q for _, _, queries, _ in given for q in queries],
+        correct=[c for *_, correct in given for c in correct],
+    )
+    return Demonstrations.from_columns(table)
+
+
+def test_each_split_of_each_data_set_is_looked_at() -> None:
+    def words(start: int, count: int) -> list[str]:
+        return ["a" * (i % 30 + 1) + " " + "b" * (i // 30 + 1) for i in range(start, start + count)]
+
+    half = [0, 1] * 200
+    numbers = [[f"{'z' * i} has {n}" for i in range(4)] for n in (1, 2)]
+    hidden = parts(
+        ("big", "train", words(0, 400), half),
+        ("big", "test", words(400, 400), half),
+        ("small", "train", numbers[0], half[:4]),
+        ("small", "test", numbers[1], half[:4]),
+    )
+    (found,) = check(hidden)
+    assert found.message.startswith("4 of 4 test queries of small (100.0%) stand in train with the same text but")
+    dev = parts(("d", "train", words(0, 9), half[:9]), ("d", "dev", words(0, 9), half[:9]))
+    assert [f.name for f in check(dev)] == ["leak-query", "leak-template"]
+    assert [f.name for f in check(dev, "dev")] == ["leak-query", "leak-template"]
+    assert "9 of 9 train queries (100.0%) stand in dev" in check(dev, "dev")[0].message
+    zero = parts(("d", "train", words(0, 60), half[:60]), ("e", "train", words(60, 60), [0] * 60))
+    assert [f.message for f in check(zero)] == ["labels that never change: all 60 labels of train of e are 0"]
+    few = parts(("d", "train", words(0, 9), half[:9]), ("d", "test", words(60, 2), [1, 1]))
+    assert [f.message for f in check(few)] == ["labels that never change: all 2 labels of test are 1"]
+
+
 def test_constant_labels_gaps_repeats_and_flat_signals() -> None:
     many = 60
     data = Demonstrations.from_columns(
@@ -247,6 +351,10 @@ def test_logs_are_read(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             read_log(tmp_path / "a.log", 3)
         assert message in str(error.value)
+    (tmp_path / "a.log").write_text("")
+    (tmp_path / "one.jsonl").write_text('{"prompt": "one", "log": "a.log"}\n')
+    with pytest.raises(InputError, match="its logs hold no labels"):
+        read_logs(tmp_path / "one.jsonl", tmp_path / "queries.tsv", gaps=True, **about)  # type: ignore[arg-type]
     (tmp_path / "a.log").write_text("(0, True)\n(2, True)\n")
     assert read_log(tmp_path / "a.log", 3, gaps=True) == {0: True, 2: True}
     (tmp_path / "b.txt").write_text("(0, __import__('os'))")
@@ -324,6 +432,114 @@ def test_what_models_refuse(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "right"),
+    [
+        ("logistic", "c", 0.0, "1e-06 to 1e+06"),
+        ("logistic-per-prompt", "c", float("nan"), "1e-06 to 1e+06"),
+        ("logistic-shared", "own", -1.0, "0 to 1000"),
+        ("neighbours", "k", 0, "a whole number, 1 or more"),
+        ("neighbours", "strength", -5.0, "0.001 to 1e+06"),
+        ("lightgbm", "trees", 0, "a whole number, 1 to 100000"),
+        ("lightgbm", "leaves", 1, "a whole number, 2 to 100000"),
+        ("lightgbm", "rate", -1.0, "1e-06 to 1"),
+        ("lightgbm", "least", -1, "a whole number, 1 or more"),
+        ("mlp", "units", 0, "a whole number, 1 to 100000"),
+        ("mlp", "epochs", -1, "a whole number, 1 to 100000"),
+        ("mlp", "epochs", 1.5, "a whole number, 1 to 100000"),
+        ("mlp", "learning_rate", float("nan"), "1e-09 to 10"),
+    ],
+)
+def test_settings_have_ranges(name: str, key: str, value: float, right: str) -> None:
+    with pytest.raises(InputError) as error:
+        model_class(name)(**{key: value})
+    assert str(error.value) == f"setting {key}={value}: must be {right}"
+
+
+def test_seeds_are_not_below_0() -> None:
+    for call in (lambda: model_class("mlp")().fit(world(60), seed=-1), lambda: folds(world(60), 5, seed=-1)):
+        with pytest.raises(InputError, match="seed -1: must be 0 or more"):
+            call()
+
+
+@pytest.mark.parametrize("name", [*MODELS, *(["xgboost"] if find_spec("xgboost") else [])])
+@pytest.mark.filterwarnings("error")
+def test_labels_that_are_nearly_all_the_same(name: str) -> None:
+    """24 labels of which one is wrong: in one fold's training part all are right."""
+    data = world(12).of(prompts=[0, 1])
+    data = replace(data, correct=np.where(np.arange(24).reshape(12, 2) == 0, 0.0, 1.0))
+    p = Recommender.fit(data, model_class(name)).predict(data.queries)
+    assert ((p > 0) & (p < 1)).all()
+
+
+def test_texts_without_a_word(tmp_path: Path) -> None:
+    queries = ["\U0001f600" * (i + 1) for i in range(40)]
+    data = Demonstrations.from_columns(rows(query=queries, correct=[0, 1] * 20, prompt=[""] * 40))
+    model = model_class("logistic")().fit(data)
+    model.save(tmp_path / "m")
+    np.testing.assert_array_equal(load_model(tmp_path / "m").predict(queries), model.predict(queries))
+    assert TextFeatures().fit([""]).transform(["", "a"]).shape == (2, 12)
+
+
+def test_a_folder_is_one_model_or_none(tmp_path: Path) -> None:
+    """Files that are missing, cut off, or of another model are found, whichever they are."""
+    data = world(80)
+    one, other = (Recommender.fit(data.of(prompts=p), model_class("logistic-per-prompt")) for p in ([0, 1], [0, 2]))
+    one.save(tmp_path / "one")
+    other.save(tmp_path / "other")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert "recommender.json" in names
+    for name in names:
+        place = tmp_path / "one" / name
+        whole = place.read_bytes()
+        for content in (None, whole[: len(whole) // 2], (tmp_path / "other" / name).read_bytes()):
+            if content == whole:
+                continue
+            place.unlink()
+            if content is not None:
+                place.write_bytes(content)
+            with pytest.raises(InputError) as error:
+                Recommender.load(tmp_path / "one")
+            assert "\n" not in str(error.value)
+            place.write_bytes(whole)
+    Recommender.load(tmp_path / "one")
+    one.model.save(tmp_path / "bare")
+    (tmp_path / "bare" / "recommender.json").write_bytes((tmp_path / "other" / "recommender.json").read_bytes())
+    with pytest.raises(InputError, match="recommender.json was not saved with the model there"):
+        Recommender.load(tmp_path / "bare")
+    mark = tmp_path / "one" / "model.json"
+    content = json.loads(mark.read_text())
+    for change in ({"files": 3}, {"prompts": ["a"]}, {"model": "x"}, {"settings": {"c": "x"}}):
+        mark.write_text(json.dumps({**content, **change}))
+        with pytest.raises(InputError):
+            Recommender.load(tmp_path / "one")
+
+
+def test_nothing_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = model_class("prior")().fit(world(60)), tmp_path / "m"
+    model.save(target)
+    with pytest.raises(InputError, match="is not empty .it holds model.json.; name a new directory, or --force"):
+        model.save(target)
+    model.save(target, force=True)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "_save", full)
+    with pytest.raises(InputError, match="cannot be written .No space left"):
+        model.save(target, force=True)
+    load_model(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]  # and nothing is left lying about
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds notes.txt, which is no part of a recommender"):
+        model.save(target, force=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="'.' is the working directory"):
+        model.save(Path(), force=True)
+    with pytest.raises(InputError, match=r"x: .*notes.txt is a file; a model is a directory"):
+        model.save(target / "notes.txt" / "x")
+
+
 def test_xgboost_where_it_is_installed(tmp_path: Path) -> None:
     if find_spec("xgboost") is None:
         with pytest.raises(InputError, match=r"xgboost is not installed \(pip install 'rayprompt\[xgboost\]'\)"):
@@ -333,6 +549,8 @@ def test_xgboost_where_it_is_installed(tmp_path: Path) -> None:
     model = model_class("xgboost")(trees=20).fit(data)
     model.save(tmp_path / "m")
     np.testing.assert_allclose(load_model(tmp_path / "m").predict(data.queries), model.predict(data.queries))
+    few = model_class("xgboost")(trees=20, least=1).fit(data)
+    assert not np.array_equal(few.predict(data.queries), model.predict(data.queries))  # least is heard
 
 
 def test_given_vectors(tmp_path: Path) -> None:
@@ -346,6 +564,13 @@ def test_given_vectors(tmp_path: Path) -> None:
         load_model(tmp_path / "m", Vectors({"a": np.zeros(5)}))
     with pytest.raises(InputError, match="give the vectors of new texts with --features"):
         load_model(tmp_path / "m")
+    with pytest.raises(InputError, match="learned on vectors of mine; those given are of lm:tiny"):
+        load_model(tmp_path / "m", Vectors(embed=lambda texts: np.zeros((len(texts), 8)), origin="lm:tiny"))
+    with pytest.raises(InputError, match="learned on other vectors than those of other: 'how many"):
+        load_model(tmp_path / "m", Vectors({text: -vector for text, vector in known.items()}, origin="other"))
+    model_class("prior")().fit(data).save(tmp_path / "text")
+    with pytest.raises(InputError, match="learned on texts, not on vectors; leave --features out"):
+        load_model(tmp_path / "text", Vectors(known))
     with pytest.raises(InputError, match="mine: no vector for 'new"):
         model.predict(["new query?"])
     with pytest.raises(InputError, match=r"gave vectors of shape \(1, 3\)"):
@@ -353,6 +578,10 @@ def test_given_vectors(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b"], "vector": [[1.0, 2.0], [1.0]]}), tmp_path / "v.parquet")
     with pytest.raises(InputError, match=r"vectors of 2 widths \(1, 2\)"):
         read_vectors(tmp_path / "v.parquet")
+    for values in (["abc"], [1.0], [[float("nan")]], [[]], [["1"]]):
+        pq.write_table(pa.table({"text": ["a"], "vector": values}), tmp_path / "v.parquet")
+        with pytest.raises(InputError, match=r"row 1: vector is .*; it must be a list of finite numbers"):
+            read_vectors(tmp_path / "v.parquet")
 
 
 # Evaluation.
@@ -454,6 +683,10 @@ def test_a_guard_keeps_an_opinion_only_where_it_is_worth_something() -> None:
     noise = np.random.default_rng(0).random(p.shape)
     alone = fit_guard(noise, data, fold)
     assert alone.weight == 0
+    with np.errstate(all="raise"):  # weight 0 of what is not allowed is nothing, not NaN
+        recommender = Recommender(model_class("prior")().fit(data), alone)
+        allowed = np.tile([False, True, True], (len(noise), 1))
+        assert set(recommender.choose(noise, data.prompts, "guarded", allowed)[0].tolist()) == {1}
     assert set(alone.choose(noise).tolist()) == {int(np.nanmean(data.correct, axis=0).argmax())}
 
 
@@ -550,8 +783,72 @@ def test_a_price_decides_how_many_are_asked(gsm8k: Demonstrations) -> None:
     assert calls[-1] == 1.0
     with pytest.raises(InputError, match="needs a column 'answer'"):
         CostAware(0.1).fit(world(50), np.zeros((50, 3)))
-    with pytest.raises(InputError, match="price -1"):
-        CostAware(-1)
+    with pytest.raises(InputError, match="price nan"):
+        CostAware(float("nan"))
+    rule = CostAware(-1.0).fit(train, p[half], np.linspace(1, 0, 16))  # who is paid for calls makes all of them
+    assert rule.decide(other, p[~half])[1].min() == 16
+    assert rule.order.tolist() == list(range(16))  # known success decides, not that in the data
+    alone = test.of(prompts=[0])
+    assert CostAware(0.0).fit(alone, p[:, :1]).decide(alone, p[:, :1])[1].max() == 1
+
+
+def voted(queries: int = 120, **change: Any) -> Demonstrations:
+    """The world with answers: 1 is right, of wrong ones there are three."""
+    table = world(queries).to_table().to_pydict()
+    rng = np.random.default_rng(1)
+    table["answer"] = ["1" if c else str(rng.integers(2, 5)) for c in table["correct"]]
+    return Demonstrations.from_columns({**table, "gold": ["1"] * len(table["answer"]), **change})
+
+
+def test_no_label_of_a_fold_has_a_part_in_when_its_votes_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = voted()
+    other = replace(data, correct=np.where((folds(data, 5) == 0)[:, None], 1 - data.correct, data.correct))
+    learn, rules = CostAware.fit, []
+
+    def kept(self: CostAware, *given: Any) -> CostAware:
+        rules.append(learn(self, *given).gain)
+        return self
+
+    monkeypatch.setattr(CostAware, "fit", kept)
+    found = assess_folds(data, model_class("prior"))
+    assess_folds(other, model_class("prior"))
+    first, again = rules[: len(PRICES)], rules[5 * len(PRICES) : 6 * len(PRICES)]
+    np.testing.assert_array_equal(first, again)  # of the fold whose labels changed
+    assert not np.array_equal(rules[len(PRICES)], rules[6 * len(PRICES)])
+    assert [c.calls for c in found.compared] == [1, 2, 3]
+    assert found.compared[0].gain == 0  # one call is the best prompt, for both
+    assert (found.frontier[0].calls, found.frontier[-1].calls) == (1.0, 3.0)
+    assert found.compared[-1].cost_aware == pytest.approx(found.frontier[-1].success)
+
+
+def test_votes_are_in_the_order_of_train_where_it_has_labels() -> None:
+    """c is asked first: it is best on train, though worst on test; b has labels on test alone."""
+    train = voted(100).of(prompts=[0, 2])
+    train = replace(train, correct=np.tile([0.0, 1.0], (100, 1)), answer=None, gold=None)
+    test = voted()
+    found = assess(Recommender.fit(train, model_class("prior")), train, test)
+    assert found.votes[0].success == pytest.approx(test.correct[:, 2].mean())
+    few = assess(Recommender.fit(train, model_class("prior")), train, test.of(instances=range(3)))
+    assert (few.votes, few.note[:8], few.outcomes[0].n) == ([], "no votes", 3)
+    gone = replace(test, correct=np.where([True, True, False], test.correct, np.nan))  # c on train alone
+    assert len(assess(Recommender.fit(train, model_class("prior")), train, gone).votes) == 2
+    table = test.to_table().to_pydict()
+    halves = {**table, "split": ["train" if int(u) < 60 else "test" for u in table["query_uid"]]}
+    halves["answer"] = [a if s == "test" else None for a, s in zip(table["answer"], halves["split"], strict=True)]
+    assert (
+        assess_folds(Demonstrations.from_columns(halves), model_class("prior")).note == "no votes: train has no answers"
+    )
+
+
+def test_a_rule_takes_no_prompt_without_a_label() -> None:
+    """Where no seen prompt reaches a half and the unseen one has no label, switch stays."""
+    train, test = world(200), world(60, seed=3).to_table().to_pydict()
+    keep = [i for i, (u, p) in enumerate(zip(test["query_uid"], test["prompt_id"], strict=True)) if p != "b" or u < "3"]
+    sparse = Demonstrations.from_columns({name: [values[i] for i in keep] for name, values in test.items()})
+    found = assess(Recommender.fit(train.of(prompts=[0, 2]), model_class("prior")), train.of(prompts=[0, 2]), sparse)
+    assert {o.n for o in found.outcomes} == {60}
+    p = np.array([[0.2, -np.inf], [0.2, 0.1], [0.7, 0.9], [-np.inf, 0.1]])
+    assert switch(p, np.array([0]), np.array([1])).tolist() == [0, 1, 0, 1]
 
 
 def test_json_of_findings_is_plain(mawps: Demonstrations) -> None:

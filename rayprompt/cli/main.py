@@ -437,6 +437,8 @@ def run(application: Callable[..., Any], arguments: list[str] | None) -> int:
         context = getattr(error, "ctx", None)
         see = f" (see: {context.command_path} --help)" if context else ""
         return _fail(getattr(error, "format_message", error.__str__)() + see, 2)
+    if code == Interrupted.exit_code:  # what typer makes of KeyboardInterrupt
+        return _fail("interrupted", code)
     return code if isinstance(code, int) else 0
 
 

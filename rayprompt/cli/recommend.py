@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayprompt.cli.options import JsonOption, parse_settings
+from rayprompt.cli.options import JsonOption, is_given, parse_settings
+from rayprompt.cli.recommend_files import check_file, check_unicode, joined, read_earlier, read_queries
 from rayprompt.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ app = typer.Typer(
     name="recommend",
     help="Reward models, learned offline from logs: which prompt for which query, without asking the LM.",
     rich_markup_mode=None,
-    no_args_is_help=True,
 )
 DemosArgument = Annotated[
     Path, typer.Argument(help="A Parquet file of demonstrations (docs/reward.md), or a study's directory.")
@@ -50,7 +52,18 @@ ByOption = Annotated[
     str, typer.Option(help="What folds never tear apart: query (same text) or template (but numbers).")
 ]
 SeedOption = Annotated[int, typer.Option(help="Of folds and models.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write over an earlier one.")]
 DEFAULT = "logistic-per-prompt"
+STUDY = "a study's directory: it has one LM, one data set and no answers, and is of train"
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Reward models, learned offline from logs: which prompt for which query, without asking the LM."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # queries are of any language, whatever the terminal's
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -73,7 +86,7 @@ def check(
         "findings": [finding.to_json() for finding in findings],
     }
     if json_:
-        print(json.dumps(content))
+        print_json(content)
         return
     print(
         f"{data.llm}: {data.rows:,} labels of {len(data.queries):,} queries under {len(data.prompts)} prompts, "
@@ -100,20 +113,23 @@ def fit(
     by: ByOption = "template",
     seed: SeedOption = 0,
     allow: AllowOption = None,
+    force: ForceOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Learn a recommender from demonstrations."""
     from rayprompt.reward.checks import check as find
     from rayprompt.reward.checks import refuse
+    from rayprompt.reward.model import check_target
     from rayprompt.reward.recommender import Recommender
 
+    check_target(out, force=force)
     make = maker(reward_model, set_, features)
     data = read_data(demonstrations, llm, dataset)
-    refuse(find(data), allow or ())
     train = data.of(split=split)
+    refuse(find(data, split), allow or ())
     make().features.prepare(train.queries)
     recommender = Recommender.fit(train, make, count=folds, by=by, seed=seed)
-    recommender.save(out)
+    recommender.save(out, force=force)
     content = {
         "recommender": str(out),
         "model": recommender.model.name,
@@ -122,7 +138,7 @@ def fit(
         "data": recommender.model.data,
     }
     if json_:
-        print(json.dumps(content))
+        print_json(content)
         return
     print(f"{content['model']} on {content['prompts']} prompts; its opinion counts {recommender.guard.weight:g}")
     print(f"recommender in {out}; use it with: rayprompt recommend run {out} QUERIES")
@@ -130,6 +146,7 @@ def fit(
 
 @app.command(name="eval")
 def evaluate(
+    context: typer.Context,
     demonstrations: DemosArgument,
     recommender: Annotated[
         Path | None, typer.Option(help="One that was fitted on the train split of this file; judged on test.")
@@ -148,6 +165,8 @@ def evaluate(
     json_: JsonOption = False,
 ) -> None:
     """Judge a recommender on queries that it has not seen: probabilities, choices, and LM calls."""
+    import numpy as np
+
     from rayprompt.reward.assess import assess, assess_folds
     from rayprompt.reward.checks import check as find
     from rayprompt.reward.checks import refuse
@@ -155,8 +174,15 @@ def evaluate(
 
     data = read_data(demonstrations, llm, dataset, answers)
     if recommender is not None:
+        refuse_given(
+            context, ("folds", "reward_model", "set_", "by", "seed"), "--recommender: it was fitted with its own"
+        )
+        split = split or "test"
+        if split == "train":
+            raise InputError(
+                "--split train: the recommender was fitted on it; judge it on another, or cross-validate without it"
+            )
         found = Recommender.load(recommender, features_of(features))
-        refuse(find(data), allow or ())
         train = data.of(split="train")
         trained = train.of(prompts=train.labelled())
         if trained.digest != found.model.data:
@@ -164,7 +190,9 @@ def evaluate(
                 f"{recommender}: was fitted on other demonstrations than the train split of {demonstrations} (data "
                 f"{found.model.data[:12]}, here {trained.digest[:12]}); fit it anew"
             )
-        result = assess(found, train, data.of(split=split or "test"))
+        test = data.of(split=split)
+        refuse(find(data.of(instances=np.isin(data.split, ("train", split)))), allow or ())
+        result = assess(found, train, test)
     else:
         part = data if split is None else data.of(split=split)
         refuse([f for f in find(part) if f.name == "constant"], allow or ())
@@ -172,7 +200,7 @@ def evaluate(
         make().features.prepare(part.queries)
         result = assess_folds(part, make, count=folds, by=by, seed=seed)
     if json_:
-        print(json.dumps(result.to_json()))
+        print_json(result.to_json())
     else:
         from rayprompt.cli.recommend_tables import show
 
@@ -189,42 +217,48 @@ def run(
     ] = None,
     rule: Annotated[str, typer.Option(help="guarded, best-of-n or switch.")] = "guarded",
     features: FeaturesOption = "text",
+    force: ForceOption = False,
 ) -> None:
     """The prompt for each query, as JSON lines: query, prompt, p, runner_up, margin. No LM is asked."""
+    from rayprompt.reward.demonstrations import write_table
     from rayprompt.reward.recommender import Recommender
     from rayprompt.tables import read_prompts
 
+    if out is not None:
+        check_file(out)
+        if not force and out.is_file() and out.stat().st_size:
+            raise InputError(f"--out {out}: is there already; --force to write over it")
     found = Recommender.load(recommender, features_of(features))
-    choice = found.recommend(read_queries(queries), read_prompts(prompts) if prompts is not None else None, rule=rule)
+    pool = None if prompts is None else check_unicode(read_prompts(prompts), f"{prompts}, prompt")
+    choice = found.recommend(read_queries(queries), pool, rule=rule)
     if out is None:
         for row in choice.rows():
             print(json.dumps(row, ensure_ascii=False))
-        return
-    import pyarrow.parquet as pq
-
-    try:
-        pq.write_table(choice.to_table(), out)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+    else:
+        write_table(choice.to_table(), out)
 
 
 @app.command()
 def collect(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(help="A table of logs (columns prompt, log; docs/reward.md), or a study's directory."),
     ],
-    out: Annotated[Path, typer.Option(help="The Parquet file of demonstrations.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file of demonstrations; other splits in it stay.")],
     queries: Annotated[Path | None, typer.Option(help="Of logs: a table with the queries in their order.")] = None,
     llm: Annotated[str | None, typer.Option(help="Of logs: the LM's name.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Of logs: the data set's name.")] = None,
     split: Annotated[str, typer.Option(help="Of logs: which split they are of.")] = "train",
     allow: Annotated[list[str] | None, typer.Option(help="gaps: queries may be missing in a log.")] = None,
+    force: ForceOption = False,
 ) -> None:
     """Make demonstrations from text logs, or from what a study has scored on train."""
     from rayprompt.reward.logs import read_logs
 
+    earlier = read_earlier(out, force)
     if source.is_dir():
+        refuse_given(context, ("queries", "llm", "dataset", "split", "allow"), STUDY)
         from rayprompt.study.demonstrations import from_study
 
         data = from_study(source)
@@ -234,8 +268,15 @@ def collect(
         if set(allow or ()) - {"gaps"}:
             raise InputError(f"--allow {(allow or [''])[0]}: only gaps can be allowed here")
         data = read_logs(source, queries, llm=llm, dataset=dataset, split=split, gaps=bool(allow))
-    data.write(out)
+    joined(earlier, data, out, force).write(out)
     print(f"{data.rows:,} labels of {len(data.queries):,} queries under {len(data.prompts)} prompts in {out}")
+
+
+def refuse_given(context: typer.Context, names: Sequence[str], beside: str) -> None:
+    """Raise ``InputError`` where one of these options was given: it would change nothing."""
+    for name in names:
+        if is_given(context, name):
+            raise InputError(f"--{name.strip('_').replace('_', '-')} beside {beside}")
 
 
 def read_data(path: Path, llm: str | None, dataset: str | None, answers: Path | None = None) -> Demonstrations:
@@ -243,6 +284,9 @@ def read_data(path: Path, llm: str | None, dataset: str | None, answers: Path | 
     from rayprompt.reward.demonstrations import read_demonstrations
 
     if path.is_dir():
+        for option, value in (("--llm", llm), ("--dataset", dataset), ("--answers", answers)):
+            if value is not None:
+                raise InputError(f"{option} beside {STUDY}")
         from rayprompt.study.demonstrations import from_study
 
         return from_study(path)
@@ -256,6 +300,7 @@ def maker(name: str, pairs: Sequence[str] | None, features: str) -> Callable[[],
 
     cls = model_class(name)
     settings = settings_of(parse_settings(list(pairs or [])), cls)
+    cls(None, **settings)  # a setting that is out of range is known before vectors are made
     shared = features_of(features)  # vectors are made once; None is text features of each model's own
     return lambda: cls(shared, **settings)
 
@@ -272,35 +317,25 @@ def features_of(given: str) -> Any:
     if where and kind == "encoder":
         from rayprompt.lm.embed import encoder
 
-        return Vectors(embed=encoder(where), origin=given)
+        place = str(Path(where).resolve()) if Path(where).is_dir() else where
+        return Vectors(embed=encoder(where), origin=f"{kind}:{place}")
     if where and kind == "lm":
+        from rayprompt.lm.source import describe_model
         from rayprompt.study.evaluate import embedder
 
-        return Vectors(embed=embedder(where), origin=given)
+        source, _ = describe_model(where)
+        return Vectors(embed=embedder(where), origin=f"{kind}:{source.location} ({source.digest[:12]})")
     raise InputError(f"--features {given}: text, vectors:FILE, lm:MODEL or encoder:NAME")
 
 
-def read_queries(given: str) -> list[str]:
-    """Queries from a file or standard input.
+def print_json(content: Any) -> None:
+    """One line on standard output; a number that is none is null, as JSON has no other."""
+    print(json.dumps(_finite(content), allow_nan=False))
 
-    Raises:
-        InputError: it cannot be read, or a query has no text.
-    """
-    from rayprompt.tables import read_lines, read_rows
 
-    if given == "-":
-        lines = [line.rstrip("\n") for line in sys.stdin]
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                raise InputError(f"standard input, line {number}: a query without text")
-        if not lines:
-            raise InputError("standard input: holds no queries (one a line)")
-        return lines
-    path = Path(given)
-    if path.suffix in (".txt", ""):
-        return read_lines(path, "queries")
-    rows = read_rows(path)
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get("query"), str) or not row["query"].strip():
-            raise InputError(f"{path}, row {number}: a query without text (column 'query')")
-    return [row["query"] for row in rows]
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

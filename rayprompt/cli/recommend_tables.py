@@ -8,10 +8,14 @@ from rich.table import Table
 
 from rayprompt.reward.assess import Assessment
 
+WIDE = 160  # columns, where there is no terminal
+
 
 def show(result: Assessment) -> None:
-    """Three tables: probabilities, choices, calls."""
+    """Tables: probabilities, choices, calls, and the two kinds of votes at as many calls."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)  # nobody's window: headings are not cut
     table = Table(box=box.SIMPLE, title=f"{result.model} on {result.llm}, {result.n:,} instances", title_justify="left")
     for name in (
         "probabilities on",
@@ -30,10 +34,11 @@ def show(result: Assessment) -> None:
         table.add_row(name, f"{q.n:,}", *(f"{v:.3f}" for v in values))
     console.print(table)
     table = Table(box=box.SIMPLE)
-    for name in ("choice", "success", "se", "over best on train", "se", "LM calls"):
+    for name in ("choice", "n", "success", "se", "over best on train", "se", "LM calls"):
         table.add_column(name, justify="left" if name == "choice" else "right")
     for o in result.outcomes:
-        table.add_row(o.rule, f"{o.success:.3f}", f"{o.se:.3f}", f"{o.gain:+.3f}", f"{o.gain_se:.3f}", f"{o.calls:g}")
+        numbers = (f"{o.success:.3f}", f"{o.se:.3f}", f"{o.gain:+.3f}", f"{o.gain_se:.3f}", f"{o.calls:g}")
+        table.add_row(o.rule, f"{o.n:,}", *numbers)
     console.print(table)
     if result.votes:
         table = Table(box=box.SIMPLE)
@@ -44,3 +49,12 @@ def show(result: Assessment) -> None:
                 price = "" if p.price is None else f"{p.price:g}"
                 table.add_row(kind, f"{p.calls:.2f}", f"{p.success:.3f}", f"{p.se:.3f}", price)
         console.print(table)
+        table = Table(box=box.SIMPLE)
+        for name in ("LM calls", "majority", "cost-aware", "difference", "se"):
+            table.add_column(name, justify="right")
+        for c in result.compared:
+            rates = (f"{c.majority:.3f}", f"{c.cost_aware:.3f}", f"{c.gain:+.3f}", f"{c.gain_se:.3f}")
+            table.add_row(str(c.calls), *rates)
+        console.print(table)
+    if result.note:
+        console.print(result.note)

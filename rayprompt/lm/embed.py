@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayprompt.errors import InputError
-from rayprompt.lm.source import load_tokenizer, quiet
+from rayprompt.lm.source import load_tokenizer, model_folder, quiet
 from rayprompt.scores import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def mean_states(body: Callable[..., Any], rows: Sequence[IntArray], device: torc
 
 
 def encoder(name: str) -> Callable[[Sequence[str]], FloatArray]:
-    """Texts -> (N, d), by any encoder that transformers can load, in this process.
+    """Texts -> (N, d), by any encoder that transformers can load, in this process: bundled, a folder, or of the hub.
 
     Raises:
         InputError: it cannot be loaded.
@@ -76,7 +77,9 @@ def _loaded(name: str) -> tuple[Any, Any]:
     import transformers
 
     quiet()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error says what its warnings do
+    folder = model_folder(name)
     try:
-        return load_tokenizer(name), transformers.AutoModel.from_pretrained(name).eval()
+        return load_tokenizer(name), transformers.AutoModel.from_pretrained(folder).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"encoder {name}: cannot be loaded ({str(error).splitlines()[0]})") from None

@@ -13,7 +13,7 @@ from sklearn.decomposition import TruncatedSVD
 
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.reward.features import TextFeatures, counts
-from rayprompt.reward.model import RewardModel
+from rayprompt.reward.model import RewardModel, within
 from rayprompt.scores import FloatArray, IntArray
 
 COMPONENTS = 64  # of a query's features
@@ -27,14 +27,19 @@ class BoostedSettings:
     Attributes:
         trees, rate: their number, and how much of each counts.
         leaves, depth: the most leaves of a tree, and its depth (-1 = any).
-        least: rows in a leaf.
+        least: rows in a leaf; never more than one in twenty of all. XGBoost counts them by the variance of their
+            labels: it asks for as much as so many rows have on average.
     """
 
-    trees: int = 200
-    rate: float = 0.05
-    leaves: int = 31
-    depth: int = -1
-    least: int = 50
+    trees: int = within(200, 1, 100_000)
+    rate: float = within(0.05, 1e-6, 1)
+    leaves: int = within(31, 2, 100_000)
+    depth: int = within(-1, -1, 1000)
+    least: int = within(50, 1)
+
+    def rows_in_leaf(self, rows: int) -> int:
+        """The least, of so many rows."""
+        return min(self.least, max(1, rows // 20))
 
 
 class Dense(RewardModel):
@@ -103,7 +108,7 @@ class LightGBM(Dense):
         s = self.settings
         options = {
             "objective": "binary", "learning_rate": s.rate, "num_leaves": s.leaves, "max_depth": s.depth,
-            "min_data_in_leaf": min(s.least, max(1, len(y) // 20)), "seed": seed, "deterministic": True,
+            "min_data_in_leaf": s.rows_in_leaf(len(y)), "seed": seed, "deterministic": True,
             "force_row_wise": True, "num_threads": 1, "verbosity": -1, "feature_pre_filter": False,
         }  # fmt: skip
         self.booster = lightgbm.train(options, lightgbm.Dataset(rows, y), num_boost_round=s.trees)
@@ -138,8 +143,8 @@ class XGBoost(Dense):
         s = self.settings
         options = {
             "objective": "binary:logistic", "eta": s.rate, "max_leaves": s.leaves, "max_depth": max(0, s.depth),
-            "min_child_weight": 1.0, "seed": seed, "nthread": 1, "tree_method": "hist", "grow_policy": "lossguide",
-            "verbosity": 0,
+            "min_child_weight": s.rows_in_leaf(len(y)) * float(y.var()), "seed": seed, "nthread": 1, "verbosity": 0,
+            "tree_method": "hist", "grow_policy": "lossguide",
         }  # fmt: skip
         self.booster = self.library.train(options, self.library.DMatrix(rows, y), num_boost_round=s.trees)
 

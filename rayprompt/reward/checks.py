@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rayprompt.errors import InputError, unknown
-from rayprompt.reward.demonstrations import SIGNALS, Demonstrations, mask_numbers
+from rayprompt.reward.demonstrations import SIGNALS, Demonstrations, mask_numbers, plain
+from rayprompt.scores import BoolArray
 
 FEW = 50  # labels: a prompt with fewer may well be always right or always wrong
 FEW_LEAKS = 0.01  # of test queries: templates are short, and two queries may have the same by chance
@@ -37,10 +38,10 @@ class Finding:
         return {"name": self.name, "count": self.count, "message": self.message, "refused": self.refused}
 
 
-def check(demonstrations: Demonstrations) -> list[Finding]:
-    """All that is found, what is refused first."""
+def check(demonstrations: Demonstrations, train: str = "train") -> list[Finding]:
+    """All that is found, what is refused first; ``train`` is the split that is learned from."""
     found = [
-        *leaks(demonstrations),
+        *leaks(demonstrations, train),
         *_constant(demonstrations),
         *_repeats(demonstrations),
         *_gaps(demonstrations),
@@ -64,36 +65,57 @@ def refuse(findings: Collection[Finding], allow: Collection[str] = ()) -> None:
         raise InputError(f"{wrong[0].message}; --allow {wrong[0].name} to go on all the same{more}")
 
 
-def leaks(demonstrations: Demonstrations, train: str = "train", test: str = "test") -> list[Finding]:
-    """Test queries that stand in train: with the same text, or with other numbers in it."""
+def leaks(demonstrations: Demonstrations, train: str = "train") -> list[Finding]:
+    """Queries of the other splits that stand in train: with the same text, or with other numbers in it.
+
+    Each split of each data set is looked at alone: a small one that leaks does not hide in a large one that does not.
+    """
     d = demonstrations
-    parts = [d.query[d.split == split] for split in (train, test)]
-    if not all(len(part) for part in parts):
-        return []
-    exact = [{" ".join(q.split()).lower()} for q in d.queries]
-    alike = [{mask_numbers(q), f"uid {uid}"} for q, uid in zip(d.queries, d.templates, strict=True)]
+    exact = [{plain(q)} for q in d.queries]
+    alike = [
+        {mask_numbers(q), key} for q, key in zip(d.queries, zip(d.datasets, d.templates, strict=True), strict=True)
+    ]
     found = []
     for name, what, keys in (
         ("leak-query", "the same text", exact),
         ("leak-template", "the same text but for its numbers", alike),
     ):
-        known = set().union(*(keys[q] for q in parts[0].tolist()))
-        count = sum(not known.isdisjoint(keys[q]) for q in parts[1].tolist())
-        if count:
-            share = count / len(parts[1])
-            message = f"{count} of {len(parts[1])} {test} queries ({share:.1%}) stand in {train} with {what}"
-            found.append(Finding(name, count, message, refused=name == "leak-query" or share > FEW_LEAKS))
+        known: set[Any] = set().union(*(keys[q] for q in d.query[d.split == train].tolist()))
+        for split, of, here in _parts(d):
+            if split == train:
+                continue
+            queries = d.query[here].tolist()
+            count = sum(not known.isdisjoint(keys[q]) for q in queries)
+            share = count / len(queries)
+            if count:
+                message = f"{count} of {len(queries)} {split} queries{of} ({share:.1%}) stand in {train} with {what}"
+                found.append(Finding(name, count, message, refused=name == "leak-query" or share > FEW_LEAKS))
     return found
 
 
+def _parts(d: Demonstrations) -> list[tuple[str, str, BoolArray]]:
+    """Each split of each data set: its name, words that say which data set where there are several, its instances."""
+    datasets = np.array([d.datasets[q] for q in d.query.tolist()])
+    several = len(set(datasets.tolist())) > 1
+    return [
+        (split, f" of {dataset}" if several else "", (d.split == split) & (datasets == dataset))
+        for dataset, split in sorted(set(zip(datasets.tolist(), d.split.tolist(), strict=True)))
+    ]
+
+
 def _constant(d: Demonstrations) -> list[Finding]:
+    """Prompts with many labels that are all the same in a split, and splits where all labels are."""
     columns = []
-    for split in sorted(set(d.split.tolist())):
-        values = d.correct[d.split == split]
+    for split, of, here in _parts(d):
+        values = d.correct[here]
+        labels = values[~np.isnan(values)]
+        if labels.min() == labels.max():
+            columns.append(f"all {len(labels)} labels of {split}{of} are {int(labels[0])}")
+            continue
         for p, prompt in enumerate(d.prompt_ids):
             labels = values[:, p][~np.isnan(values[:, p])]
             if len(labels) >= FEW and labels.min() == labels.max():
-                columns.append(f"prompt {prompt} in {split}: all {len(labels)} are {int(labels[0])}")
+                columns.append(f"prompt {prompt} in {split}{of}: all {len(labels)} are {int(labels[0])}")
     if not columns:
         return []
     text = "; ".join(columns[:4]) + ("; ..." if len(columns) > 4 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.reward.rows import (
+    Places,
+    TextArray,
+    first_of,
+    identified,
+    instances_of,
+    labels_of,
+    refuse_nulls,
+    signal_of,
+)
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 SCHEMA = "rayprompt.demonstrations/1"
@@ -23,7 +36,6 @@ REQUIRED = ("llm", "dataset", "split", "query_uid", "query", "prompt_id", "promp
 SIGNALS = ("confidence", "critic")
 OPTIONAL = ("template_uid", *SIGNALS, "answer", "gold")
 NUMBER = re.compile(r"\d[\d,.]*")
-TextArray = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Demonstrations:
         confidence, critic: (I, P) or None: the LM's own confidence, and its verdict on its answer; NaN where there is
             none.
         answer: (I, P) or None: what was extracted from the LM's text; None where there is nothing.
-        gold: (Q,) or None: the right answers.
+        gold: (Q,) or None: the right answers; None where one is not known.
     """
 
     llm: str
@@ -58,7 +70,7 @@ class Demonstrations:
     confidence: FloatArray | None = None
     critic: FloatArray | None = None
     answer: npt.NDArray[np.object_] | None = None
-    gold: tuple[str, ...] | None = None
+    gold: tuple[str | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.query)
@@ -72,6 +84,11 @@ class Demonstrations:
     def rows(self) -> int:
         """The number of labels."""
         return int(self.known.sum())
+
+    @property
+    def parts(self) -> set[tuple[str, str]]:
+        """The (data set, split) that there are instances of."""
+        return set(zip((self.datasets[q] for q in self.query.tolist()), self.split.tolist(), strict=True))
 
     @property
     def texts(self) -> list[str]:
@@ -88,11 +105,23 @@ class Demonstrations:
         return digest({"llm": self.llm, "queries": self.queries, "prompts": self.prompts, "labels": labels})
 
     def groups(self, by: str) -> IntArray:
-        """(I,) numbers of the groups that must not be torn apart: by ``query`` text or ``template``."""
+        """(I,) numbers of the groups that must not be torn apart: by ``query`` text or ``template``.
+
+        One template are queries with the same id of a template, with the same text, or with the same but for numbers.
+        """
         if by not in ("query", "template"):
             raise InputError(f"groups by {by!r}; they are by query or by template")
-        keys = [" ".join(q.split()) for q in self.queries] if by == "query" else self.templates
-        return np.unique(np.array(keys), return_inverse=True)[1][self.query]
+        numbers: dict[Any, int] = {}
+        pairs: list[tuple[int, int]] = []  # of a query and a key that it has
+        for q, text in enumerate(self.queries):
+            keys: list[Any] = [plain(text)]
+            if by == "template":
+                keys += [mask_numbers(text), (self.datasets[q], self.templates[q])]
+            pairs += [(q, numbers.setdefault(key, len(numbers))) for key in keys]
+        at, key = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        size = len(self.queries) + len(numbers)
+        edges = csr_matrix((np.ones(len(at)), (at, key + len(self.queries))), shape=(size, size))
+        return np.asarray(connected_components(edges, directed=False)[1][self.query], dtype=np.int64)
 
     def of(
         self, *, split: str | None = None, instances: Any = None, prompts: Sequence[int] | None = None
@@ -133,7 +162,7 @@ class Demonstrations:
         Raises:
             InputError: an id has one text here and another there.
         """
-        taken = set(zip((other.datasets[q] for q in other.query.tolist()), other.split.tolist(), strict=True))
+        taken = other.parts
         mine = zip((self.datasets[q] for q in self.query.tolist()), self.split.tolist(), strict=True)
         keep = np.array([key not in taken for key in mine], dtype=bool)
         if not keep.any():
@@ -179,16 +208,19 @@ class Demonstrations:
         Raises:
             InputError: the file cannot be written.
         """
-        try:
-            pq.write_table(self.to_table(), path, compression="zstd")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        write_table(self.to_table(), path)
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Sequence[Any]], where: str = "demonstrations") -> Demonstrations:
+    def from_columns(
+        cls,
+        columns: Mapping[str, Sequence[Any]],
+        where: str = "demonstrations",
+        numbers: Sequence[int] | None = None,
+    ) -> Demonstrations:
         """From rows (query, prompt) -> correct, as columns of one length; docs/reward.md has their meaning.
 
-        ``template_uid`` is made of the query with its numbers masked, where there is none.
+        ``template_uid`` is made of the query with its numbers masked, where there is none. Messages call rows by their
+        ``numbers``, from 1 on unless given.
 
         Raises:
             InputError: a column is missing, or a value cannot be used; the message names the row.
@@ -197,14 +229,16 @@ class Demonstrations:
         if missing:
             near = did_you_mean(missing[0], columns)
             raise InputError(f"{where}: no column {missing[0]!r}{near}; needed are {', '.join(REQUIRED)}")
+        place_of = Places(where, range(1, len(columns["llm"]) + 1) if numbers is None else numbers)
+        refuse_nulls(columns, place_of)
         llms = sorted(set(map(str, columns["llm"])))
         if len(llms) != 1:
             raise InputError(f"{where}: demonstrations of {len(llms)} LMs ({', '.join(llms)}); choose one with --llm")
-        correct = _labels(columns["correct"], where)
-        queries = _identified(columns, ("dataset", "query_uid"), "query", where)
-        prompts = _identified(columns, ("prompt_id",), "prompt", where)
+        correct = labels_of(columns["correct"], place_of)
+        queries = identified(columns, ("dataset", "query_uid"), "query", place_of)
+        prompts = identified(columns, ("prompt_id",), "prompt", place_of)
         split = np.array([str(s) for s in columns["split"]])
-        place, query = _instances(split, queries.of, prompts.of)
+        place, query = instances_of(split, queries.of, prompts.of)
         shape = (len(query), len(prompts.texts))
         at = (place, prompts.of)
 
@@ -212,7 +246,7 @@ class Demonstrations:
             if name not in columns:
                 return None
             values = np.full(shape, np.nan, dtype=np.float32)
-            values[at] = np.array([np.nan if v is None else v for v in columns[name]], dtype=np.float32)
+            values[at] = signal_of(name, columns[name], place_of)
             return values
 
         full = np.full(shape, np.nan, dtype=np.float32)
@@ -224,9 +258,9 @@ class Demonstrations:
         splits = np.empty(len(query), dtype=split.dtype)
         splits[place] = split
         texts = queries.texts
-        templates = [mask_numbers(text) for text in texts]
-        if "template_uid" in columns:
-            templates = _first(columns["template_uid"], queries)
+        given = first_of(columns["template_uid"], queries) if "template_uid" in columns else [None] * len(texts)
+        templates = [mask_numbers(text) if uid is None else uid for text, uid in zip(texts, given, strict=True)]
+        gold = first_of(columns["gold"], queries) if "gold" in columns else []
         return cls(
             llm=llms[0],
             queries=tuple(texts),
@@ -241,18 +275,8 @@ class Demonstrations:
             confidence=dense("confidence"),
             critic=dense("critic"),
             answer=answer,
-            gold=tuple(_first(columns["gold"], queries)) if "gold" in columns else None,
+            gold=tuple(gold) if any(value is not None for value in gold) else None,
         )
-
-
-@dataclass(frozen=True)
-class Identified:
-    """Things with ids in rows: their keys and texts, and (N,) which of them each row is about."""
-
-    keys: list[tuple[str, ...]]
-    texts: list[str]
-    of: IntArray
-    first: IntArray
 
 
 def read_demonstrations(
@@ -270,6 +294,8 @@ def read_demonstrations(
         InputError: a file cannot be read, or is something else.
     """
     columns = _read(Path(path))
+    numbers = list(range(1, len(next(iter(columns.values()), [])) + 1))
+    refuse_nulls(columns, Places(str(path), numbers))
     for name, wanted in (("llm", llm), ("dataset", dataset)):
         if wanted is not None and name in columns:
             keep = [i for i, value in enumerate(columns[name]) if str(value) == wanted]
@@ -279,14 +305,37 @@ def read_demonstrations(
                     f"{path}: no {name} {wanted!r}{did_you_mean(wanted, known)}; it has {', '.join(known)}"
                 )
             columns = {key: [values[i] for i in keep] for key, values in columns.items()}
+            numbers = [numbers[i] for i in keep]
     if answers is not None:
         _join_answers(columns, _read(Path(answers)), str(answers))
-    return Demonstrations.from_columns(columns, str(path))
+    return Demonstrations.from_columns(columns, str(path), numbers)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}") if path.is_file() or not path.exists() else path
+    try:
+        pq.write_table(table, part, compression="zstd")
+        if part != path:
+            part.replace(path)
+    except OSError as error:
+        if part != path:
+            part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def plain(text: str) -> str:
+    """A text in lower case, its spaces single."""
+    return " ".join(text.lower().split())
 
 
 def mask_numbers(text: str) -> str:
     """The template of a query: lower case, every number a #."""
-    return " ".join(NUMBER.sub("#", text.lower()).split())
+    return plain(NUMBER.sub("#", text))
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -300,66 +349,30 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 def _join_answers(columns: dict[str, list[Any]], other: dict[str, list[Any]], where: str) -> None:
+    """Put answers (and ``gold``) beside the labels: those of the k-th sample of a (query, prompt) to the k-th."""
     keys = ("llm", "dataset", "split", "query_uid", "prompt_id")
     for name in (*keys, "answer"):
         if name not in other:
             raise InputError(f"{where}: no column {name!r}; answers need {', '.join(keys)} and answer")
-    known = {key: i for i, key in enumerate(zip(*(map(str, other[name]) for name in keys), strict=True))}
-    places = [known.get(key) for key in zip(*(map(str, columns[name]) for name in keys), strict=True)]
-    if all(i is None for i in places):
+    if any(name not in columns for name in keys):
+        return  # and from_columns says which
+    answers: dict[tuple[str, ...], list[int]] = {}
+    labels: dict[tuple[str, ...], list[int]] = {}
+    for rows, table in ((answers, other), (labels, columns)):
+        for i, key in enumerate(zip(*(map(str, table[name]) for name in keys), strict=True)):
+            rows.setdefault(key, []).append(i)
+    pairs = []
+    for key, mine in labels.items():
+        theirs = answers.get(key, [])
+        if theirs and len(theirs) != len(mine):
+            about = ", ".join(f"{name} {value}" for name, value in zip(keys[2:], key[2:], strict=True))
+            raise InputError(f"{where}: {len(theirs)} answers to {len(mine)} labels of {about}; each needs its own")
+        pairs += list(zip(mine, theirs, strict=False))
+    if not pairs:
         raise InputError(f"{where}: no answer belongs to any of the demonstrations (by {', '.join(keys)})")
-    columns["answer"] = [None if i is None else other["answer"][i] for i in places]
-
-
-def _labels(values: Sequence[Any], where: str) -> FloatArray:
-    for row, value in enumerate(values, start=1):
-        if value not in (0, 1):  # True and False are
-            raise InputError(f"{where}, row {row}: correct is {value!r}; it must be 0 or 1")
-    return np.array(values, dtype=np.float32)
-
-
-def _identified(columns: Mapping[str, Sequence[Any]], by: tuple[str, ...], text: str, where: str) -> Identified:
-    """The distinct queries or prompts, in order of their first row.
-
-    Raises:
-        InputError: an id without text, or with two.
-    """
-    known: dict[tuple[str, ...], int] = {}
-    texts: list[str] = []
-    of, first = np.empty(len(columns[text]), dtype=np.int64), []
-    for row, (key, value) in enumerate(
-        zip(zip(*(map(str, columns[name]) for name in by), strict=True), columns[text], strict=True)
-    ):
-        if key not in known:
-            if not isinstance(value, str) or (not value.strip() and text == "query"):
-                raise InputError(f"{where}, row {row + 1}: {by[-1]} {key[-1]} has no text in column {text!r}")
-            known[key] = len(texts)
-            texts.append(value)
-            first.append(row)
-        of[row] = known[key]
-        if texts[of[row]] != value:
-            raise InputError(f"{where}, row {row + 1}: {by[-1]} {key[-1]} has another {text} than in an earlier row")
-    return Identified(list(known), texts, of, np.array(first, dtype=np.int64))
-
-
-def _first(values: Sequence[Any], things: Identified) -> list[str]:
-    return [str(values[i]) for i in things.first.tolist()]
-
-
-def _instances(split: TextArray, query: IntArray, prompt: IntArray) -> tuple[IntArray, IntArray]:
-    """(N,) the instance of each row, and (I,) the query of each instance: the k-th row of a (query, prompt) is in k."""
-    splits = np.unique(split, return_inverse=True)[1]
-    order = np.lexsort((prompt, query, splits))  # stable: rows of one pair stay in order
-    same = np.ones(len(order), dtype=bool)
-    for values in (prompt, query, splits):
-        same[1:] &= values[order][1:] == values[order][:-1]
-    same[:1] = False
-    start = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
-    sample = np.empty(len(order), dtype=np.int64)
-    sample[order] = np.arange(len(order)) - start
-    keys = np.stack([splits, query, sample], axis=1)
-    found, first, place = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))  # in order of their first rows
-    queries = np.empty(len(found), dtype=np.int64)
-    queries[rank] = found[:, 1]
-    return rank[place.reshape(-1)], queries
+    for name in ("answer", "gold"):
+        if name in other:
+            values = list(columns.get(name, [None] * len(columns["llm"])))
+            for row, i in pairs:
+                values[row] = other[name][i]
+            columns[name] = values

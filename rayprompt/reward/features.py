@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ NUMBER = re.compile(r"\d[\d,]*\.?\d*")
 TOKENS = r"(?u)\b\w+\b|[$%?]"
 WEIGHT = 0.3  # of a count, in standard deviations, beside words of weight 0 to 1
 MOST = 4.0  # standard deviations of a count
+PROBES = 8  # texts whose vectors are kept with a model
+MADE = ("lm:", "encoder:")  # origins that are a program, not a file
 WORDS = {
     "each": r"\b(each|every|per)\b",
     "compares": r"\b(more|less|fewer|than|times|twice|double)\b",
@@ -47,7 +50,7 @@ class TextFeatures:
 
     def __init__(self, min_df: int = 3) -> None:
         self.min_df = min_df
-        self.vectorizer = self._vectorizer(min_df=min_df)
+        self.vectorizer: TfidfVectorizer | None = None  # where there is no word: counts alone
         self.mean: FloatArray = np.zeros(0)
         self.std: FloatArray = np.ones(0)
 
@@ -60,12 +63,13 @@ class TextFeatures:
 
     def fit(self, texts: Sequence[str]) -> TextFeatures:
         """Learn vocabulary and scales."""
-        least = min(self.min_df, max(1, len(texts) // 20))
-        self.vectorizer = self._vectorizer(min_df=least)
-        try:
-            self.vectorizer.fit(texts)
-        except ValueError:  # no word occurs as often as that
-            self.vectorizer = self._vectorizer(min_df=1).fit(texts or ["?"])
+        self.vectorizer = None
+        for least in (min(self.min_df, max(1, len(texts) // 20)), 1):
+            try:
+                self.vectorizer = self._vectorizer(min_df=least).fit(texts)
+                break
+            except ValueError:  # no word occurs as often as that, or there is none at all
+                continue
         raw = np.log1p(counts(texts))
         self.mean, self.std = raw.mean(axis=0), raw.std(axis=0) + 1e-9
         return self
@@ -73,13 +77,16 @@ class TextFeatures:
     def transform(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """(N, F) rows."""
         scaled = np.clip((np.log1p(counts(texts)) - self.mean) / self.std, -MOST, MOST) * WEIGHT
-        return sparse.hstack([self.vectorizer.transform(texts), sparse.csr_matrix(scaled)], format="csr")
+        words = [] if self.vectorizer is None else [self.vectorizer.transform(texts)]
+        return sparse.hstack([*words, sparse.csr_matrix(scaled)], format="csr")
 
     def save(self, folder: Path) -> None:
         """Write ``words.json`` and ``text.npz``."""
-        words = sorted(self.vectorizer.vocabulary_, key=self.vectorizer.vocabulary_.__getitem__)
+        known = {} if self.vectorizer is None else self.vectorizer.vocabulary_
+        idf = np.zeros(0) if self.vectorizer is None else self.vectorizer.idf_
+        words = sorted(known, key=known.__getitem__)
         (folder / "words.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
-        np.savez(folder / "text.npz", idf=self.vectorizer.idf_, mean=self.mean, std=self.std)
+        np.savez(folder / "text.npz", idf=idf, mean=self.mean, std=self.std)
 
     @classmethod
     def load(cls, folder: Path) -> TextFeatures:
@@ -87,8 +94,9 @@ class TextFeatures:
         words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
         found = cls()
         with np.load(folder / "text.npz", allow_pickle=False) as arrays:
-            found.vectorizer = cls._vectorizer(vocabulary={word: i for i, word in enumerate(words)})
-            found.vectorizer.idf_ = arrays["idf"]
+            if words:
+                found.vectorizer = cls._vectorizer(vocabulary={word: i for i, word in enumerate(words)})
+                found.vectorizer.idf_ = arrays["idf"]
             found.mean, found.std = arrays["mean"], arrays["std"]
         return found
 
@@ -99,7 +107,7 @@ class Vectors:
     Args:
         known: text -> vector.
         embed: (texts) -> (N, d), for texts that are not known; None where there is nothing else.
-        origin: where they are from, for messages.
+        origin: where they are from. A model that has learned on those of an LM or an encoder takes no others'.
     """
 
     name = "vectors"
@@ -117,14 +125,16 @@ class Vectors:
         if len(widths) > 1:
             raise InputError(f"{origin}: vectors of different widths: {', '.join(str(w[-1]) for w in sorted(widths))}")
         self.width: int | None = widths.pop()[0] if widths else None
+        self.probes: dict[str, list[float]] = {}  # a few of what was learned on
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Make the vectors of all these texts at once."""
         self._vectors(texts)
 
     def fit(self, texts: Sequence[str]) -> Vectors:
-        """Nothing is learned; a first text tells the width."""
-        self._vectors(texts[:1])
+        """Nothing is learned; the first texts tell the width, and are kept to know the vectors again."""
+        some = list(texts[:PROBES])
+        self.probes = dict(zip(some, self._vectors(some).tolist(), strict=True))
         return self
 
     def transform(self, texts: Sequence[str]) -> sparse.csr_matrix:
@@ -152,8 +162,29 @@ class Vectors:
         return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
     def save(self, folder: Path) -> None:
-        """Write the width: vectors are given anew."""
-        (folder / "vectors.json").write_text(json.dumps({"width": self.width, "origin": self.origin}))
+        """Write what they are known by: vectors are given anew."""
+        content = {"width": self.width, "origin": self.origin, "probes": self.probes}
+        (folder / "vectors.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def check(self, folder: Path) -> None:
+        """See that they are those that the model in ``folder`` has learned on, as far as can be told.
+
+        Raises:
+            InputError: they are of another width, LM or encoder, or a text has another vector than it had then.
+        """
+        saved = json.loads((folder / "vectors.json").read_text(encoding="utf-8"))
+        if self.width not in (None, saved["width"]):
+            raise InputError(
+                f"{folder}: learned on vectors {saved['width']} wide; those given are {self.width} wide ({self.origin})"
+            )
+        if saved["origin"] != self.origin and any(o.startswith(MADE) for o in (saved["origin"], self.origin)):
+            raise InputError(f"{folder}: learned on vectors of {saved['origin']}; those given are of {self.origin}")
+        for text in (text for text in saved["probes"] if text in self.known):
+            if not np.allclose(self._vectors([text])[0], saved["probes"][text], rtol=0, atol=1e-4):
+                raise InputError(
+                    f"{folder}: learned on other vectors than those of {self.origin}: {text[:60]!r} had another"
+                )
+        self.width = saved["width"]
 
 
 def read_vectors(path: Path, column: str = "vector") -> dict[str, FloatArray]:
@@ -170,15 +201,28 @@ def read_vectors(path: Path, column: str = "vector") -> dict[str, FloatArray]:
         raise InputError(
             f"{path}: needs columns 'text' and {column!r}{did_you_mean(column, rows[0])} (it has {', '.join(rows[0])})"
         )
-    found: dict[str, FloatArray] = {
-        str(row["text"]): np.asarray(row[vector], dtype=np.float64) for row in rows if row[vector] is not None
-    }
+    found: dict[str, FloatArray] = {}
+    for number, row in enumerate(rows, start=1):
+        if row[vector] is None:
+            continue
+        if not isinstance(row["text"], str):
+            raise InputError(f"{path}, row {number}: text is {row['text']!r}; it must be a text")
+        if not _is_vector(row[vector]):
+            given = repr(row[vector])
+            raise InputError(f"{path}, row {number}: {vector} is {given[:60]}; it must be a list of finite numbers")
+        found[row["text"]] = np.asarray(row[vector], dtype=np.float64)
+    if not found:
+        raise InputError(f"{path}: {vector} is null in all rows")
     widths = sorted({len(v) for v in found.values()})
     if len(widths) != 1:
         raise InputError(
             f"{path}: vectors of {len(widths)} widths ({', '.join(map(str, widths))}); all must be as wide"
         )
     return found
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, (int, float)) and isfinite(x) for x in value)
 
 
 def counts(texts: Sequence[str]) -> FloatArray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rayprompt.errors import InputError
 from rayprompt.reward.demonstrations import Demonstrations
-from rayprompt.reward.model import RewardModel
+from rayprompt.reward.model import RewardModel, check_seed
 from rayprompt.scores import FloatArray, IntArray
 
 
@@ -18,8 +18,9 @@ def folds(data: Demonstrations, count: int, *, by: str = "template", seed: int =
     Groups are shuffled and dealt out, the largest first, to the fold that has fewest instances.
 
     Raises:
-        InputError: there are fewer groups than folds.
+        InputError: there are fewer groups than folds, or the seed is below 0.
     """
+    check_seed(seed)
     groups = data.groups(by)
     sizes = np.bincount(groups)
     if count < 2 or len(sizes) < count:

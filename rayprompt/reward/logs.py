@@ -23,7 +23,8 @@ def read_logs(path: Path, queries: Path, *, llm: str, dataset: str, split: str, 
     Args:
         path: a table, a row for each prompt: ``prompt``, its ``log``, and perhaps ``prompt_id`` and ``answers``, a
             file of what the LM wrote: entries ``(index, 'text')`` between lines of =. Files are named as seen from it.
-        queries: a table with the queries in the order of their indices: ``query``, perhaps ``query_uid``, ``gold``.
+        queries: a table with the queries in the order of their indices: ``query``, perhaps ``query_uid`` (else it is
+            split:index), ``gold``.
         llm, dataset, split: what to call them.
         gaps: whether queries may be missing in a log.
 
@@ -47,7 +48,7 @@ def read_logs(path: Path, queries: Path, *, llm: str, dataset: str, split: str, 
                 "llm": llm,
                 "dataset": dataset,
                 "split": split,
-                "query_uid": query.get("query_uid", index),
+                "query_uid": query.get("query_uid", f"{split}:{index}"),
                 "query": query["query"],
                 "prompt_id": row.get("prompt_id", number),
                 "prompt": row["prompt"],
@@ -57,6 +58,8 @@ def read_logs(path: Path, queries: Path, *, llm: str, dataset: str, split: str, 
             }
             for name, value in found.items():
                 columns.setdefault(name, []).append(value)
+    if not columns:
+        raise InputError(f"{path}: its logs hold no labels")
     if all(answer is None for answer in columns["answer"]):
         del columns["answer"]
     return Demonstrations.from_columns(columns, str(path))

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from rayprompt.lm.adam import AdamW
 from rayprompt.reward.boosted import Dense
+from rayprompt.reward.model import within
 from rayprompt.scores import FloatArray
 
 BATCH = 512
@@ -26,10 +27,10 @@ class MLPSettings:
         epochs, learning_rate, weight_decay: of AdamW, in batches of 512.
     """
 
-    units: int = 64
-    epochs: int = 10
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
+    units: int = within(64, 1, 100_000)
+    epochs: int = within(10, 1, 100_000)
+    learning_rate: float = within(1e-3, 1e-9, 10)
+    weight_decay: float = within(1e-2, 0, 10)
 
 
 class MLP(Dense):

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from rayprompt.errors import InputError, unknown
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.reward.features import TextFeatures
-from rayprompt.reward.model import RewardModel
+from rayprompt.reward.model import RewardModel, within
 from rayprompt.scores import FloatArray, IntArray
 
 WHERE = {
@@ -70,7 +70,7 @@ class LogisticSettings:
         c: inverse strength of the squared penalty.
     """
 
-    c: float = 1.0
+    c: float = within(1.0, 1e-6, 1e6)
 
 
 class LogisticPerPrompt(RewardModel):
@@ -111,7 +111,7 @@ class LogisticSharedSettings(LogisticSettings):
         own: scale of a prompt's own weights beside the shared ones: 0 is one query for all, large is a model each.
     """
 
-    own: float = 0.3
+    own: float = within(0.3, 0, 1000)
 
 
 class LogisticShared(LogisticPerPrompt):
@@ -177,8 +177,8 @@ class NeighboursSettings:
         strength: labels that a prompt's prior counts for beside them.
     """
 
-    k: int = 100
-    strength: float = 5.0
+    k: int = within(100, 1)
+    strength: float = within(5.0, 1e-3, 1e6)
 
 
 class Neighbours(RewardModel):
@@ -225,6 +225,7 @@ class Neighbours(RewardModel):
 def regression(x: sparse.csr_matrix, y: FloatArray, c: float, prior: float) -> tuple[FloatArray, float]:
     """Weights (F,) and bias of a logistic regression; the prior alone where all labels are the same."""
     if y.min() == y.max():
+        prior = min(max(prior, 1e-3), 1 - 1e-3)  # of one label nothing is certain
         return np.zeros(x.shape[1]), float(np.log(prior / (1 - prior)))
     model = LogisticRegression(C=c, max_iter=1000).fit(x, y)
     return model.coef_[0], float(model.intercept_[0])

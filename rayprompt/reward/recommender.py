@@ -23,6 +23,7 @@ from rayprompt.scores import BoolArray, FloatArray, IntArray
 from rayprompt.tables import read_json
 
 SCHEMA = "rayprompt.recommender/1"
+FILE = "recommender.json"
 RULES = ("guarded", "best-of-n", "switch")
 
 
@@ -98,12 +99,27 @@ class Recommender:
             count, by: folds, and what they never tear apart: ``query`` texts or ``template``.
             seed: of folds and models.
         """
-        train = train.of(prompts=train.labelled())
-        fold = folds(train, count, by=by, seed=seed)
-        p = held_out(train, fold, make, seed=seed)
-        scale, shift = platt(p, train.correct)
+        return cls.cross_fit(train, make, count=count, by=by, seed=seed)[0]
+
+    @classmethod
+    def cross_fit(
+        cls, train: Demonstrations, make: Callable[[], RewardModel], *, count: int = 5, by: str, seed: int
+    ) -> tuple[Recommender, FloatArray]:
+        """As :meth:`fit`, and (I, P) what the cross-validation said of train, calibrated.
+
+        These are of models that have not seen the instance, and none has seen anything but train.
+        """
+        columns = train.labelled()
+        labelled = train.of(prompts=columns)
+        fold = folds(labelled, count, by=by, seed=seed)
+        p = held_out(labelled, fold, make, seed=seed)
+        scale, shift = platt(p, labelled.correct)
         calibrated = sigmoid(scale * logit(p) + shift)
-        return cls(make().fit(train, seed=seed), fit_guard(calibrated, train, fold), scale, shift)
+        found = cls(make().fit(labelled, seed=seed), fit_guard(calibrated, labelled, fold), scale, shift)
+        # A prompt without a label is one that the models have not seen: what they say of all is what they say of it.
+        every = np.tile(calibrated.mean(axis=1, keepdims=True), (1, len(train.prompts)))
+        every[:, columns] = calibrated
+        return found, every
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -129,13 +145,13 @@ class Recommender:
         place = {text: i for i, text in enumerate(self.prompts)}
         seen = np.array([i for i, text in enumerate(prompts) if text in place], dtype=np.int64)
         unseen = np.array([i for i, text in enumerate(prompts) if text not in place], dtype=np.int64)
-        p = p if allowed is None else masked(p, allowed)
+        among = p if allowed is None else masked(p, allowed)
         if rule == "best-of-n":
-            return p.argmax(axis=1), p
+            return among.argmax(axis=1), among
         if not len(seen):
             raise InputError(f"rule {rule}: none of the prompts was learned from; with such, use --rule best-of-n")
         if rule == "switch":
-            return switch(p, seen, unseen), p
+            return switch(among, seen, unseen), among
         own = [place[prompts[i]] for i in seen.tolist()]
         guard = replace(self.guard, prior=self.guard.prior[own], mean=self.guard.mean[own])
         scores = np.full(p.shape, -np.inf)
@@ -170,9 +186,12 @@ class Recommender:
         margin = np.where(runner_up >= 0, scores[everyone, chosen] - others[everyone, runner_up], 0.0)
         return Recommendation(tuple(queries), tuple(prompts), chosen, runner_up, p[everyone, chosen], margin)
 
-    def save(self, folder: Path) -> None:
-        """Write it to a directory: JSON, NumPy arrays without pickles, and the libraries' own text formats."""
-        self.model.save(folder)
+    def save(self, folder: str | Path, *, force: bool = False) -> None:
+        """Write it to a directory: JSON, NumPy arrays without pickles, and the libraries' own text formats.
+
+        Raises:
+            InputError: it cannot be written, or something is there; with ``force`` an earlier one is written over.
+        """
         content = {
             "schema": SCHEMA,
             "guard": {
@@ -182,32 +201,34 @@ class Recommender:
             },
             "calibration": {"scale": self.scale, "shift": self.shift},
         }
-        (folder / "recommender.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+        self.model.save(Path(folder), force=force, more={FILE: json.dumps(content, indent=2)})
 
     @classmethod
     def load(cls, folder: str | Path, features: Features | None = None) -> Recommender:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: the directory holds something else.
+            InputError: the directory holds something else, or a part of one.
         """
         folder = Path(folder)
-        if not (folder / "recommender.json").is_file():
-            raise InputError(
-                f"{folder}: no recommender there (recommender.json); make one with rayprompt recommend fit"
-            )
-        content = read_json(folder / "recommender.json")
+        if not (folder / FILE).is_file():
+            raise InputError(f"{folder}: no recommender there ({FILE}); make one with rayprompt recommend fit")
+        content = read_json(folder / FILE)
         if content.get("schema") != SCHEMA:
-            raise InputError(
-                f"{folder / 'recommender.json'}: schema {content.get('schema')!r}; a recommender has {SCHEMA!r}"
-            )
-        guard = content["guard"]
+            raise InputError(f"{folder / FILE}: schema {content.get('schema')!r}; a recommender has {SCHEMA!r}")
         model = load_model(folder, features)
-        return cls(
-            model,
-            Guard(guard["weight"], np.array(guard["prior"]), np.array(guard["mean"])),
-            **content["calibration"],
-        )
+        try:
+            weight, prior, mean = (np.array(content["guard"][name], float) for name in ("weight", "prior", "mean"))
+            scale, shift = (float(content["calibration"][name]) for name in ("scale", "shift"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder / FILE}: not a whole recommender ({error}); fit it anew") from None
+        if FILE not in read_json(folder / "model.json")["files"]:
+            raise InputError(f"{folder}: {FILE} was not saved with the model there; fit it anew")
+        if not prior.shape == mean.shape == model.prior.shape:
+            raise InputError(
+                f"{folder / FILE}: a guard of {prior.size} prompts, but the model has {len(model.prompts)}; fit it anew"
+            )
+        return cls(model, Guard(float(weight), prior, mean), scale, shift)
 
 
 def logit(p: FloatArray) -> FloatArray:

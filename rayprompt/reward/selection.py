@@ -101,11 +101,11 @@ def masked(scores: FloatArray, allowed: BoolArray) -> FloatArray:
 def switch(p: FloatArray, seen: IntArray, unseen: IntArray, threshold: float = 0.5) -> IntArray:
     """(I,) the seen prompt with the highest probability; where none reaches the threshold, the best unseen one.
 
-    Prompt-OIRL's rule (its code's ``smart_combined``). Of equals the first.
+    Prompt-OIRL's rule (its code's ``smart_combined``). Of equals the first. What is minus infinity is no choice.
     """
     choice = seen[p[:, seen].argmax(axis=1)]
     if len(unseen):
-        low = p[:, seen].max(axis=1) < threshold
+        low = (p[:, seen].max(axis=1) < threshold) & ~np.isneginf(p[:, unseen]).all(axis=1)
         choice = np.where(low, unseen[p[:, unseen].argmax(axis=1)], choice)
     return np.asarray(choice)
 
@@ -167,7 +167,7 @@ def references(
 
     ``base`` (I,) are the prompts that are best on train. ``random`` is the mean of all prompts, ``hindsight`` the one
     that is best on these very instances, ``oracle`` counts an instance as right where any prompt was: also by luck, so
-    it is no target.
+    it is no target. All are of the same instances: a rule that takes a prompt without a label is a mistake of ours.
     """
     correct, groups, count = data.correct, data.groups(by), float(data.known.sum(axis=1).mean())
     right = taken(correct, base)
@@ -183,4 +183,6 @@ def references(
     best = masked(np.tile(means_of(correct), (len(data), 1)), data.known).argmax(axis=1)
     found["hindsight"] = (taken(correct, best), 1.0)
     found["oracle"] = (np.nanmax(correct, axis=1), count)
-    return [outcome(name, was, right, groups, calls) for name, (was, calls) in found.items()]
+    outcomes = [outcome(name, was, right, groups, calls) for name, (was, calls) in found.items()]
+    assert all(o.n == len(data) for o in outcomes), "a rule took a prompt that has no label"
+    return outcomes

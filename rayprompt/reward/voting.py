@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from sklearn.linear_model import Ridge
 from rayprompt.answers import canonical
 from rayprompt.errors import InputError
 from rayprompt.reward.demonstrations import Demonstrations
+from rayprompt.reward.selection import means_of
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 Canonical = Callable[[Any], "str | None"]
@@ -42,12 +44,12 @@ def _numbered(row: Sequence[Any], same: Canonical) -> IntArray:
 
 
 def right_answers(data: Demonstrations, answers: IntArray, same: Canonical = canonical) -> IntArray:
-    """(I,) the number of the right answer of each instance, by ``gold`` or else by the labels; -2 where none is."""
+    """(I,) the number of the right answer of each instance, by its ``gold`` or else by its labels; -2 where none is."""
     found = np.full(len(data), -2)
-    for i in range(len(data)):
-        if data.gold is not None and data.answer is not None:
-            gold = same(data.gold[int(data.query[i])])
-            hits = [p for p, value in enumerate(data.answer[i].tolist()) if same(value) == gold and gold is not None]
+    for i, query in enumerate(data.query.tolist()):
+        gold = None if data.gold is None else same(data.gold[query])
+        if gold is not None and data.answer is not None:
+            hits = [p for p, value in enumerate(data.answer[i].tolist()) if same(value) == gold]
         else:
             hits = np.flatnonzero((data.correct[i] == 1) & (answers[i] >= 0)).tolist()
         if hits:
@@ -94,6 +96,17 @@ def tally(answers: IntArray, weights: FloatArray) -> Tally:
     return Tally(leader, top, second, distinct)
 
 
+def success_of(data: Demonstrations, known: FloatArray | None = None) -> FloatArray:
+    """(P,) the success of each prompt: what is known of it, or else its mean over the labels of ``data``."""
+    means = means_of(data.correct)
+    return means if known is None else np.where(np.isnan(known), means, known)
+
+
+def best_first(success: FloatArray) -> IntArray:
+    """(P,) places of the prompts in the order in which they are asked; of equals the earlier."""
+    return np.argsort(-success, kind="stable")
+
+
 def vote_weights(success: FloatArray, answers: IntArray, right: IntArray) -> FloatArray:
     """(K,) log-odds of prompts with that success (K,) against a wrong answer; wrong ones agree as often as they did."""
     wrong = np.where(answers == right[:, None], -1, answers)
@@ -118,7 +131,7 @@ class CostAware:
     and Schwartz, 2001, but on differences, which vary much less than the values themselves).
 
     Args:
-        price: of a call, in successes.
+        price: of a call, in successes. Below 0 more is asked than pays, which shows what the calls left would bring.
 
     Attributes:
         prompts: (K,) their texts; order: (K,) their places as they are asked; weights: (K,) of their votes.
@@ -126,29 +139,35 @@ class CostAware:
     """
 
     def __init__(self, price: float) -> None:
-        if price < 0:
-            raise InputError(f"price {price}: must be 0 or more successes a call")
+        if not math.isfinite(price):
+            raise InputError(f"price {price}: must be a number of successes a call")
         self.price = price
         self.order: IntArray = np.zeros(0, dtype=np.int64)
         self.weights: FloatArray = np.zeros(0)
         self.gain: FloatArray = np.zeros(1)
         self.prompts: tuple[str, ...] = ()
 
-    def fit(self, data: Demonstrations, p: FloatArray) -> CostAware:
-        """Learn from demonstrations with answers, and a reward model's probabilities (I, P) for them."""
+    def fit(self, data: Demonstrations, p: FloatArray, success: FloatArray | None = None) -> CostAware:
+        """Learn from demonstrations with answers, and a reward model's probabilities (I, P) for them.
+
+        Prompts are asked, and their votes count, by their success here, or by ``success`` (P,) where that is known
+        better, from labels that have no answers; NaN where it is not.
+        """
         answers = answers_of(data)
         right = right_answers(data, answers)
-        success = np.nanmean(data.correct, axis=0)
+        success = success_of(data, success)
         self.prompts = data.prompts
-        self.order = np.argsort(-success, kind="stable")
+        self.order = best_first(success)
         self.weights = vote_weights(success, answers, right)[self.order]
         votes = tally(answers[:, self.order], self.weights)
         hit = (votes.leader == right[:, None]).astype(np.float64)
         calls = len(self.order)
+        if calls == 1:
+            return self
         states = np.stack([self.state(votes, p[:, self.order], k) for k in range(calls - 1)], axis=1)
         asked = np.full((len(data), calls - 1), calls)  # where one who goes on after call k stops
         everyone = np.arange(len(data))
-        for _ in range(ROUNDS if calls > 1 else 0):
+        for _ in range(ROUNDS):
             ends = np.take_along_axis(hit, asked - 1, axis=1)
             gained = ends - hit[:, :-1] - self.price * (asked - 1 - np.arange(calls - 1))
             ridge = Ridge(PENALTY).fit(states.reshape(-1, states.shape[2]), gained.reshape(-1))

@@ -13,7 +13,7 @@ from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.scores import Scores
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
-from rayprompt.study.manifest import read_manifest
+from rayprompt.study.manifest import FILE, read_manifest
 from rayprompt.task import Example, Task, load_task
 
 
@@ -40,6 +40,8 @@ def from_study(path: Path) -> Demonstrations:
     Raises:
         InputError: it is no study of a search, its store is elsewhere, or its task is another one by now.
     """
+    if not (path / FILE).is_file():
+        raise InputError(f"{path}: not a study's directory (it holds no {FILE}), and not a file of demonstrations")
     record = read_manifest(path)
     about = record["task"]
     if about["location"] is None:
@@ -59,6 +61,7 @@ def from_study(path: Path) -> Demonstrations:
     keep = [i for i, (key, digest) in enumerate(zip(keys, digests, strict=True)) if key in texts and digest in examples]
     if not keep:
         raise InputError(f"{path}: no scores of text prompts on train")
+    written = pairs.column("completion").to_pylist() if task.generates else []
     return Demonstrations.from_columns(
         _columns(
             record["model"]["name"],
@@ -68,7 +71,7 @@ def from_study(path: Path) -> Demonstrations:
             [(keys[i], texts[keys[i]]) for i in keep],
             [values[i] for i in keep],
             task,
-            None if not task.generates else [pairs.column("completion")[i].as_py() for i in keep],
+            [written[i] for i in keep] if task.generates else None,
         ),
         str(path),
     )
