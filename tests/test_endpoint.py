@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from conftest import task_of
+from conftest import PoolOf, task_of
 from lm_server import FAULTS, Server, serving
 from test_generation import verdicts
 from transformers.utils.import_utils import is_serve_available
@@ -50,7 +50,7 @@ def small(**changes: Any) -> Task:
 
 CAUSAL = BUNDLED / "tiny-causal"
 KEY = "sk-a-very-secret-key-0123456789"
-QUICK = {"timeout": 0.7, "tries": 12}
+QUICK = {"timeout": 1, "tries": 12, "in_flight": 8}
 PROMPTS = ["", "it was", "so very"]
 
 
@@ -58,6 +58,12 @@ PROMPTS = ["", "it was", "so very"]
 def server() -> Iterator[Server]:
     with serving(CAUSAL) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def pool(pool_of: PoolOf) -> ScoringPool:
+    """The same LM, loaded here."""
+    return pool_of(Problem("reviews", "tiny-causal").lm, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +137,9 @@ def test_characters_are_tokens() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_label_scores_are_the_local_ones(server: Server) -> None:
+def test_label_scores_are_the_local_ones(server: Server, pool: ScoringPool) -> None:
     there = rayprompt.score(PROMPTS, small(), server.model, on="dev")
-    here = rayprompt.score(PROMPTS, small(), "tiny-causal", on="dev")
+    here = rayprompt.score(PROMPTS, small(), "tiny-causal", on="dev", pool=pool)
     assert there.label_log_probs is not None
     assert here.label_log_probs is not None
     assert np.abs(there.label_log_probs - here.label_log_probs).max() < 1e-3
@@ -142,15 +148,18 @@ def test_label_scores_are_the_local_ones(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_words_of_several_tokens_too(server: Server) -> None:
+def test_words_of_several_tokens_too(server: Server, pool: ScoringPool) -> None:
     task = task_of(label_words={0: "very terrible", 1: "great fun"})
-    there, here = (rayprompt.score(PROMPTS, task, model) for model in (server.model, "tiny-causal"))
+    there = rayprompt.score(PROMPTS, task, server.model)
+    here = rayprompt.score(PROMPTS, task, "tiny-causal", pool=pool)
     assert np.abs(there.dense("label_log_probs") - here.dense("label_log_probs")).max() < 1e-3
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_without_echo_the_likeliest_tokens_and_without_those_the_completed_label(server: Server) -> None:
-    here = rayprompt.score(PROMPTS, small(), "tiny-causal", on="dev")
+def test_without_echo_the_likeliest_tokens_and_without_those_the_completed_label(
+    server: Server, pool: ScoringPool
+) -> None:
+    here = rayprompt.score(PROMPTS, small(), "tiny-causal", on="dev", pool=pool)
     server.log_probs = "top"
     top = Problem(small(), server.model)
     assert top.lm.endpoint is not None
@@ -163,7 +172,7 @@ def test_without_echo_the_likeliest_tokens_and_without_those_the_completed_label
     assert not text.gives_log_probs
     written = rayprompt.score(PROMPTS, text, on="dev")
     assert written.label_log_probs is None
-    wanted = rayprompt.score(PROMPTS, verdicts(), "tiny-causal", on="dev")
+    wanted = rayprompt.score(PROMPTS, verdicts(), "tiny-causal", on="dev", pool=pool)
     wanted = replace(
         wanted,
         completion=tuple(t for t, e in zip(wanted.completion or (), wanted.example, strict=True) if e < 24),
@@ -188,9 +197,9 @@ def test_chat_takes_messages(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_generation_and_sampling_over_the_wire(server: Server) -> None:
+def test_generation_and_sampling_over_the_wire(server: Server, pool: ScoringPool) -> None:
     there = rayprompt.score(PROMPTS, verdicts(), server.model, on="dev")
-    here = rayprompt.score(PROMPTS, verdicts(), "tiny-causal", on="dev")
+    here = rayprompt.score(PROMPTS, verdicts(), "tiny-causal", on="dev", pool=pool)
     assert there.completion == here.completion
     sampled = Problem(verdicts(stop=["."]), server.model, lm={"temperature": 1, "samples": 2, "max_tokens": 4})
     scores = rayprompt.score(["it was"], sampled)
@@ -215,11 +224,11 @@ SAME = ("best_prompt", "train", "dev", "test", "baselines", "p_value", "finalist
 
 @pytest.mark.usefixtures("ray_session")
 def test_faults_lose_nothing_double_nothing_and_change_nothing(server: Server, studies: Path) -> None:
-    given: dict[str, Any] = {"model": server.model, "budget": 480, "lm": QUICK}
+    given: dict[str, Any] = {"model": server.model, "budget": 480}
     calm = rayprompt.search(small(), out=studies / "calm", **given)
     assert calm.lm_evaluations == calm.evaluations == 480
     server.faults = 0.1
-    rough = rayprompt.search(small(), out=studies / "rough", **given)
+    rough = rayprompt.search(small(), out=studies / "rough", lm=QUICK, **given)
     assert all(server.counts[fault] > 0 for fault in FAULTS)
     for name in (*SAME, "tokens"):
         assert getattr(rough, name) == getattr(calm, name), name
@@ -289,23 +298,24 @@ def test_many_are_on_their_way_within_the_limits(server: Server) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_an_actor_that_dies_is_asked_again(server: Server) -> None:
     problem = Problem(small(), server.model)
-    pool = ScoringPool.start(problem.lm)
+    remote = ScoringPool.start(problem.lm)
     server.latency = 0.2
     try:
-        wanted = rayprompt.score(["it was"], problem, on="dev", pool=pool)
+        wanted = rayprompt.score(["it was"], problem, on="dev", pool=remote)
         part, ids = problem.part("train"), [problem.token_ids(c) for c in problem.prompts(PROMPTS)]
         pairs = np.repeat(np.arange(3), len(part)), np.tile(np.arange(len(part)), 3)
-        found = pool.answers(part, ids, *pairs)
+        found = remote.answers(part, ids, *pairs)
         rows, _, _ = next(found)
-        ray.kill(pool.router, no_restart=False)
+        ray.kill(remote.router, no_restart=False)
         seen = [*rows, *(row for some, _, _ in found for row in some)]
         assert sorted(seen) == list(range(len(pairs[0])))
-        again = rayprompt.score(["it was"], problem, on="dev", pool=pool)
+        again = rayprompt.score(["it was"], problem, on="dev", pool=remote)
         assert (again.value == wanted.value).all()
     finally:
-        pool.shutdown()
+        remote.shutdown()
 
 
+@pytest.mark.slow  # quick: rl's prompts are texts on any LM, tests/test_rl_search.py
 @pytest.mark.usefixtures("ray_session")
 def test_every_text_searcher_works(server: Server, studies: Path) -> None:
     for searcher, settings in (("random", {}), ("rl", {"policy_model": "tiny-causal", "length": 2})):
@@ -434,7 +444,7 @@ def test_tokens_and_money(server: Server, studies: Path) -> None:
 @pytest.mark.slow  # it takes transformers serve half a minute to start; quick: the server of these tests, above
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.skipif(not is_serve_available(), reason="needs transformers serve (pip install 'transformers[serving]')")
-def test_transformers_serve(tmp_path: Path) -> None:
+def test_transformers_serve(tmp_path: Path, pool: ScoringPool) -> None:
     """A server that is not ours: the completed label, and generation."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -458,7 +468,7 @@ def test_transformers_serve(tmp_path: Path) -> None:
         assert problem.lm.endpoint is not None
         assert problem.lm.endpoint.labels == "text"
         there = rayprompt.score(["it was"], problem, on="dev")
-        here = rayprompt.score(["it was"], verdicts(), "tiny-causal", on="dev")
+        here = rayprompt.score(["it was"], verdicts(), "tiny-causal", on="dev", pool=pool)
         assert there.completion == here.completion
         assert (there.value == here.value).all()
         written = rayprompt.score(["it was"], verdicts(), model, on="dev", lm={"in_flight": 4})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from checkpoints import FAMILIES, make_checkpoint
-from conftest import PoolOf
+from conftest import REPOSITORY, PoolOf
 
 import rayprompt
 from rayprompt.answers import Judge
@@ -463,3 +464,23 @@ def rayprompt_mcnemar(right: Any) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(int(right.sum()), len(right), 0.5).pvalue)
+
+
+@pytest.mark.slow  # trains an LM for a minute; quick: a search raises success over the empty prompt, above
+@pytest.mark.usefixtures("kept_pool")
+def test_arithmetic_is_learned_to_be_asked_for(tmp_path: Path) -> None:
+    """The LM of benchmarks/arithmetic.py: many prompts make it calculate, and a search finds one."""
+    path = REPOSITORY / "benchmarks" / "arithmetic.py"
+    spec = importlib.util.spec_from_file_location("arithmetic", path)
+    assert spec is not None
+    assert spec.loader is not None
+    arithmetic = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(arithmetic)
+    torch.set_num_threads(1)
+    arithmetic.write_task(tmp_path / "task")
+    arithmetic.train(tmp_path / "lm", steps=400, batch=128)
+    model = str(tmp_path / "lm")
+    values = rayprompt.score(["", *arithmetic.HELP[:12]], tmp_path / "task", model, on="dev").mean_value()
+    assert (values[1:] > values[0] + 0.2).sum() >= 6
+    result = rayprompt.search(tmp_path / "task", model=model, searcher="random", budget=1280, out=tmp_path / "study")
+    assert result.test.ci95[0] > result.baselines["empty"].test.ci95[1]
