@@ -59,7 +59,7 @@ kind: generation
 description: "Made-up sentences of adding and taking away: the answer is a number."
 template: "{text} {prompt}"
 extractor: last-number
-manual_prompt: the answer is
+manual_prompt: so
 max_tokens: 8
 stop: ["."]
 splits: {train: train.tsv, dev: dev.tsv, test: test.tsv}

@@ -187,6 +187,8 @@ def evaluate(
     from rayprompt.answers import Judge
     from rayprompt.candidate import TextPrompt
     from rayprompt.cli.display import note
+    from rayprompt.lm.endpoint import is_endpoint
+    from rayprompt.lm.settings import LOCAL, REMOTE
     from rayprompt.searcher.problem import Problem
     from rayprompt.study.evaluate import evaluate as run
     from rayprompt.study.results import read_prompt_file
@@ -200,7 +202,10 @@ def evaluate(
     loaded = load_task(task, data=data, split=split or (exported.split if exported else None))
     if exported and split is None and exported.split in loaded.splits:
         split = exported.split
-    settings = {**(exported.lm if exported else {}), **parse_settings(lm or [], "--lm")}
+    kept = dict(exported.lm) if exported else {}
+    if is_endpoint(model or named or "") != is_endpoint(named or ""):
+        kept = {key: value for key, value in kept.items() if key not in LOCAL | REMOTE | {"chat"}}
+    settings = {**kept, **parse_settings(lm or [], "--lm")}
     judge = exported.judge if exported else {}
     if judge:  # what a file names may not be a function
         rule = "exact" if extractor is not None else judge["extractor"]

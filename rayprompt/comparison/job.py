@@ -17,6 +17,7 @@ from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.tables import parse_target
 from rayprompt.comparison.trials import Searches
 from rayprompt.errors import InputError
+from rayprompt.lm.endpoint import is_endpoint
 from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.cluster import plan_scorers
 from rayprompt.scoring.pool import ScoringPool
@@ -137,9 +138,12 @@ def problems_of(
         listed = list(task.splits) if wanted == ["all"] else wanted or [task.default_split]
         # A split that is not in the task's list may be one that has to be drawn.
         read += [(task if n in task.splits else load_task(given, data=folder, split=n), n) for n in listed]
+    mixed = len({is_endpoint(str(model)) for model in models}) > 1
     for model in models:
         for task, split in read:
             settings = lm.get(str(model)) if isinstance(lm, Mapping) else lm
+            if mixed and settings is not None:  # to each what is for it
+                settings = settings.fit_for(endpoint=is_endpoint(str(model)))
             problem = Problem(task, model, split=split, allow_leaks=allow_leaks, lm=settings)
             problem.lm = replace(problem.lm, name=(names or {}).get(str(model), problem.lm.name))
             stratum = (problem.task.name, problem.split, problem.lm.name)

@@ -98,6 +98,10 @@ class LMSettings:
                 whose = "an LM that is loaded here" if endpoint else "an LM behind a service, endpoint:URL#NAME"
                 raise InputError(f"--lm {key}={value}: is for {whose}; {name} is not one")
 
+    def fit_for(self, *, endpoint: bool) -> LMSettings:
+        """The same without what says nothing of an LM that is, or is not, behind a service."""
+        return self.without(LOCAL if endpoint else REMOTE)
+
     def without(self, names: Iterable[str]) -> LMSettings:
         """The same with some of it as it is unless said."""
         defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in names}

@@ -15,7 +15,7 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
 from rayprompt.lm.endpoint import is_endpoint
-from rayprompt.lm.settings import LOCAL, REMOTE, LMSettings
+from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.objective import Objective
 from rayprompt.scoring.pool import ScoringPool
@@ -162,9 +162,9 @@ def search(
         raise InputError(f"--batch-size {batch_size}: is for --tune-native; a search in one trial has no batches")
     target = None
     if proxy_model is not None:
-        here = problem.lm.settings
-        if is_endpoint(str(proxy_model)) != (problem.lm.endpoint is not None):  # they have little in common
-            here = here.without((LOCAL if is_endpoint(str(proxy_model)) else REMOTE) | {"chat"})
+        here, there = problem.lm.settings, is_endpoint(str(proxy_model))
+        if there != (problem.lm.endpoint is not None):  # they have little in common
+            here = here.fit_for(endpoint=there).without({"chat"})
         target, problem = problem, _on_proxy(problem, proxy_model, allow_leaks, here)
     parts = (problem, searcher, planned(problem, budget), seed, objective, settings or {}, batch_size)
     agent = make_searcher(*parts)
