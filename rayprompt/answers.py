@@ -26,16 +26,17 @@ Extract = Callable[[str], "str | None"]
 Score = Callable[["str | None", str], float]
 
 # A minus is a sign where nothing stands before it that it could be subtracted from; commas stand between groups of 3.
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)"
-NUMBER = re.compile(rf"(?:(?<![\w)\]])(?P<sign>[-\u2212]))?[$\u20ac\u00a3]?(?P<digits>{_DIGITS})")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?"
+NUMBER = re.compile(rf"(?:(?<![\w)\]])(?P<sign>[-\u2212\u2013]))?[$\u20ac\u00a3]?(?P<digits>{_DIGITS})")
+GROUPED = re.compile(r"(?<=\d)(?:\{,\}|[\u2009\u202f\u00a0])(?=\d{3}(?!\d))")  # LaTeX's comma, narrow spaces
 PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
-EDGES = string.punctuation.replace("%", "") + string.whitespace
+EDGES = string.whitespace + "\"'`*_()[]{}<>.,;:!?\u201c\u201d\u2018\u2019"
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def last_number(text: str) -> str | None:
     """The last number in a text in one way of writing it: "$1,234.50." is ``1234.5``; None where there is none."""
-    found = list(NUMBER.finditer(text))
+    found = list(NUMBER.finditer(GROUPED.sub(",", text)))
     return canonical(("-" if found[-1]["sign"] else "") + found[-1]["digits"]) if found else None
 
 
@@ -60,8 +61,11 @@ def canonical(number: str | None) -> str | None:
 
 
 def normal(text: str) -> str:
-    """A text up to case, whitespace, and punctuation around it."""
-    return " ".join(text.split()).strip(EDGES).casefold()
+    """A text up to case, whitespace, and punctuation around it; what is part of a number or a name stays (-5, C#)."""
+    plain = " ".join(text.split())
+    inner = plain.strip(EDGES)
+    point = plain[: plain.find(inner)].endswith(".") and inner[:1].isdigit()
+    return (("." if point else "") + inner).casefold()
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def choice_of(choices: Sequence[str], name: str = "", *, last: bool = False) -> 
     """Finds the choice that a text names first (or ``last``), as a whole word; single letters by their case."""
     known = {choice if len(choice) == 1 else choice.casefold(): choice for choice in choices}
     longest = sorted(known, key=len, reverse=True)
-    parts = [re.escape(c) if len(c) == 1 else f"(?i:{re.escape(c)})" for c in longest]
+    parts = [re.escape(c) if len(c) == 1 else f"(?i:{re.escape(known[c])})" for c in longest]
     compiled = re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
 
     def find(text: str) -> str | None:
@@ -184,8 +188,8 @@ def _imported(what: str, name: str, place: str, code: bool) -> Callable[..., obj
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{place}{what} {name}: cannot be imported ({error})") from None
+    except Exception as error:  # what a module of the user's raises is not ours to know
+        raise InputError(f"{place}{what} {name}: cannot be imported ({type(error).__name__}: {error})") from None
     if not callable(found):
         raise InputError(f"{place}{what} {name}: is {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
@@ -296,6 +300,8 @@ class Judge:
                 values[i] = float(self._score(answer, wanted))  # type: ignore[arg-type]
             except Exception as error:  # it is the user's
                 raise ScoringError(f"answer scorer {self.scorer} on {answer!r}: {error}") from None
+            if not math.isfinite(values[i]):
+                raise ScoringError(f"answer scorer {self.scorer} on {answer!r}: gave {values[i]}, not a number")
         return values
 
     def _broken(self, completion: str, what: str) -> ScoringError:

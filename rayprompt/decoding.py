@@ -68,7 +68,7 @@ class Decoding:
 def _whole(least: int, most: int) -> Any:
     def read(value: Any, where: str) -> int:
         text = str(value)
-        if isinstance(value, bool) or not text.isdigit() or not least <= int(text) <= most:
+        if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
             raise InputError(f"{where}: must be a whole number from {least} to {most}")
         return int(text)
 

@@ -117,8 +117,8 @@ def _imported(path: str) -> Objective:
     module, _, name = path.partition(":")
     try:
         found: Objective = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"objective {path}: cannot be imported ({error})") from None
+    except Exception as error:  # what a module of the user's raises is not ours to know
+        raise InputError(f"objective {path}: cannot be imported ({type(error).__name__}: {error})") from None
     if not callable(found):
         raise InputError(f"objective {path}: is {type(found).__name__}, not a function of scores and gold labels")
     return found

@@ -121,6 +121,17 @@ class Task:
         _check_answers(task)
         return task
 
+    def judged_as(self, record: Mapping[str, Any] | None, where: str) -> Task:
+        """The same task as a study's file says that it was judged; a function is not taken from a file.
+
+        Raises:
+            InputError: it names one.
+        """
+        if not record or not self.generates:
+            return self
+        Judge.of(str(record.get("extractor")), str(record.get("scorer")), code=False, where=where)
+        return self.judged_by(str(record.get("extractor")), str(record.get("scorer")))
+
     def answers(self, part: str, split: str | None = None) -> list[str]:
         """The gold answer of each example of a part, as the extractor would find it."""
         find = self.judge.extractor.gold

@@ -10,7 +10,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class Server:
         faults: the share of requests that fail, one after the other in the ways of ``FAULTS``.
         latency: seconds that an answer takes.
         refuse: texts with this in them are refused for good (400).
+        reply, after: after so many good answers, all that is given.
         seen: (path, body) of every request that was answered.
         counts: requests by outcome.
     """
@@ -44,6 +45,8 @@ class Server:
     latency: float = 0.0
     refuse: str = ""
     port: int = 0
+    reply: Callable[[dict[str, Any]], web.Response] | None = None
+    after: int = 0
     seen: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     most_at_once: int = 0
@@ -79,6 +82,9 @@ class Server:
         body = await request.json()
         if body["model"] != "tiny":
             return web.json_response({"error": {"message": f"no model {body['model']}"}}, status=404)
+        if self.reply is not None and self.counts["200"] >= self.after:
+            self.counts["odd"] += 1
+            return self.reply(body)
         if self.refuse and self.refuse in json.dumps(body, ensure_ascii=False):
             self.counts["400"] += 1
             return web.json_response({"error": {"message": "the filter says no"}}, status=400)

@@ -35,6 +35,14 @@ from rayprompt.errors import InputError, ScoringError
         ("50%", "50"),
         ("no. 5a", "5"),
         ("x" * 50 + "42", "42"),
+        ("so ...5", "5"),
+        ("1e5", "100000"),
+        ("1.5e3 m", "1500"),
+        ("3em", "3"),
+        ("1{,}234", "1234"),
+        ("1\u202f000\u202f000", "1000000"),
+        ("\u20133", "-3"),
+        ("3\u20135", "5"),
     ],
 )
 def test_last_numbers(text: str, number: str | None) -> None:
@@ -61,6 +69,10 @@ def test_the_rule_of_prompt_oirl_knows_neither_commas_nor_signs() -> None:
         ("choice:A,B,C,D", "a cat: (B)", "B"),
         ("choice:very good,good", "it is very good", "very good"),
         ("choice:c++,c", "C++ it is", "c++"),
+        ("choice:Straße,Weg", "die straße.", "Straße"),
+        ("exact", "**-5.**", "-5"),
+        ("exact", ".5", ".5"),
+        ("exact", "(C#)", "c#"),
     ],
 )
 def test_extractors(name: str, text: str, answer: str | None) -> None:

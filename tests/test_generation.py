@@ -29,8 +29,11 @@ from rayprompt.pairs import Answers
 from rayprompt.public import public_names, public_spec
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.registry import load_searcher
 from rayprompt.store.store import ScoreStore
+from rayprompt.study.demonstrations import from_study
 from rayprompt.study.statistics import bootstrap_mean, paired
+from rayprompt.study.warm import known_prompts
 from rayprompt.task import Task, load_task
 
 CAUSAL = [name for name, (cls, _) in FAMILIES.items() if "MaskedLM" not in cls]
@@ -427,6 +430,31 @@ def test_a_search_raises_success_over_the_empty_prompt_and_resumes(folder: Path,
         assert getattr(more, name) == getattr(whole, name), name
     found = rayprompt.evaluate(whole.best_prompt, Problem(folder, "tiny-causal"), store=folder / "whole")
     assert found.estimate == whole.test
+    # What others take from it: a warm start its best, a reward model its pairs with answers.
+    agent = load_searcher("nevergrad")(Problem(folder, "tiny-causal"))
+    best = known_prompts(agent, folder / "whole", 3)
+    values = [f["objective"] for f in whole.finalists if f["key"] in {c.key for c in best}]
+    assert best[0].key in {f["key"] for f in whole.finalists if f["objective"] == max(values)}
+    data = from_study(folder / "whole")
+    assert data.gold is not None
+    assert set(data.gold) == {"great", "terrible"}
+    column = data.prompts.index(getattr(whole.best_prompt, "text", ""))
+    assert np.nanmean(data.correct[:, column]) == whole.train.value
+
+
+@pytest.mark.usefixtures("kept_pool")
+def test_a_study_with_its_own_extractor_can_be_used_and_one_with_a_function_is_not_run(folder: Path) -> None:
+    given: dict[str, Any] = {"model": "tiny-causal", "budget": 640}
+    result = rayprompt.search(folder, out=folder / "own", extractor="regex:(great|terrible)", **given)
+    data = from_study(folder / "own")  # a task of another judge is another one: it is taken as the study judged
+    assert data.answer is not None
+    assert {answer for answer in data.answer.ravel() if answer is not None} <= {"great", "terrible"}
+    assert result.dev.n == 64
+    record = yaml.safe_load((folder / "own" / "study.yaml").read_text())
+    record["task"]["judge"]["extractor"] = "os:getcwd"
+    (folder / "own" / "study.yaml").write_text(yaml.safe_dump(record))
+    with pytest.raises(InputError, match="extractor 'os:getcwd' is a function"):
+        from_study(folder / "own")
 
 
 @pytest.mark.usefixtures("kept_pool")

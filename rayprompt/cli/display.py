@@ -87,7 +87,7 @@ def _remarks(result: Result) -> list[str]:
         gain = result.test.value - result.baselines["manual"].test.value
         lines.append(
             f"against the manual prompt on test: {gain:+.3f}, "
-            f"p = {result.p_value:.2g} (exact McNemar, n={result.test.n})"
+            f"p = {result.p_value:.2g} ({result.p_test}, n={result.test.n})"
         )
         if gain <= 0:
             lines.append("the search found nothing better than the manual prompt: more train and dev examples may help")
@@ -117,7 +117,7 @@ def _remarks(result: Result) -> list[str]:
         lines.append(
             f"searched on {result.proxy_model}, then decoded to text: all figures here are those of {result.model}"
         )
-    if result.written or result.cost is not None:
+    if result.tokens and (result.written or result.cost is not None):
         money = "" if result.cost is None else f"; search and report cost {result.cost:.4g}"
         lines.append(f"the search took {result.tokens:,} tokens, {result.written:,} of them written{money}")
     lines.append(

@@ -115,7 +115,7 @@ def _legend(found: Transfer) -> list[str]:
     if any(cell.better is False for cell in found.cells):
         lines.append("* not better than that LM's manual prompt, at 5 %")
     if found.cells[0].p_holm is not None:
-        lines.append(f"p: exact McNemar on test, with Holm's correction for {len(found.cells)}")
+        lines.append(f"p: paired on test (exact McNemar; permutations of graded values), Holm's for {len(found.cells)}")
     return lines
 
 

@@ -163,6 +163,8 @@ def _make_baselines(job: Job, stratum: Stratum, closer: Closer) -> list[Made]:
 
 
 def _gradient(job: Job, stratum: Stratum, closer: Closer, seed: int) -> Made:
+    if not closer.problem.takes_soft:
+        raise InputError(closer.problem.soft_reason)
     job.listener(Progress("report", f"{'/'.join(stratum)}: tuning a soft prompt by gradient, seed {seed}"))
     tuned = gradient_tuned(closer, settings=_soft_settings(job), seed=seed)
     assert tuned.dev is not None

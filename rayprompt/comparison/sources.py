@@ -25,6 +25,7 @@ class Source:
         model, model_location, model_digest: the LM that its figures are of; with a proxy the one that counted.
         settings: how that LM was run.
         task, task_location, task_digest, data, split: of the task; the location is None for Python objects.
+        judge: of a generation task, what completions were judged by.
         finalists: as text prompts with the token ids they had, best on train first; of a soft winner the one text that
             was measured with it.
         winner: the position of the one that dev picked on its own LM.
@@ -41,6 +42,7 @@ class Source:
     task: str
     task_location: str | Mapping[str, Any] | None
     task_digest: str
+    judge: Mapping[str, Any] | None
     data: str | None
     split: str
     finalists: tuple[TextPrompt, ...]
@@ -126,6 +128,7 @@ def _source(
         task=task["name"],
         task_location=task["location"],
         task_digest=task["digest"],
+        judge=task.get("judge"),
         data=task.get("data"),
         split=split,
         finalists=finalists,

@@ -285,6 +285,8 @@ def _task_of(sources: Sequence[Source], given: Task | None, data: str | Path | N
         task = load_task(location, data=first.data if data is None else data, split=first.split)
     else:
         task = load_task(given, data=data)
+    if given is None:
+        task = task.judged_as(first.judge, f"STUDY {first.path}")
     if task.digest != first.task_digest:
         raise InputError(
             f"STUDY {first.path}: task {first.task} was {first.task_digest} when it was searched on and is "

@@ -101,8 +101,12 @@ def parse(name: str) -> Endpoint:
         InputError: it is written otherwise, or holds a key.
     """
     url, mark, model = name.removeprefix(PREFIX).rpartition("#")
-    parts = urlsplit(url)
-    if not mark or not model or parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        fine = bool(mark and model and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:  # a port that is none, half an address
+        fine = False
+    if not fine:
         raise InputError(
             f"model {_redacted(name)}: must be endpoint:URL#NAME, as endpoint:http://localhost:8000/v1#llama-3"
         )
@@ -129,11 +133,18 @@ def _redacted(name: str) -> str:
 
 
 def api_key(url: str) -> Secret:
-    """The key for a service: RAYPROMPT_API_KEY; where the service is OpenAI's own, OPENAI_API_KEY too."""
+    """The key for a service: RAYPROMPT_API_KEY; where the service is OpenAI's own, OPENAI_API_KEY too.
+
+    Raises:
+        InputError: it cannot be sent.
+    """
     found = os.environ.get(KEY_VARIABLE)
     host = urlsplit(url).hostname or ""
     if not found and (host == "api.openai.com" or host.endswith(".openai.azure.com")):
         found = os.environ.get(OPENAI_VARIABLE)
+    found = (found or "").strip()
+    if not all(" " < c < "\x7f" for c in found):
+        raise InputError(f"the key in {KEY_VARIABLE} holds a character that no key has: a space, a line break")
     return Secret(found or None)
 
 
@@ -177,6 +188,7 @@ class Client:
         self.settings = settings
         self.key = key
         self.tried = self.failed = 0
+        self.dead: str | None = None  # why there is no point in asking any more
         self.jitter = random.Random(time.time_ns())
         self._session: Any = None
         self._resume_at = 0.0  # the service has asked for a pause until then
@@ -191,7 +203,7 @@ class Client:
         started = time.perf_counter()
         try:
             if not question.words:
-                reply = await self._post(self._body(question), self._completion)
+                reply = await self._post(self._body(question), lambda content: self._completion(content, question))
             elif self.endpoint.labels == "echo":
                 reply = await self._echo(question)
             else:
@@ -216,7 +228,7 @@ class Client:
             "temperature": decoding.temperature,
         }
         if decoding.temperature > 0:
-            body |= {"top_p": decoding.top_p, "seed": decoding.seed + question.sample}
+            body |= {"top_p": decoding.top_p, "seed": int(digest([decoding.seed, question.sample])[:7], 16)}
         if decoding.stop:
             body["stop"] = list(decoding.stop[:STOPS])
         return body | self._input(question.text)
@@ -249,11 +261,15 @@ class Client:
 
     # Answers.
 
-    def _completion(self, content: dict[str, Any]) -> Reply:
+    def _completion(self, content: dict[str, Any], question: Question) -> Reply:
         choice = content["choices"][0]
-        text = choice["message"].get("content") if self.endpoint.chat else choice["text"]
+        text = choice["message"]["content"] if self.endpoint.chat else choice["text"]
         tokens, written = _used(content)
-        return Reply(completion=str(text or ""), tokens=tokens, written=written)
+        if text is None:
+            why = f"no text ({choice.get('finish_reason')})"
+            return Reply(tokens=tokens, written=written, reason=why)
+        whole = str(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a character is none
+        return Reply(completion=question.decoding.cut(whole), tokens=tokens, written=written)
 
     def _top(self, content: dict[str, Any], words: Sequence[str]) -> Reply:
         found = content["choices"][0]["logprobs"]
@@ -273,6 +289,8 @@ class Client:
             if attempt:
                 await asyncio.sleep(self._pause(attempt))
             await self._turn()
+            if self.dead is not None:
+                raise ScoringError(self.dead)
             self.tried += 1
             try:
                 return replace(self._read(await self._send(body), read), tries=attempt + 1)
@@ -281,7 +299,11 @@ class Client:
                 last = again.reason
                 if again.after is not None:
                     self._resume_at = max(self._resume_at, time.monotonic() + min(again.after, MOST_PAUSE_SECONDS))
-        raise ScoringError(f"{self.endpoint.url}: no answer in {self.settings.tries} tries (--lm tries): {last}")
+            except ScoringError as error:
+                self.dead = str(error)
+                raise
+        self.dead = f"{self.endpoint.url}: no answer in {self.settings.tries} tries (--lm tries): {last}"
+        raise ScoringError(self.dead)
 
     def _pause(self, attempt: int) -> float:
         """Exponential, with full jitter."""
@@ -289,14 +311,12 @@ class Client:
 
     async def _turn(self) -> None:
         """Wait for what the service has asked for, and for the rate limit."""
+        if self.settings.rate is not None:
+            at = max(time.monotonic(), self._next_at)
+            self._next_at = at + 1.0 / self.settings.rate
+            await asyncio.sleep(max(0.0, at - time.monotonic()))
         while (wait := self._resume_at - time.monotonic()) > 0:
             await asyncio.sleep(wait)
-        if self.settings.rate is not None:
-            now = time.monotonic()
-            at = max(now, self._next_at)
-            self._next_at = at + 1.0 / self.settings.rate
-            if at > now:
-                await asyncio.sleep(at - now)
 
     def _read(self, raw: bytes, read: Callable[[dict[str, Any]], Reply]) -> Reply:
         """A reply of status 200, which may be cut, or none of an LM's, all the same."""
@@ -325,20 +345,28 @@ class Client:
                 connector=aiohttp.TCPConnector(limit=0),
             )
         try:
-            async with self._session.post(self.endpoint.path, json=body) as response:
+            async with self._session.post(self.endpoint.path, json=body, allow_redirects=False) as response:
                 raw: bytes = await response.read()
-                status, after = response.status, response.headers.get("Retry-After")
+                status, headers = response.status, response.headers
         except TimeoutError:
             raise _Again(f"nothing came within {self.settings.timeout:g} s (--lm timeout)") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _Again(f"{type(error).__name__}: {error}".strip(": ")) from None
         if status in (408, 409, 425, 429) or status >= 500:
-            raise _Again(f"{status} {_shown(raw, self.key)}", _seconds(after))
+            pause = _seconds(headers.get("Retry-After"))
+            if status == 429 and pause is None:
+                pause = self._pause(3)  # for all: the next one would get the same answer
+            raise _Again(f"{status} {_shown(raw, self.key)}", pause)
+        if status == 402:
+            raise ScoringError(f"{self.endpoint.url}: it wants to be paid ({status} {_shown(raw, self.key)})")
         if status in (401, 403):
             raise ScoringError(
                 f"{self.endpoint.url}: the key is refused ({status} {_shown(raw, self.key)}); set {KEY_VARIABLE}"
             )
-        if status in (404, 405, 301, 302, 307, 308):
+        if 300 <= status < 400:
+            where = headers.get("Location", "elsewhere")[:REPLY_BYTES]
+            raise ScoringError(f"{self.endpoint.path}: it sends us on ({status}), to {where}: give that URL")
+        if status in (404, 405):
             raise ScoringError(
                 f"{self.endpoint.path}: there is no such API or no LM {self.endpoint.model!r} ({status} "
                 f"{_shown(raw, self.key)})"
@@ -373,8 +401,9 @@ def _shown(raw: bytes, key: Secret) -> str:
         text = str(error.get("message", error) if isinstance(error, Mapping) else error)
     except (ValueError, AttributeError):
         pass
-    text = " ".join(text.split())[:REPLY_BYTES]
-    return text.replace(key.value, "***") if key.value else text
+    if key.value:
+        text = text.replace(key.value, "***")
+    return " ".join(text.split())[:REPLY_BYTES]
 
 
 def _used(content: Mapping[str, Any]) -> tuple[int, int]:
@@ -385,12 +414,21 @@ def _used(content: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def echoed(log_probs: Mapping[str, Any], start: int, end: int) -> float:
-    """The log-probability of the characters ``start`` to ``end`` of an echoed text: of the tokens they are in."""
-    total = 0.0
+    """The log-probability of the characters ``start`` to ``end`` of an echoed text: of the tokens they are in.
+
+    Raises:
+        ValueError: the tokens do not cover them: the text was not echoed.
+    """
+    total, reached = 0.0, start
     rows = zip(log_probs["tokens"], log_probs["token_logprobs"], log_probs["text_offset"], strict=True)
     for token, value, offset in rows:
         if offset + max(1, len(token)) > start and offset < end:
+            if offset > reached:
+                raise ValueError(f"no token for character {reached}")
             total += float(value if value is not None else 0.0)
+            reached = offset + len(token)
+    if reached < end:
+        raise ValueError(f"no token for character {reached}")
     return total
 
 

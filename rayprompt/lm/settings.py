@@ -108,8 +108,8 @@ class LMSettings:
         return replace(self, **defaults)
 
     def cost(self, tokens: int, written: int) -> float | None:
-        """What so many tokens, ``written`` of them by the LM, cost; None where there is no price."""
-        if self.price_in is None and self.price_out is None:
+        """What so many tokens, ``written`` of them by the LM, cost; None without a price or tokens."""
+        if (self.price_in is None and self.price_out is None) or not tokens:
             return None
         return ((tokens - written) * (self.price_in or 0.0) + written * (self.price_out or 0.0)) / 1e6
 
@@ -127,7 +127,7 @@ def _dtype(value: Any) -> str:
 
 def _tokens(value: Any) -> int:
     text = str(value)
-    if not text.isdigit() or not 8 <= int(text) <= 1 << 20:
+    if not (text.isascii() and text.isdigit()) or not 8 <= int(text) <= 1 << 20:
         raise InputError(f"--lm tokens={value}: must be a number of tokens, from 8 to {1 << 20}")
     return int(text)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import uuid
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rayprompt.candidate import SoftPrompt, Subspace
+from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.endpoint import Client, Question, Reply, Secret, api_key
@@ -26,7 +28,8 @@ from rayprompt.scoring.pool import NO_VECTORS, Cost, ScoringPool, _get_answer
 
 MOST_DEATHS = 20  # of the actor, in one request of ours
 MOST_PAIRS = 16  # of an order: what has come is told of in such portions
-REFUSED = 8  # pairs, all refused, that are no accident
+REFUSED = 8  # in a row, after which the service is asked whether it answers at all
+HARMLESS = Question("It is", decoding=Decoding(max_tokens=1))
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class EndpointActor:
     def __init__(self, source: LMSource, key: Secret) -> None:
         assert source.endpoint is not None
         self.client = Client(source.endpoint, source.settings, key)
+        self.request = ""
         self.free = source.settings.in_flight
         self.waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -54,21 +58,27 @@ class EndpointActor:
         """Answers with its process id."""
         return os.getpid()
 
-    async def run(self, search: str, order: bytes) -> bytes:
-        """Ask pickled questions for ``search``; gives pickled replies.
+    async def run(self, search: str, order: bytes, request: str = "") -> bytes:
+        """Ask pickled questions of one ``request`` for ``search``; gives pickled replies.
 
-        Raises:
-            ScoringError: the service does not answer, or refuses us.
+        In place of a reply may stand why there is none: the service does not answer, or refuses us.
         """
         questions: list[Question] = pickle.loads(order)
+        if request != self.request:  # somebody asks anew: perhaps the service is there again
+            self.request, self.client.dead = request, None
         tasks = [asyncio.ensure_future(self._ask(search, question)) for question in questions]
         try:
-            replies = await asyncio.gather(*tasks)
-        except BaseException:
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+        except asyncio.CancelledError:
             for task in tasks:
                 task.cancel()
             raise
+        replies = [one if isinstance(one, Reply) else _why(one) for one in found]
         return pickle.dumps(replies, protocol=5)
+
+    async def refuses(self) -> str:
+        """Why the service refuses a harmless question; empty where it does not."""
+        return (await self.client.ask(HARMLESS)).reason
 
     async def stats(self) -> dict[str, int]:
         """Requests that were sent, those that had to be sent again, and those that wait for their turn."""
@@ -181,14 +191,37 @@ class EndpointPool(ScoringPool):
         size = max(1, min(MOST_PAIRS, -(-len(prompt) // (2 * self.infos[0].lanes))))
         waiting: deque[IntArray] = deque(np.arange(i, min(i + size, len(prompt))) for i in range(0, len(prompt), size))
         most = 2 * -(-self.infos[0].lanes // size) + 2
+
+        def ask(rows: IntArray) -> bytes:
+            questions = self._questions(part, prompts, prompt[rows], example[rows], samples[rows], words)
+            return pickle.dumps(questions, protocol=5)
+
         running: dict[Any, tuple[IntArray, bytes]] = {}
-        deaths = answered = 0
-        refusals: list[str] = []
+        try:
+            yield from self._arriving(search, running, waiting, most, ask, len(words))
+        finally:
+            for reference in running:  # nobody waits for them any more
+                ray.cancel(reference)
+
+    def _arriving(
+        self,
+        search: str,
+        running: dict[Any, tuple[IntArray, bytes]],
+        waiting: deque[IntArray],
+        most: int,
+        ask: Callable[[IntArray], bytes],
+        labels: int,
+    ) -> Iterator[tuple[IntArray, Answers, Cost]]:
+        """Answers as they arrive. Those that were refused are held back until it is seen that the service answers."""
+        deaths = refused = 0
+        request = uuid.uuid4().hex
+        failed: str | None = None
+        held: list[tuple[IntArray, Answers, Cost]] = []
         while waiting or running:
             while waiting and len(running) < most:
                 rows = waiting.popleft()
-                order = pickle.dumps(self._questions(part, prompts, prompt[rows], example[rows], samples[rows], words))
-                running[self.router.run.remote(search, order)] = (rows, order)
+                order = ask(rows)
+                running[self.router.run.remote(search, order, request)] = (rows, order)
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 rows, order = running.pop(reference)
@@ -199,14 +232,29 @@ class EndpointPool(ScoringPool):
                     if deaths > MOST_DEATHS * most:
                         raise ScoringError("the actor that speaks to the service is lost") from None
                     self._await(self.router)  # until Ray has started it anew
-                    running[self.router.run.remote(search, order)] = (rows, order)
+                    running[self.router.run.remote(search, order, request)] = (rows, order)
                     continue
-                answers = _answers(replies, len(words))
-                refusals += [reply.reason for reply in replies if reply.reason]
-                answered += sum(not reply.reason for reply in replies)
-                if len(refusals) >= REFUSED and not answered:
-                    raise ScoringError(f"{self.endpoint.url}: refuses every request: {refusals[-1]}")
-                yield rows, answers, Cost(sum(reply.tries for reply in replies))
+                failed = failed or next((reply for reply in replies if isinstance(reply, str)), None)
+                some = np.array([i for i, reply in enumerate(replies) if isinstance(reply, Reply)], dtype=np.int64)
+                came = [replies[i] for i in some.tolist()]
+                for reply in came:
+                    refused = refused + 1 if reply.reason else 0
+                found = rows[some], _answers(came, labels), Cost(sum(reply.tries for reply in came))
+                if refused >= REFUSED and failed is None:
+                    why = _get_answer(self.router.refuses.remote())
+                    failed, refused = (f"{self.endpoint.url}: refuses every request: {why}" if why else None), 0
+                if not any(reply.reason for reply in came):
+                    yield found
+                else:
+                    held.append(found)
+                if failed is not None:
+                    waiting.clear()  # what is on its way is paid for: it is still told
+                elif not refused:
+                    yield from held
+                    held.clear()
+        if failed is not None:
+            raise ScoringError(failed)
+        yield from held
 
     def _questions(
         self,
@@ -240,6 +288,12 @@ class EndpointPool(ScoringPool):
 
     def _text_only(self) -> InputError:
         return InputError(f"model {self.source.name}: takes text only; what works with vectors needs an LM loaded here")
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, ScoringError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _answers(replies: Sequence[Reply], labels: int) -> Answers:

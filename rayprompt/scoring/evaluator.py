@@ -154,20 +154,25 @@ class Evaluator:
             soft=soft,
             p0=self.p0,
         )
-        for some, answers, cost in asked:
-            self.table.fill(rows[candidate[some]], column[some], answers)
-            if self.writer is not None:
-                value = self._values(answers, self.position[column[some]])
-                self.writer.add(keys, candidate[some], column[some], value, answers)
-                if not self.pool.deterministic:
-                    self.writer.tick()
-            self.ledger.tokens += int(answers.tokens.sum())
-            self.ledger.written += 0 if answers.written is None else int(answers.written.sum())
-            self.ledger.seconds += float(answers.seconds.sum())
-            self.ledger.lm_evaluations += cost.lm_evaluations
-            self.ledger.shape_breaks += cost.breaks
-        if self.writer is not None and not self.pool.deterministic:
-            self.writer.flush()  # asked again, it might answer otherwise: what is told stands in a file
+        try:
+            for some, answers, cost in asked:
+                self._take(keys, rows, candidate[some], column[some], answers)
+                self.ledger.lm_evaluations += cost.lm_evaluations
+                self.ledger.shape_breaks += cost.breaks
+        finally:
+            if self.writer is not None and not self.pool.deterministic:
+                self.writer.flush()  # asked again, it might answer otherwise: what is told stands in a file
+
+    def _take(self, keys: list[str], rows: IntArray, candidate: IntArray, column: IntArray, answers: Answers) -> None:
+        """Keep and store the answers to some pairs."""
+        self.table.fill(rows[candidate], column, answers)
+        if self.writer is not None:
+            self.writer.add(keys, candidate, column, self._values(answers, self.position[column]), answers)
+            if not self.pool.deterministic:
+                self.writer.tick()
+        self.ledger.tokens += int(answers.tokens.sum())
+        self.ledger.written += 0 if answers.written is None else int(answers.written.sum())
+        self.ledger.seconds += float(answers.seconds.sum())
 
     def _values(self, answers: Answers, example: IntArray) -> FloatArray:
         """(P,) what answers are worth; NaN = the LM failed, which is not a wrong answer."""

@@ -187,11 +187,21 @@ class ScoreStore:
             whole = whole.filter(pc.equal(whole.column("split"), split))
         return _first_of_each(whole.unify_dictionaries().combine_chunks())
 
-    def load(self, table: PairTable, context: str, part: str, search: str = "", *, alone: bool = False) -> Spent:
+    def load(
+        self,
+        table: PairTable,
+        context: str,
+        part: str,
+        search: str = "",
+        *,
+        alone: bool = False,
+        failed: bool = True,
+    ) -> Spent:
         """Enter all that is known of a part into ``table``; gives what ``search`` itself has stored of it.
 
         Where others have stored another score of the same pair, a search goes on with its own. ``alone``: only what
-        the search has stored is entered.
+        the search has stored is entered. ``failed``: also pairs for which the LM had no answer, as it will not another
+        time.
         """
         counts = [0, 0, 0, 0.0]
 
@@ -199,6 +209,7 @@ class ScoreStore:
             shards = self._list("scores", search if alone else None, part, context)
             for shard in sorted(shards, key=lambda shard: shard.name.search != search):
                 for batch in self._tables("scores", shard, BATCH_ROWS):
+                    batch = batch if failed else batch.filter(pc.is_finite(batch.column("value")))
                     new = _enter(table, batch)
                     if shard.name.search == search:  # what stands twice counts once
                         counts[0] += len(new)

@@ -12,7 +12,7 @@ import numpy as np
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import ScoringError
-from rayprompt.objective import OBJECTIVES, get_objective
+from rayprompt.objective import NEEDS_LOG_PROBS, OBJECTIVES, get_objective
 from rayprompt.scores import IntArray, Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
@@ -20,7 +20,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.measure import evaluator_of, judging_of
 from rayprompt.study.results import Baseline
-from rayprompt.study.statistics import Estimate, answers, estimate, paired, wilson
+from rayprompt.study.statistics import Estimate, answers, estimate, paired, test_name, wilson
 
 TOP = 3  # of the best on dev: papers give the mean of their test scores
 
@@ -35,6 +35,7 @@ class Closing:
     test: Estimate
     baselines: Mapping[str, Baseline]
     p_value: float | None
+    p_test: str
     finalists: tuple[dict[str, Any], ...]
     report_evaluations: int
     round_trips: bool
@@ -236,6 +237,7 @@ class Closer:
                 name: Baseline(prompt, dev, estimates[prompt]) for name, (prompt, dev) in choice.baselines.items()
             },
             p_value=None if manual is None else paired(answers(scores[best]), answers(scores[manual[0]])),
+            p_test=test_name(answers(scores[best])),
             finalists=tuple(
                 {
                     **f["candidate"],
@@ -297,12 +299,17 @@ def _with_nominations(
         {
             "candidate": c.to_json(),
             "metric": train.estimate(s).value,
-            "objective": float(get_objective(objective)(s, train.gold)[0]),
+            "objective": float(get_objective(objective if _gives(s, objective) else "accuracy")(s, train.gold)[0]),
             "n": train.estimate(s).n,
         }
         for c, s in zip(new, train.scores(new), strict=True)
     ]
     return [*finalists, *new], [*on_train, *rows]
+
+
+def _gives(scores: Scores, objective: str) -> bool:
+    """Whether an objective can be worked out: where a proxy was searched on, its own may ask for more than there is."""
+    return scores.label_log_probs is not None or objective not in NEEDS_LOG_PROBS
 
 
 def _on_train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def from_study(path: Path) -> Demonstrations:
     if about["location"] is None:
         raise InputError(f"{path}: its task was made of Python objects; demonstrations need the texts of a task file")
     task = load_task(about["location"], data=about.get("data"), split=about["split"])
+    task = task.judged_as(about.get("judge"), str(path))
     if task.digest != about["digest"]:
         raise InputError(f"{path}: its task {about['name']} has changed since (another digest)")
     examples = {example.digest: example for example in task.examples("train", about["split"])}
@@ -58,10 +60,15 @@ def from_study(path: Path) -> Demonstrations:
     texts = dict(zip(known.column("candidate").to_pylist(), known.column("text").to_pylist(), strict=True))
     pairs = store.pairs(part="train", split=about["split"])
     keys, digests, values = (pairs.column(name).to_pylist() for name in ("candidate", "example", "value"))
-    keep = [i for i, (key, digest) in enumerate(zip(keys, digests, strict=True)) if key in texts and digest in examples]
+    rows = enumerate(zip(keys, digests, values, strict=True))  # a pair without an answer is none
+    keep = [i for i, (key, digest, v) in rows if key in texts and digest in examples and not math.isnan(v)]
     if not keep:
         raise InputError(f"{path}: no scores of text prompts on train")
     written = pairs.column("completion").to_pylist() if task.generates else []
+    if task.generates:  # by one judge, whichever wrote the values
+        gold = [task.judge.extractor.gold(examples[digests[i]].answer or "") or "" for i in keep]
+        judged = task.judge.values([written[i] for i in keep], gold)
+        values = dict(zip(keep, judged.tolist(), strict=True))
     return Demonstrations.from_columns(
         _columns(
             record["model"]["name"],

@@ -61,5 +61,6 @@ def evaluator_of(
         p0=problem.vectors,
         judging=judging_of(problem, part),
     )
-    spent = store.load(evaluator.table, context.key, part, search, alone=alone)
+    # What a service has refused it may answer another time; an LM that overflowed will again.
+    spent = store.load(evaluator.table, context.key, part, search, alone=alone, failed=pool.deterministic)
     return evaluator, spent, writer

@@ -51,7 +51,8 @@ class Result:
         best_prompt: the winner: the finalist with the best dev metric.
         train, dev, test: its task metric; test was opened once, after dev had fixed the winner.
         baselines: name (``empty``, ``manual``) -> what they reach.
-        p_value: exact McNemar test of winner against the manual prompt on test; None where there is no manual prompt.
+        p_value: of a paired test (``p_test``: exact McNemar, or by permutation where values are graded) of winner
+            against the manual prompt on test; None where there is no manual prompt.
         finalists: the best on train, each with its train and dev metric.
         evaluations: distinct (candidate, example) pairs the search asked for.
         shape_breaks: batches that had to be cut smaller than the shape table says, for lack of memory: from the first
@@ -109,6 +110,7 @@ class Result:
     proxy_model: str | None = None
     searcher_metrics: Mapping[str, Any] = field(default_factory=dict)
     top: tuple[Estimate, ...] = ()
+    p_test: str = "exact McNemar"
     written: int = 0
     cost: float | None = None
 
@@ -128,6 +130,7 @@ class Result:
             **{part: getattr(self, part).to_json() for part in ("train", "dev", "test")},
             "baselines": {name: baseline.to_json() for name, baseline in self.baselines.items()},
             "p_value_manual": self.p_value,
+            "p_test": self.p_test,
             "decoded": None if self.decoded is None else self.decoded.to_json(),
             "finalists": list(self.finalists),
             **{name: getattr(self, name) for name in counts},
@@ -254,8 +257,16 @@ def read_prompt_file(path: Path) -> PromptFile:
         task_digest=task.get("digest"),
         round_trips=content.get("round_trips") is not False,
         lm=model.get("settings") or {},
-        judge=content.get("judge") or {},
+        judge=_judge(content.get("judge"), path),
     )
+
+
+def _judge(form: Any, path: Path) -> Mapping[str, Any]:
+    if form is None:
+        return {}
+    if not isinstance(form, dict) or not all(isinstance(form.get(name), str) for name in ("extractor", "scorer")):
+        raise InputError(f"{path}: judge must be a JSON object with extractor and scorer, not {form!r}")
+    return form
 
 
 def read_result(path: Path) -> Result:

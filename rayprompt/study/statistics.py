@@ -78,6 +78,11 @@ def is_binary(values: FloatArray) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
+def test_name(values: FloatArray) -> str:
+    """What :func:`paired` does with such values."""
+    return "exact McNemar" if is_binary(values) else "paired permutation test"
+
+
 def bootstrap_mean(values: FloatArray) -> tuple[float, float]:
     """The 95 % percentile interval of a mean over resampled examples (Efron, 1979); the resampling has a fixed seed."""
     rng = np.random.Generator(np.random.PCG64(0))

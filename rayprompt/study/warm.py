@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
-from rayprompt.pairs import PairTable
+from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import Scores, right
 from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.results import read_result
@@ -99,13 +100,15 @@ def _best_of_store(searcher: PromptSearcher, location: str | Path, most: int = M
     for context, content in _contexts(store).items():
         if any(content.get(name) != value for name, value in problem.content.items()):
             continue
-        table = PairTable(list(dict.fromkeys(examples)), len(problem.label_ids))
+        part = problem.part("train")
+        table = PairTable(list(dict.fromkeys(examples)), len(part.labels), part.samples)
         store.load(table, context, "train")
-        columns = np.array([table.columns[d] for d in examples])
+        first = np.array([table.columns[d] for d in examples])
+        columns = (first[:, None] + np.arange(part.samples)).reshape(-1)
         keys = [k for k, row in table.rows.items() if k in by_key and table.known[row].all()]
         for key in keys:
-            log_probs = table.log_probs[table.rows[key]][columns]
-            value = float(searcher.objective(_scores(log_probs, problem.gold))[0])
+            answers = table.answers(np.full(len(columns), table.rows[key]), columns)
+            value = float(searcher.objective(_scores(problem, answers))[0])
             if np.isfinite(value):
                 best[key] = max(value, best.get(key, -np.inf))
     order = sorted(best, key=lambda key: -best[key])[:most]
@@ -121,18 +124,25 @@ def _contexts(store: ScoreStore) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _scores(log_probs: Any, gold: Any) -> Scores:
-    """One candidate's scores on all examples."""
-    count = len(gold)
-    none = np.zeros(count, dtype=np.int32)
+def _scores(problem: Problem, answers: Answers) -> Scores:
+    """One candidate's scores on all train examples; samples of an example stand together."""
+    count, samples = len(answers), problem.part("train").samples
+    none, example = np.zeros(count, dtype=np.int32), np.arange(count) // samples
+    if problem.judge is None:
+        value, log_probs = right(answers.label_log_probs, problem.gold), answers.label_log_probs
+    else:
+        gold = problem.answers("train")
+        assert answers.completion is not None
+        value, log_probs = problem.judge.values(answers.completion.tolist(), [gold[i] for i in example]), None
     return Scores(
         candidates=(TextPrompt(""),),
-        examples=np.arange(count),
+        examples=np.arange(len(problem.gold)),
         candidate=none,
-        example=np.arange(count),
-        sample=none,
-        value=right(log_probs, gold),
+        example=example,
+        sample=np.arange(count) % samples,
+        value=value,
         label_log_probs=log_probs,
         tokens=none,
         seconds=none.astype(np.float32),
+        samples=samples,
     )
