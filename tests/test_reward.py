@@ -31,7 +31,16 @@ from rayprompt.reward.model import load_model
 from rayprompt.reward.models import model_class
 from rayprompt.reward.recommender import Recommender
 from rayprompt.reward.selection import fit_guard, mean_se, references, signal_choice, switch, taken
-from rayprompt.reward.voting import CostAware, answers_of, right_answers, tally, vote
+from rayprompt.reward.voting import (
+    CostAware,
+    answers_of,
+    best_first,
+    right_answers,
+    success_of,
+    tally,
+    vote,
+    vote_weights,
+)
 
 MODELS = ("prior", "logistic", "logistic-per-prompt", "logistic-shared", "neighbours", "lightgbm", "mlp")
 
@@ -758,6 +767,56 @@ def test_votes_of_the_published_answers(gsm8k: Demonstrations) -> None:
     answers = answers_of(test)
     agree = (answers == right_answers(test, answers)[:, None]) == (test.correct == 1)
     assert agree.mean() > 0.995
+
+
+def asked_of(success: list[float], seed: int, queries: int = 500, copies: int = 0) -> Demonstrations:
+    """Prompts right about that often, on queries of unequal ease; of wrong answers there are eight.
+
+    After them come copies of the first.
+    """
+    rng, often = np.random.default_rng(seed), np.array(success)
+    ease, count = rng.normal(size=(queries, 1)), len(success)
+    right = rng.random((queries, count)) < 1 / (1 + np.exp(-ease - np.log(often / (1 - often))))
+    answer = np.where(right, 0, rng.integers(1, 9, size=(queries, count)))
+    answer = np.hstack([answer, np.repeat(answer[:, :1], copies, axis=1)])
+    uid, prompt = (grid.ravel() for grid in np.indices(answer.shape))
+    table = rows(
+        query_uid=uid.astype(str).tolist(),
+        query=[f"what is {'x' * u}?" for u in uid.tolist()],  # each a template of its own
+        prompt_id=prompt.astype(str).tolist(),
+        correct=(answer.ravel() == 0).astype(int).tolist(),
+        answer=answer.ravel().astype(str).tolist(),
+        gold=["0"] * answer.size,
+    )
+    return Demonstrations.from_columns(table)
+
+
+def test_votes_count_the_same_until_they_have_earned_more() -> None:
+    """Equally good prompts vote as a plain majority does; of copies, and of bad prompts, the votes count less."""
+    seeds, gains = range(8), []
+    for seed in seeds:
+        train, test = asked_of([0.3] * 8, seed), asked_of([0.3] * 8, 100 + seed)
+        noise = np.random.default_rng(seed).uniform(0.05, 0.95, size=(len(train), 8))
+        rule = CostAware(-1.0).fit(train, noise)
+        right, asked = rule.decide(test, noise)
+        assert asked.min() == 8
+        gains.append(right - vote(test, rule.order.tolist()))
+        if np.ptp(rule.weights) == 0:
+            assert not gains[-1].any()
+    assert sum(not gain.any() for gain in gains) >= len(seeds) / 2
+    mean, se = mean_se(np.concatenate(gains), np.arange(500 * len(seeds)))
+    assert mean >= -2 * se
+    train, test = (asked_of([0.35, 0.35, 0.35, 0.35, 0.02, 0.02], seed, copies=3) for seed in (1, 2))
+    answers = answers_of(train)
+    weights = vote_weights(train, answers, right_answers(train, answers))
+    assert weights.mean() == pytest.approx(1)
+    assert max(weights[[0, 4, 5, 6, 7, 8]]) < min(weights[1:4])
+    right, _ = CostAware(-1.0).fit(train, np.full((500, 9), 0.3)).decide(test, np.full((500, 9), 0.3))
+    gain, gain_se = mean_se(right - vote(test, best_first(success_of(train)).tolist()), np.arange(500))
+    assert gain > 2 * gain_se
+    same = asked_of([0.3], 0, copies=2)
+    answers = answers_of(same)
+    assert np.ptp(vote_weights(same, answers, right_answers(same, answers))) == 0
 
 
 def test_a_price_decides_how_many_are_asked(gsm8k: Demonstrations) -> None:

@@ -14,7 +14,7 @@ from rayprompt.reward.folds import folds
 from rayprompt.reward.model import RewardModel
 from rayprompt.reward.recommender import Recommender
 from rayprompt.reward.selection import Outcome, best_on_train, mean_se, references, taken
-from rayprompt.reward.voting import CostAware, best_first, success_of, vote
+from rayprompt.reward.voting import CostAware, answers_of, best_first, right_answers, success_of, vote, vote_weights
 from rayprompt.scores import FloatArray, IntArray
 
 # Of a call, in successes: from paying for every call, so that all are made, to more than a success can be worth.
@@ -164,8 +164,10 @@ class Votes:
         order = best_first(success_of(train[0], success))
         for k in range(len(order)):
             self.simple[at, k] = vote(test[0], order[: k + 1].tolist())
+        answers = answers_of(train[0])
+        weights = vote_weights(train[0], answers, right_answers(train[0], answers))
         for r, price in enumerate(self.prices):
-            rule = CostAware(price).fit(*train, success)
+            rule = CostAware(price).fit(*train, success, weights)
             self.right[at, r], self.asked[at, r] = rule.decide(*test)
 
     def points(self, groups: IntArray) -> tuple[list[Point], list[Point]]:
@@ -194,11 +196,11 @@ class Votes:
         return found
 
 
-def assess(recommender: Recommender, train: Demonstrations, test: Demonstrations) -> Assessment:
+def assess(recommender: Recommender, train: Demonstrations, test: Demonstrations, *, seed: int = 0) -> Assessment:
     """A recommender that was fitted on ``train``, on ``test``.
 
-    Votes are learned by folds within test, as train has no answers; with the prompts in the order of their success on
-    train, where they have labels there.
+    Votes are learned by folds within test, dealt by ``seed``, as train has no answers; with the prompts in the order of
+    their success on train, where they have labels there.
     """
     found = Chosen.blank(test.correct.shape)
     found.fill(np.arange(len(test)), recommender, train, test)
@@ -212,7 +214,7 @@ def assess(recommender: Recommender, train: Demonstrations, test: Demonstrations
     asked, p = test.of(prompts=columns), found.p[:, columns]
     known = dict(zip(train.prompts, np.where(train.known.any(axis=0), success_of(train), np.nan), strict=True))
     success = np.array([known.get(text, np.nan) for text in asked.prompts])
-    votes, fold = Votes.blank(asked.correct.shape), folds(asked, FOLDS)
+    votes, fold = Votes.blank(asked.correct.shape), folds(asked, FOLDS, seed=seed)
     for k in range(FOLDS):
         here, others = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
         votes.fill(here, (asked.of(instances=others), p[others]), (asked.of(instances=here), p[here]), success)

@@ -8,17 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 from sklearn.linear_model import Ridge
 
 from rayprompt.answers import canonical
 from rayprompt.errors import InputError
 from rayprompt.reward.demonstrations import Demonstrations
-from rayprompt.reward.selection import means_of
+from rayprompt.reward.folds import folds
+from rayprompt.reward.selection import mean_se, means_of
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 Canonical = Callable[[Any], "str | None"]
 FLOOR = 1e-3  # least weight of a vote: an answer is better than none
 SCHEMA = "rayprompt.cost-aware/1"
+SHRINK = (math.inf, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)  # of unequal weights, most first
+TINY = 1e-2  # bounds weights where votes are always right
+FOLDS = 5
 PENALTY = 10.0  # of the regression
 ROUNDS = 6
 
@@ -107,18 +113,51 @@ def best_first(success: FloatArray) -> IntArray:
     return np.argsort(-success, kind="stable")
 
 
-def vote_weights(success: FloatArray, answers: IntArray, right: IntArray) -> FloatArray:
-    """(K,) log-odds of prompts with that success (K,) against a wrong answer; wrong ones agree as often as they did."""
-    wrong = np.where(answers == right[:, None], -1, answers)
-    pairs = agree = 0
-    for row in wrong:
-        row = row[row >= 0]
-        pairs += len(row) * (len(row) - 1) // 2
-        counts = np.bincount(row) if len(row) else np.zeros(1, dtype=np.int64)
-        agree += int((counts * (counts - 1) // 2).sum())
-    ways = max(2.0, pairs / max(agree, 1))  # as many wrong answers as if each was as likely
-    p = np.clip(success, 1e-3, 1 - 1e-3)
-    return np.asarray(np.maximum(np.log(p * (ways - 1) / (1 - p)), FLOOR))
+def vote_weights(data: Demonstrations, answers: IntArray, right: IntArray) -> FloatArray:
+    """(P,) weights of votes, of mean 1: what a vote of each prompt says for an answer beside the votes of the others.
+
+    A softmax over the answers to a query, of the summed weights of those who gave them, should be high at the right
+    one. Weights are shrunk towards equal ones, the plain majority, as far as this costs no more than one standard error
+    of the likelihood of train queries that they were not learned from: unequal ones have to earn it.
+    """
+    groups, count = data.groups("template"), answers.shape[1]
+    judged = np.flatnonzero(right >= 0)  # the others cannot be right
+    parts = min(FOLDS, len(np.unique(groups[judged])))
+    if parts < 2 or count < 2:
+        return np.ones(count)
+    fold = folds(data.of(instances=judged), parts)
+    given, right, groups = answers[judged], right[judged], groups[judged]
+    votes = (given[:, None, :] == np.arange(given.max() + 1)[None, :, None]).astype(np.float64)
+    said = np.zeros((len(SHRINK), len(judged)))
+    for i, shrink in enumerate(SHRINK):
+        for k in range(parts):
+            weights = _fitted(votes[fold != k], right[fold != k], shrink)
+            said[i, fold == k] = _log_softmax(votes[fold == k], weights)[np.arange((fold == k).sum()), right[fold == k]]
+    loss = [mean_se(said[said.mean(axis=1).argmax()] - row, groups) for row in said]
+    chosen = next(shrink for shrink, (mean, se) in zip(SHRINK, loss, strict=True) if not mean > se)
+    weights = np.maximum(_fitted(votes, right, chosen), FLOOR)
+    return np.asarray(weights / weights.mean())
+
+
+def _fitted(votes: FloatArray, right: IntArray, shrink: float) -> FloatArray:
+    """(P,) weights of most likelihood of the right answers (I,) by votes (I, C, P), less shrink x their variation."""
+    if math.isinf(shrink):  # what remains is how much any vote says
+        return np.full(votes.shape[2], _fitted(votes.sum(axis=2, keepdims=True), right, 0.0)[0])
+    hit = votes[np.arange(len(right)), right]
+
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
+        says, apart = _log_softmax(votes, weights), weights - weights.mean()
+        expected = np.einsum("ic,icp->ip", np.exp(says), votes)
+        value = shrink * (apart**2).sum() + TINY * (weights**2).sum() - says[np.arange(len(right)), right].sum()
+        return float(value), (expected - hit).sum(axis=0) + 2 * shrink * apart + 2 * TINY * weights
+
+    return np.asarray(minimize(loss, np.zeros(votes.shape[2]), jac=True, method="L-BFGS-B").x)
+
+
+def _log_softmax(votes: FloatArray, weights: FloatArray) -> FloatArray:
+    """(I, C) what votes (I, C, P) say for each answer that anyone gave; of the others nearly minus infinity."""
+    says = np.where(votes.any(axis=2), votes @ weights, -1e9)
+    return np.asarray(says - logsumexp(says, axis=1, keepdims=True))
 
 
 class CostAware:
@@ -147,18 +186,24 @@ class CostAware:
         self.gain: FloatArray = np.zeros(1)
         self.prompts: tuple[str, ...] = ()
 
-    def fit(self, data: Demonstrations, p: FloatArray, success: FloatArray | None = None) -> CostAware:
+    def fit(
+        self,
+        data: Demonstrations,
+        p: FloatArray,
+        success: FloatArray | None = None,
+        weights: FloatArray | None = None,
+    ) -> CostAware:
         """Learn from demonstrations with answers, and a reward model's probabilities (I, P) for them.
 
-        Prompts are asked, and their votes count, by their success here, or by ``success`` (P,) where that is known
-        better, from labels that have no answers; NaN where it is not.
+        Prompts are asked in the order of their success here, or of ``success`` (P,) where that is known better, from
+        labels that have no answers; NaN where it is not. ``weights`` (P,): :func:`vote_weights` of the same data, where
+        a rule for another price has them.
         """
         answers = answers_of(data)
         right = right_answers(data, answers)
-        success = success_of(data, success)
         self.prompts = data.prompts
-        self.order = best_first(success)
-        self.weights = vote_weights(success, answers, right)[self.order]
+        self.order = best_first(success_of(data, success))
+        self.weights = (vote_weights(data, answers, right) if weights is None else weights)[self.order]
         votes = tally(answers[:, self.order], self.weights)
         hit = (votes.leader == right[:, None]).astype(np.float64)
         calls = len(self.order)
