@@ -269,6 +269,7 @@ def test_leaderboard_in_every_format(verdict: Comparison) -> None:
     assert len(lines) == 2 + 6
 
 
+@pytest.mark.slow  # quick: ranges in tests/test_compare_input.py, tuning in tests/test_baselines.py
 def test_soft_searchers_ranges_and_the_gradients_ceiling(
     shared_pools: None, reviews: rayprompt.Task, tmp_path: Path
 ) -> None:

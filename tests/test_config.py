@@ -268,6 +268,7 @@ def test_the_published_prompt_is_converted(tmp_path: Path, monkeypatch: pytest.M
     assert tokens is None
 
 
+@pytest.mark.slow  # quick: every recipe is read, above
 def test_a_recipe_runs(ray_session: None, kept_pool: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = reviews(tmp_path / "data", "16-42")
     small = ["--model", "tiny-masked", "--data", str(data), "--budget", "1280"]

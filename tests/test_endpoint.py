@@ -231,20 +231,20 @@ SAME = ("best_prompt", "train", "dev", "test", "baselines", "p_value", "finalist
 
 @pytest.mark.usefixtures("ray_session")
 def test_faults_lose_nothing_double_nothing_and_change_nothing(server: Server, studies: Path) -> None:
-    given: dict[str, Any] = {"model": server.model, "budget": 480}
+    given: dict[str, Any] = {"model": server.model, "budget": 320}
     calm = rayprompt.search(small(), out=studies / "calm", **given)
-    assert calm.lm_evaluations == calm.evaluations == 480
+    assert calm.lm_evaluations == calm.evaluations == 320
     server.faults = 0.1
     rough = rayprompt.search(small(), out=studies / "rough", lm=QUICK, **given)
     assert all(server.counts[fault] > 0 for fault in FAULTS)
     for name in (*SAME, "tokens"):
         assert getattr(rough, name) == getattr(calm, name), name
-    assert rough.lm_evaluations > 480  # what was sent again is told
+    assert rough.lm_evaluations > 320  # what was sent again is told
     for study in ("calm", "rough"):
         rows = ScoreStore(studies / study).pairs()
-        assert rows.num_rows == 480
+        assert rows.num_rows == 320
         keys = set(zip(rows["candidate"].to_pylist(), rows["example"].to_pylist(), strict=True))
-        assert len(keys) == 480
+        assert len(keys) == 320
         assert not np.isnan(rows["value"].to_numpy()).any()
 
 
@@ -440,6 +440,7 @@ def test_every_text_searcher_works(server: Server, studies: Path) -> None:
         assert result.best_prompt.kind == "text"
 
 
+@pytest.mark.slow  # quick: the hint, below, and proxies of LMs loaded here
 @pytest.mark.usefixtures("ray_session")
 def test_a_soft_search_on_a_proxy_is_measured_behind_the_service(server: Server, studies: Path) -> None:
     server.log_probs = ""  # cross-entropy is the proxy's objective, and not to be had there
@@ -476,6 +477,7 @@ def test_a_soft_search_on_a_proxy_is_measured_behind_the_service(server: Server,
         ("objective", "objective 'gap' needs label log-probabilities, which this LM does not give; use 'accuracy'"),
         ("metric", "its metric f1 needs label log-probabilities"),
         ("labels", "--lm labels=echo: it does not give them: 400 unknown option"),
+        ("soft", "takes text only: search on an LM that is loaded here, with --proxy-model NAME"),
         ("local", "--lm cache=.*: is for an LM that is loaded here"),
         ("masked", "has no template for causal LMs"),
     ],
@@ -498,6 +500,8 @@ def test_what_is_wrong_is_said_at_once_on_one_line(
         }[change]
     elif change == "local":
         more = ["--lm", "cache=2MB"]
+    elif change == "soft":
+        more = ["--searcher", "cma-es"]
     elif change == "labels":
         server.log_probs, more = "", ["--lm", "labels=echo"]
     elif change == "objective":
@@ -593,3 +597,31 @@ def test_transformers_serve(tmp_path: Path, pool: ScoringPool) -> None:
     finally:
         process.terminate()
         process.wait(30)
+
+
+DASHBOARD = """
+import sys, urllib.request
+import ray, rayprompt
+from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.problem import Problem
+
+context = ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
+problem = Problem("reviews", sys.argv[1])
+pool = ScoringPool.start(problem.lm)
+rayprompt.score(["it was"], problem, pool=pool)
+pages = ("logical/actors", "nodes?view=summary", "api/v0/actors?detail=true", "api/v0/tasks?detail=true",
+         "api/v0/workers?detail=true", "api/v0/runtime_envs?detail=true", "api/v0/objects?detail=true", "api/jobs/")
+for page in pages:
+    print(page, urllib.request.urlopen(f"http://{context.dashboard_url}/{page}", timeout=60).read().decode())
+"""
+
+
+@pytest.mark.slow  # a Ray of its own with its dashboard; quick: the key stands in no file and no log, above
+def test_the_dashboard_does_not_know_the_key(server: Server, tmp_path: Path) -> None:
+    server.key = KEY
+    environment = {**os.environ, "RAYPROMPT_API_KEY": KEY, "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-c", DASHBOARD, server.model]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert "EndpointActor" in found.stdout
+    assert KEY not in found.stdout + found.stderr

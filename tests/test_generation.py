@@ -419,13 +419,13 @@ def test_another_extractor_judges_anew_and_asks_nothing(pool: ScoringPool, tmp_p
 @pytest.mark.usefixtures("kept_pool")
 def test_a_search_raises_success_over_the_empty_prompt_and_resumes(folder: Path, tmp_path: Path) -> None:
     given = {"model": "tiny-causal", "seed": 1}
-    whole = rayprompt.search(folder, budget=1600, out=folder / "whole", **given)
+    whole = rayprompt.search(folder, budget=1280, out=folder / "whole", **given)
     assert whole.test.ci95[0] > whole.baselines["empty"].test.ci95[1]
     assert whole.written > 0
-    assert whole.evaluations == 1600
-    part = rayprompt.search(folder, budget=800, out=folder / "part", **given)
-    assert part.evaluations == 800
-    more = rayprompt.resume(folder / "part", budget=1600)
+    assert whole.evaluations == 1280
+    part = rayprompt.search(folder, budget=640, out=folder / "part", **given)
+    assert part.evaluations == 640
+    more = rayprompt.resume(folder / "part", budget=1280)
     for name in ("best_prompt", "train", "dev", "test", "finalists", "evaluations", "tokens", "written"):
         assert getattr(more, name) == getattr(whole, name), name
     found = rayprompt.evaluate(whole.best_prompt, Problem(folder, "tiny-causal"), store=folder / "whole")

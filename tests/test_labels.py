@@ -161,6 +161,7 @@ def test_two_words_with_the_same_tokens_are_refused() -> None:
         )
 
 
+@pytest.mark.slow  # quick: their scores are those of a forward pass, above
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_with_words_of_several_tokens(tmp_path: Path) -> None:
     problem = problem_of("tiny-causal", TEMPLATES["behind"])

@@ -350,6 +350,7 @@ def test_a_search_given_more_goes_on_as_if_it_had_had_it(problem: Problem, tmp_p
     assert resumed.replay_differs == 0
 
 
+@pytest.mark.slow  # quick: presets and health of a step, above
 @pytest.mark.usefixtures("kept_pool")
 def test_the_papers_protocol_health_in_tensorboard_and_an_objective_of_ones_own(
     problem: Problem, tmp_path: Path
@@ -406,6 +407,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow  # quick: what scorers leave of a GPU, tests/test_pool.py
 def test_the_policy_gets_its_share_of_the_only_gpu(tmp_path: Path) -> None:
     """A cluster with one logical GPU: a scorer that took the whole of it would starve the trial for ever."""
     done = subprocess.run(
