@@ -130,7 +130,7 @@ def alone(pool: ScoringPool, small: Problem, tmp_path_factory: pytest.TempPathFa
     return searcher.told, folder / "cold"
 
 
-@pytest.mark.parametrize("scorers", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scorers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_cold_and_warm_one_to_three_scorers_alone_and_in_company(
     alone: tuple[Told, Path], pool_of: PoolOf, small: Problem, tmp_path: Path, scorers: int
 ) -> None:

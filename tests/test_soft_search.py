@@ -170,6 +170,7 @@ def test_the_vectors_a_study_began_with_are_checked(problem: Problem, tmp_path: 
         recall_start(problem, "x", 5, "add", space, tmp_path / "p0.safetensors")
 
 
+@pytest.mark.slow  # quick: what is taken from a store and a study, tests/test_generation.py and tests/test_resume.py
 def test_warm_starts(found: rayprompt.Result, small: Problem, tmp_path: Path) -> None:
     """From a text study, its store, and a soft study: the first candidates are theirs, and the result is no worse."""
     text = rayprompt.search(small, budget=16 * 60, seed=1, out=tmp_path / "text", scorers=1)

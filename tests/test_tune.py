@@ -111,6 +111,7 @@ def asked_for(study: Path) -> list[str]:
     return [row["candidate"] for row in sorted(rows, key=lambda row: (row["generation"], row["position"]))]
 
 
+@pytest.mark.slow  # quick: a store is shared by studies, tests/test_resume.py
 def test_an_interrupted_native_search_goes_on(pool: ScoringPool, tiny: Problem, tmp_path: Path) -> None:
     """Nothing of its Tune run is needed: all scores are in the store."""
     whole = rayprompt.search(tiny, budget=8 * 48, out=tmp_path / "whole", tune_native=True)
@@ -236,6 +237,7 @@ def test_names_stay_short_and_configs_small(trainable: type[tune.Trainable], tin
         assert {"score", "best_score", "candidate_scores", "candidate_metrics", "timesteps_total"} <= set(m)
 
 
+@pytest.mark.slow  # quick: desks and pools of other trainables, above
 def test_the_pool_of_a_trainable_is_put_away_with_it(ray_session: None, tiny: Problem) -> None:
     import gc
 
