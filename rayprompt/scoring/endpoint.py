@@ -24,7 +24,7 @@ from rayprompt.lm.source import LMSource
 from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import ScorerInfo
-from rayprompt.scoring.pool import NO_VECTORS, Cost, ScoringPool, _get_answer
+from rayprompt.scoring.pool import NO_VECTORS, Cost, ScoringPool, answer_of
 
 MOST_DEATHS = 20  # of the actor, in one request of ours
 MOST_PAIRS = 16  # of an order: what has come is told of in such portions
@@ -171,7 +171,7 @@ class EndpointPool(ScoringPool):
 
     def stats(self) -> dict[str, int]:
         """Requests that were sent, and those that had to be sent again."""
-        return dict(_get_answer(self.router.stats.remote()))
+        return dict(answer_of(self.router.stats.remote()))
 
     def answers(
         self,
@@ -212,11 +212,11 @@ class EndpointPool(ScoringPool):
         ask: Callable[[IntArray], bytes],
         labels: int,
     ) -> Iterator[tuple[IntArray, Answers, Cost]]:
-        """Answers as they arrive. Those that were refused are held back until it is seen that the service answers."""
+        """Answers as they arrive. Refusals are held back until it is seen that the service answers at all."""
         deaths = refused = 0
         request = uuid.uuid4().hex
         failed: str | None = None
-        held: list[tuple[IntArray, Answers, Cost]] = []
+        held: list[tuple[int, Reply]] = []
         while waiting or running:
             while waiting and len(running) < most:
                 rows = waiting.popleft()
@@ -226,7 +226,7 @@ class EndpointPool(ScoringPool):
             for reference in done:
                 rows, order = running.pop(reference)
                 try:
-                    replies = pickle.loads(_get_answer(reference))
+                    replies = pickle.loads(answer_of(reference))
                 except RayActorError:
                     deaths += 1
                     if deaths > MOST_DEATHS * most:
@@ -235,26 +235,27 @@ class EndpointPool(ScoringPool):
                     running[self.router.run.remote(search, order, request)] = (rows, order)
                     continue
                 failed = failed or next((reply for reply in replies if isinstance(reply, str)), None)
-                some = np.array([i for i, reply in enumerate(replies) if isinstance(reply, Reply)], dtype=np.int64)
-                came = [replies[i] for i in some.tolist()]
-                for reply in came:
-                    refused = refused + 1 if reply.reason else 0
-                found = rows[some], _answers(came, labels), Cost(sum(reply.tries for reply in came))
-                if refused >= REFUSED and failed is None:
-                    why = _get_answer(self.router.refuses.remote())
-                    failed, refused = (f"{self.endpoint.url}: refuses every request: {why}" if why else None), 0
-                if not any(reply.reason for reply in came):
-                    yield found
-                else:
-                    held.append(found)
+                came = [(int(row), r) for row, r in zip(rows, replies, strict=True) if isinstance(r, Reply)]
+                refusals = [(row, reply) for row, reply in came if reply.reason]
+                answered = [(row, reply) for row, reply in came if not reply.reason]
+                if answered:
+                    yield _found(answered, labels)
+                held += refusals
+                refused = 0 if answered else refused + len(refusals)
+                if held and failed is None and (refused >= REFUSED or not (waiting or running)):
+                    failed, refused = self._refuses(), 0
+                    if failed is None:
+                        yield _found(held, labels)
+                        held.clear()
                 if failed is not None:
                     waiting.clear()  # what is on its way is paid for: it is still told
-                elif not refused:
-                    yield from held
-                    held.clear()
         if failed is not None:
             raise ScoringError(failed)
-        yield from held
+
+    def _refuses(self) -> str | None:
+        """What to say where the service refuses a harmless question, too; else refusals are of their pairs alone."""
+        why = answer_of(self.router.refuses.remote())
+        return f"{self.endpoint.url}: refuses every request: {why}" if why else None
 
     def _questions(
         self,
@@ -296,12 +297,13 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _answers(replies: Sequence[Reply], labels: int) -> Answers:
-    answers = Answers.empty(len(replies), labels)
-    for i, reply in enumerate(replies):
+def _found(came: Sequence[tuple[int, Reply]], labels: int) -> tuple[IntArray, Answers, Cost]:
+    """Rows, answers and cost of some replies."""
+    answers = Answers.empty(len(came), labels)
+    for i, (_, reply) in enumerate(came):
         answers.tokens[i], answers.seconds[i] = reply.tokens, reply.seconds
         if answers.completion is not None and answers.written is not None:
             answers.completion[i], answers.written[i] = reply.completion, reply.written
         elif reply.log_probs is not None:
             answers.label_log_probs[i] = reply.log_probs
-    return answers
+    return np.array([row for row, _ in came]), answers, Cost(sum(reply.tries for _, reply in came))

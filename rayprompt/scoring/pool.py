@@ -208,20 +208,11 @@ class ScoringPool:
             self.parts[part.key] = ray.put(part)
 
     def score_pairs(
-        self,
-        part: EncodedPart,
-        prompts: Sequence[tuple[int, ...]],
-        prompt: IntArray,
-        example: IntArray,
-        sample: IntArray | None = None,
-        *,
-        search: str = "report",
-        soft: Sequence[SoftPrompt | None] | None = None,
-        p0: Mapping[str, FloatArray] = NO_VECTORS,
+        self, part: EncodedPart, prompts: Sequence[tuple[int, ...]], prompt: IntArray, example: IntArray, **how: Any
     ) -> PairResult:
-        """Score P pairs: ``prompts[prompt[i]]`` on example ``example[i]`` of ``part``; see :meth:`answers`."""
+        """Score P pairs and wait for all answers; arguments are those of :meth:`answers`."""
         result = PairResult(**vars(Answers.empty(len(prompt), len(part.labels))))
-        for rows, some, cost in self.answers(part, prompts, prompt, example, sample, search=search, soft=soft, p0=p0):
+        for rows, some, cost in self.answers(part, prompts, prompt, example, **how):
             result.put(rows, some)
             result.lm_evaluations += cost.lm_evaluations
             result.breaks += cost.breaks
@@ -490,7 +481,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _get_answer(ref: Any) -> Any:
+def answer_of(ref: Any) -> Any:
     """What an actor answered.
 
     Raises:
@@ -506,6 +497,6 @@ def _get_answer(ref: Any) -> Any:
 
 
 def _get(ref: Any) -> tuple[BatchResult | None, int]:
-    answer: Answer = _get_answer(ref)
+    answer: Answer = answer_of(ref)
     content, tries = answer
     return None if content is None else pickle.loads(content), tries
