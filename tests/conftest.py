@@ -15,9 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import ray
+from lm_server import CAUSAL, Server, serving
 
 import rayprompt
 from rayprompt.lm.source import LMSource
+from rayprompt.reward.demonstrations import Demonstrations, read_demonstrations
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 
@@ -140,6 +142,42 @@ def kept_pool(pool_of: PoolOf) -> Iterator[None]:
         for module in ("search", "evaluate"):
             monkey.setattr(f"rayprompt.study.{module}.session", kept)
         yield
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Server]:
+    """tiny-causal behind a service."""
+    with serving(CAUSAL) as server:
+        yield server
+
+
+@pytest.fixture
+def server(served: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """It, as new."""
+    monkeypatch.delenv("RAYPROMPT_API_KEY", raising=False)
+    served.begin()
+    return served
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    return tmp_path / "studies"
+
+
+@pytest.fixture(scope="module")
+def oirl(shared: Path) -> Path:
+    """The published logs of Prompt-OIRL."""
+    return shared / "data" / "prompt-oirl"
+
+
+@pytest.fixture(scope="module")
+def gsm8k(oirl: Path) -> Demonstrations:
+    return read_demonstrations(oirl / "demonstrations.parquet", dataset="gsm8k", answers=oirl / "answers.parquet")
+
+
+@pytest.fixture(scope="module")
+def mawps(oirl: Path) -> Demonstrations:
+    return read_demonstrations(oirl / "demonstrations.parquet", dataset="mawps")
 
 
 def task_of(train: int = 4, **changes: object) -> rayprompt.Task:

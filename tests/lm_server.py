@@ -1,6 +1,6 @@
 """A small server over a bundled LM that speaks OpenAI-compatible completions and chat, and can be told to fail.
 
-Plain and slow on purpose: one forward pass a request, no code of rayprompt's.
+Plain and slow on purpose: one forward pass a request, and no code of rayprompt's in the server.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ import torch
 from aiohttp import web
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rayprompt.lm.source import BUNDLED
+from rayprompt.task import Task, load_task
+
+CAUSAL = BUNDLED / "tiny-causal"
+PROMPTS = ["", "it was", "so very"]
+QUICK = {"timeout": 1, "tries": 12, "in_flight": 8}  # as faults want it
 FAULTS = ("429", "500", "503", "timeout", "cut", "malformed", "empty")
 
 
@@ -53,6 +59,12 @@ class Server:
     at_once: int = 0
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     random: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def begin(self) -> None:
+        """As new: no faults, nothing seen."""
+        self.log_probs, self.key, self.faults, self.latency, self.refuse = "echo", None, 0.0, 0.0, ""
+        self.seen, self.most_at_once, self.reply, self.after = [], 0, None, 0
+        self.counts.clear()
 
     @property
     def url(self) -> str:
@@ -216,3 +228,16 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
+
+
+def small(**changes: Any) -> Task:
+    """The bundled reviews with few examples: every pair is a request."""
+    reviews = load_task("reviews")
+    parts = {
+        part: [{**e.fields, "label": reviews.labels[e.label]} for e in reviews.examples(part)[:count]]
+        for part, count in (("train", 32), ("dev", 24), ("test", 48))
+    }
+    words = dict(zip(reviews.labels, reviews.label_words, strict=True))
+    return Task.from_examples(
+        "small", template="{text} {prompt}", label_words=words, manual_prompt="it was", **parts, **changes
+    )

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from test_reward import rows, world
+from reward_data import rows, world
 from typer.testing import CliRunner
 
 import rayprompt
