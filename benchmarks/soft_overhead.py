@@ -28,8 +28,8 @@ from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.projection import projection_digest, projection_matrix
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.shapes import table_of
+from rayprompt.lm.soft import block_of
 from rayprompt.scores import Scores
-from rayprompt.scoring.pool import block_of
 from searchers.cma_es import CMAESSearcher
 
 OUT = Path(__file__).with_suffix(".json")

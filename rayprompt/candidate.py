@@ -71,9 +71,14 @@ class Subspace:
             puts it in front of the whole input.
         projection: the entries of A are ``normal`` or ``uniform`` (mean 0).
         tokens: (length,) ids of the initial tokens; with ``concat`` their embeddings are a part of p0.
-        dim: the intrinsic dimension, length of z.
+        dim: the intrinsic dimension, length of z; of a deep prompt, of each layer's.
         width: of the LM's embeddings.
         digest: of A, as it was drawn when the search began; empty = not known.
+        hidden: of a deep prompt, the width of the LM's hidden states: of its vectors in every layer but layer 0.
+        scales: of a deep prompt, (layers,) the standard deviation of each layer's A; ``scale`` is the first.
+
+    A prompt of layer 0 is put in where the embeddings are whole. A deep prompt (BBTv2, arXiv 2205.11200) has a z and an
+    A for each of its ``layers``; in layer j it is added to the hidden states that enter layer j, at its positions.
     """
 
     seed: int
@@ -87,11 +92,36 @@ class Subspace:
     dim: int = 0
     width: int = 0
     digest: str = ""
+    hidden: int = 0
+    scales: tuple[float, ...] = ()
 
     @cached_property
     def key(self) -> str:
         """Digest of all of it."""
-        return digest(dataclasses.asdict(self))
+        return digest(self.form)
+
+    @property
+    def deep(self) -> bool:
+        """Whether other layers than layer 0 get a prompt."""
+        return self.layers != (0,)
+
+    @property
+    def numbers(self) -> int:
+        """Length of the z of a candidate, all layers together."""
+        return self.dim * len(self.layers)
+
+    def width_of(self, layer: int) -> int:
+        """The width of a layer's vectors."""
+        return self.hidden if layer else self.width
+
+    def scale_of(self, layer: int) -> float:
+        """The standard deviation of a layer's A."""
+        return self.scales[self.layers.index(layer)] if self.scales else self.scale
+
+    def of_layer(self, layer: int) -> slice:
+        """Where a layer's numbers stand in z."""
+        at = self.layers.index(layer) * self.dim
+        return slice(at, at + self.dim)
 
     @property
     def front(self) -> int:
@@ -100,19 +130,24 @@ class Subspace:
 
     @cached_property
     def form(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {**dataclasses.asdict(self), "layers": list(self.layers), "tokens": list(self.tokens)}
+        """The JSON form; what only deep prompts have is left out of others."""
+        form = {**dataclasses.asdict(self), "layers": list(self.layers), "tokens": list(self.tokens)}
+        if self.deep:
+            return {**form, "scales": list(self.scales)}
+        return {name: value for name, value in form.items() if name not in ("hidden", "scales")}
 
     @classmethod
     def from_json(cls, form: Mapping[str, Any]) -> Subspace:
         """Read the JSON form back."""
-        lists = {name: tuple(int(i) for i in form[name]) for name in ("layers", "tokens") if name in form}
+        lists: dict[str, Any] = {n: tuple(int(i) for i in form[n]) for n in ("layers", "tokens") if n in form}
+        if "scales" in form:
+            lists["scales"] = tuple(float(x) for x in form["scales"])
         return cls(**{**form, **lists})
 
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """A continuous prompt: ``z`` (intrinsic dimension,), float32 values, in a :class:`Subspace`."""
+    """A continuous prompt: ``z``, float32 values, in a :class:`Subspace`; of a deep one layer by layer, end to end."""
 
     z: tuple[float, ...]
     subspace: Subspace

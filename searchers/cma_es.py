@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +10,14 @@ from typing import Any
 import numpy as np
 
 from rayprompt.candidate import Candidate, SoftPrompt
-from rayprompt.errors import InputError, unknown
+from rayprompt.errors import InputError
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
-from rayprompt.searcher.undisturbed import undisturbed
+from searchers.cma_run import COVARIANCES, CMARun, check_choice, population_of, ranked
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that there is no matplotlib
-    import cma
-    from cma.restricted_gaussian_sampler import GaussVkDSampler
-
-COVARIANCES = ("full", "separable", "limited-memory")
 RESTARTS = ("none", "ipop", "bipop")
 DEV = ("none", "mean", "generations", "all")
 POPULATION_FACTOR = 2  # of a restart with a larger population
@@ -71,11 +64,10 @@ class CMAESSearcher(PromptSearcher):
             ("restarts", s.restarts, RESTARTS),
             ("dev", s.dev, DEV),
         ):
-            if value not in known:
-                raise unknown(f"setting {name}", value, known)
-        if s.population == 1 or s.population < 0 or s.dev_every < 1:
-            raise InputError(f"setting population={s.population}, dev_every={s.dev_every}: 2 (or 0) and 1 at least")
-        self.first_population = s.population or 4 + int(3 * math.log(s.intrinsic_dim))
+            check_choice(name, value, known)
+        if s.dev_every < 1:
+            raise InputError(f"setting dev_every={s.dev_every}: must be 1 or more")
+        self.first_population = population_of(s.population, max(1, s.intrinsic_dim))
         self.space = SoftSpace.of(self.problem, s, self.seed)
         self._blank()
 
@@ -168,42 +160,25 @@ class CMAESSearcher(PromptSearcher):
         self._begin(np.zeros(self.settings.intrinsic_dim), self.settings.sigma, self.first_population)
 
     def _begin(self, start: FloatArray, sigma: float, population: int) -> None:
-        """A new run of CMA-ES. It draws from a generator of ours: pycma would reseed NumPy's global one."""
+        """A new run of CMA-ES."""
         s = self.settings
-        randn = self._normal
-        options: dict[str, Any] = {
-            "popsize": population,
-            "bounds": [None, None] if s.bound is None else [-s.bound, s.bound],
-            "randn": randn,
-            "seed": math.nan,
-            "verbose": -9,
-            "signals_filename": None,  # a file of that name in the working directory would change the run
-            "CMA_diagonal": s.covariance == "separable",
-        }
-        if s.covariance == "limited-memory":
-            options = GaussVkDSampler.extend_cma_options({**options, "CMA_sampler_options": {"randn": randn}})
-        with undisturbed():
-            self.strategy = cma.CMAEvolutionStrategy(start, sigma, options)
-        self.strategy_generations = 0
+        self.cma = CMARun(start, sigma, population=population, bound=s.bound, covariance=s.covariance, rng=self.rng)
 
-    def _normal(self, *shape: int) -> FloatArray:
-        return self.rng.standard_normal(shape)
+    @property
+    def strategy(self) -> Any:
+        """pycma's own object."""
+        return self.cma.strategy
 
     def _draw(self) -> None:
         """Have CMA-ES draw a generation."""
-        with undisturbed():
-            points = [np.asarray(x) for x in self.strategy.ask()]
+        points = self.cma.ask()
         self.open.append(Generation(points, [self.space.prompt(x) for x in points], len(self.stops)))
         self.history.append(("draw", None))
 
     def _inject(self, z: FloatArray) -> None:
         """Have a point that CMA-ES did not draw in its next generation, as it is."""
         self.history.append(("inject", z.tobytes()))
-        bound, strategy = self.settings.bound, self.strategy
-        if bound is not None:  # pycma wants it as it is before the bounds bend it
-            inside = z.clip(-bound, bound)
-            z = strategy.gp.geno(inside, from_bounds=strategy.boundary_handler.inverse)
-        strategy.inject([z], force=True)
+        self.cma.inject(z)
 
     def _learn(self, generation: Generation, losses: list[float]) -> None:
         number = self.open.index(generation)
@@ -211,20 +186,14 @@ class CMAESSearcher(PromptSearcher):
         del self.open[number]
         if generation.strategy != len(self.stops):
             return  # of a run of CMA-ES that has ended
-        finite = [loss for loss in losses if math.isfinite(loss)]
-        worst = max(finite, default=0.0) + 1.0
-        with undisturbed():
-            told = [loss if math.isfinite(loss) else worst for loss in losses]
-            self.strategy.tell(generation.points, told)
-            stopped = dict(self.strategy.stop())
+        stopped = self.cma.tell(generation.points, losses)
         self.learned += 1
-        self.mean = self.space.prompt(self.strategy.result.xfavorite)
-        self.strategy_generations += 1
+        self.mean = self.space.prompt(self.cma.favorite)
         self.known = {c.key for c in generation.candidates}
-        if finite and self.learned % self.settings.dev_every == 0:
-            self.bests.append(generation.candidates[int(np.argmin(told))])
-        if stopped or self.strategy_generations >= self.run[2]:
-            self._end(stopped or {"maxiter": self.strategy_generations})
+        if any(map(math.isfinite, losses)) and self.learned % self.settings.dev_every == 0:
+            self.bests.append(generation.candidates[int(np.argmin(ranked(losses)))])
+        if stopped or self.cma.generations >= self.run[2]:
+            self._end(stopped or {"maxiter": self.cma.generations})
 
     def _end(self, reasons: dict[str, Any]) -> None:
         """A run of CMA-ES has ended: begin the next one as pycma's ``fmin`` would, or end the search."""
@@ -232,7 +201,7 @@ class CMAESSearcher(PromptSearcher):
         if self.settings.restarts == "none":
             self.reasons = reasons
             return
-        self.runs.append((self.run[0], self.strategy_generations * self.generation))
+        self.runs.append((self.run[0], self.cma.generations * self.generation))
         small, large = (sum(n for kind, n in self.runs if kind == k) for k in ("small", "large"))
         restarts_large = sum(kind == "large" for kind, _ in self.runs)
         factor = POPULATION_FACTOR ** (restarts_large + 1)

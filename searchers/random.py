@@ -11,10 +11,11 @@ import numpy as np
 from rayprompt.candidate import Candidate
 from rayprompt.scores import Scores
 from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.layered import LayeredSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
 from rayprompt.searcher.slots import Slots, read_phrases
-from rayprompt.searcher.soft import SoftSettings, SoftSpace
+from rayprompt.searcher.soft import SoftSettings
 
 TRIES = 1000
 
@@ -85,20 +86,18 @@ class RandomSearcher(RandomDraws):
 class RandomSoftSettings(SoftSettings):
     """Settings of ``random-soft``."""
 
+    layers: str = setting("0", "the layers that get a prompt: 0 is the embeddings'; 'all', or some, as '0,4-7'")
 
-class RandomSoftSearcher(RandomDraws):
+
+class RandomSoftSearcher(RandomDraws, LayeredSearcher):
     """Draws soft prompts: z from a normal distribution of standard deviation sigma, cut at the bounds."""
 
     name = "random-soft"
     kind = "soft"
     Settings = RandomSoftSettings
 
-    def __init__(self, problem: Problem, **kwargs: Any) -> None:
-        super().__init__(problem, **kwargs)
-        self.space = SoftSpace.of(self.problem, self.settings, self.seed)
-
     def ask(self, n: int) -> list[Candidate]:
         """``n`` prompts."""
         s = self.settings
-        z = s.sigma * self.rng.standard_normal((n, s.intrinsic_dim))
+        z = s.sigma * self.rng.standard_normal((n, self.outline.numbers))
         return [self.space.prompt(row) for row in (z if s.bound is None else z.clip(-s.bound, s.bound))]

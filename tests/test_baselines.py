@@ -24,12 +24,12 @@ from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.adam import AdamW
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.scorer import Bucket, LMScorer
-from rayprompt.lm.soft import SoftBlock
+from rayprompt.lm.soft import SoftBlock, block_of
 from rayprompt.lm.source import load_tokenizer
 from rayprompt.lm.tuning import Tuned, Tuner, TuningPlan, tune
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.scores import FloatArray
-from rayprompt.scoring.pool import ScoringPool, block_of
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
 from rayprompt.study.closing import Closer
@@ -272,7 +272,7 @@ def test_tuned_vectors_are_a_candidate_like_any_other(tuned: tuple[BaselinePromp
     prompt = baseline.prompt
     assert isinstance(prompt, SoftPrompt)
     assert prompt.z == (0.0,)
-    assert np.array_equal(closer.pool.vectors(prompt, problem.vectors), problem.vectors[prompt.subspace.p0])
+    assert np.array_equal(closer.pool.vectors(prompt, problem.vectors)[0], problem.vectors[prompt.subspace.p0])
     train = closer.scorer("train")
     scores = train.scores([prompt])[0]
     loss = loss_of(scores.dense("label_log_probs")[0], problem)

@@ -20,9 +20,9 @@ from rayprompt.lm.packed import Pack, lay_out
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.shapes import CELL, Inputs, PackTable, bucket
+from rayprompt.lm.soft import block_of
 from rayprompt.lm.source import load_tokenizer
 from rayprompt.scores import FloatArray
-from rayprompt.scoring.pool import block_of
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import make_settings
 from rayprompt.searcher.soft import SoftSettings, SoftSpace

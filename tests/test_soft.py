@@ -21,10 +21,11 @@ from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.projection import Bounded, projection_digest, projection_matrix
 from rayprompt.lm.scorer import Bucket, LMScorer
+from rayprompt.lm.soft import block_of
 from rayprompt.lm.source import load_tokenizer
 from rayprompt.lm.vectors import vectors_digest, write_vectors
 from rayprompt.scores import FloatArray, Scores
-from rayprompt.scoring.pool import ScoringPool, block_of
+from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import make_settings
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
@@ -273,7 +274,7 @@ def test_initial_vectors_from_a_file(problem: Problem, tmp_path: Path) -> None:
         # A z that is zero gives p0; the vectors of another z, written as p0, give that z's score.
         prompt = space.prompt(rng.standard_normal(12))
         block = block_of([space.prompt(np.zeros(12)), prompt], problem.vectors)
-        zero, moved = scorer.soft.vectors(block, np.arange(2)).numpy()
+        zero, moved = scorer.soft.embedded(block, np.arange(2)).numpy()
         assert np.array_equal(zero, vectors)
         write_vectors(tmp_path / f"{placement}.safetensors", moved, space.subspace.tokens)
         again = space_of(problem, p0=str(tmp_path / f"{placement}.safetensors"), length=None, placement=placement)
@@ -394,4 +395,4 @@ def test_what_is_nearest_to_a_tokens_own_embedding_is_that_token(problem: Proble
     p0 = {vectors_digest(vectors): vectors}
     moved = replace(space, mode="concat", tokens=(), p0=vectors_digest(vectors))
     assert pool.nearest(SoftPrompt((0.0,) * 12, moved), allowed, p0) == [tuple(words)]
-    assert np.array_equal(pool.vectors(SoftPrompt((0.0,) * 12, moved), p0), vectors)
+    assert np.array_equal(pool.vectors(SoftPrompt((0.0,) * 12, moved), p0)[0], vectors)

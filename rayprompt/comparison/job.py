@@ -185,7 +185,7 @@ def check(job: Job) -> None:
     parse_target(options["target"])
     searches = searches_of(job, {})
     for run in job.runs:
-        check_room(job.problems[run.stratum], searches.searcher(run.name).subspace)
+        check_room(job.problems[run.stratum], searches.searcher(run.name).outline)
 
 
 def searches_of(job: Job, pools: Mapping[str, ScoringPool]) -> Searches:
@@ -241,7 +241,7 @@ def _resolved(job: Job) -> dict[str, Any]:
     for run in job.runs:
         searcher = searches.searcher(run.name)
         about = {"objective": searcher.objective_name, "settings": searcher._settings_dict()}
-        subspace = None if searcher.subspace is None else searcher.subspace.key
+        subspace = None if searcher.outline is None else searcher.outline.key
         about |= {"content": searcher.content} if searcher.content else {}
         found[run.name] = json.loads(json.dumps({**about, "subspace": subspace}, default=str))
     return found

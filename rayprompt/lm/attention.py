@@ -32,6 +32,7 @@ class Group:
         own: (n, q) where in the pass the tokens of each input are; beyond an input's own, its last one again.
         mask: (n or 1, 1, 1 or q, q) which own tokens are seen; None: each sees itself and those before it.
         prefix: (layers, 2, m, heads, p, width) keys and values of what stands before each cell of n / m inputs.
+        first: the layer that ``prefix`` begins with.
         before: (n,) how many tokens of its prefix an input sees.
     """
 
@@ -39,6 +40,7 @@ class Group:
     mask: torch.Tensor | None
     prefix: torch.Tensor | None = None
     before: torch.Tensor | None = None
+    first: int = 0
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Packing:
         positions: (T,) of each token in its input.
         inverse: (T,) for each token, where it is among the own tokens of all groups end to end.
         captured: where the keys and values of every group and layer are kept, (2, n, heads, q, width) each; or None.
+        layer: the next one; not 0 where a pass begins above.
     """
 
     groups: list[Group]
@@ -123,7 +126,7 @@ def attend(
         seen = _seen(packing, number, keywords.get("sliding_window"))
         scale = keywords.get("scaling") or q.shape[-1] ** -0.5
         if group.prefix is not None:
-            output_of = _behind_prefix(q, k, v, group.prefix[layer], seen, scale, keywords.get("softcap"))
+            output_of = _behind_prefix(q, k, v, group.prefix[layer - group.first], seen, scale, keywords.get("softcap"))
         elif keywords.get("softcap") is not None:
             output_of = _plain(q, k, v, seen, scale, keywords["softcap"])
         else:

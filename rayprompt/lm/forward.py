@@ -14,6 +14,7 @@ from rayprompt.lm.labels import Labels, Word
 if TYPE_CHECKING:
     import torch
 
+    from rayprompt.lm.deep import Course, Layers
     from rayprompt.lm.soft import Injection, SoftInput
 
 CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
@@ -43,6 +44,7 @@ class LabelForward:
 
     Attributes:
         site: where soft prompts are put in; None until somebody asks for them.
+        layers: where deep prompts are put in; None until somebody asks for them.
     """
 
     def __init__(self, model: Any, family: Family, device: torch.device) -> None:
@@ -51,6 +53,7 @@ class LabelForward:
         self.device = device
         self.local = threading.local()
         self.site: SoftInput | None = None
+        self.layers: Layers | None = None
         self.attention: str = model.config._attn_implementation
         self.first_position = first_position(model)
         body = model.base_model
@@ -71,18 +74,21 @@ class LabelForward:
         labels: Labels,
         injection: Injection | None = None,
         front: int = 0,
+        course: Course | None = None,
     ) -> torch.Tensor:
         """(B, L) scores of the label words for input ids (B, T), mask (B, T), read at positions (B,).
 
         ``injection`` is put in; the first ``front`` tokens are dummies for it, the text behind them has the positions
-        that it would have without them, where positions are learned.
+        that it would have without them, where positions are learned. ``course``: which layers it goes through.
         """
         import torch
 
         further, read = self.family.decoder_inputs(self.model.config, ids, read, front)
         inputs = {"input_ids": ids, "attention_mask": mask, **further}
         rows = torch.arange(len(ids), device=ids.device)
-        with as_loaded(self.attention), self._injected(injection):
+        if injection is not None and not labels.single and not self.model.config.is_encoder_decoder:
+            injection = injection.repeated(len(labels.paths))
+        with as_loaded(self.attention), self._injected(injection, course):
             if labels.single:
                 return self._run(self._placed(inputs, front), rows, read, labels.first(ids.device))
             return self._several(inputs, rows, read, labels, front)
@@ -95,6 +101,7 @@ class LabelForward:
         labels: Labels,
         injection: Injection | None = None,
         front: int = 0,
+        course: Course | None = None,
     ) -> torch.Tensor:
         """(R, L) scores of the label words for packed ids (T,); only after :meth:`pack`.
 
@@ -105,7 +112,7 @@ class LabelForward:
             positions = (positions - front).clamp(min=0) + self.first_position
         inputs = {"input_ids": ids[None], "position_ids": positions[None]}
         flat = read.reshape(-1)
-        with packed(packing), self._injected(injection):
+        with packed(packing), self._injected(injection, course):
             if labels.single:
                 return self._run(inputs, flat * 0, flat, labels.first(ids.device))
             logits = self._run(inputs, flat * 0, flat, None).view(*read.shape, -1)
@@ -181,14 +188,18 @@ class LabelForward:
         self.model.set_attn_implementation(self.attention)
 
     @contextmanager
-    def _injected(self, injection: Injection | None) -> Iterator[None]:
+    def _injected(self, injection: Injection | None, course: Course | None = None) -> Iterator[None]:
         if self.site is not None:
-            self.site.put(injection)
+            self.site.put(None if course is not None and course.first else injection)
+        if self.layers is not None:
+            self.layers.put(injection, course)
         try:
             yield
         finally:
             if self.site is not None:
                 self.site.put(None)
+            if self.layers is not None:
+                self.layers.put(None, None)
 
     def _run(
         self, inputs: dict[str, Any], rows: torch.Tensor, read: torch.Tensor, label_ids: torch.Tensor | None

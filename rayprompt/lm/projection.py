@@ -1,11 +1,11 @@
-"""The random projections of soft prompts (Black-Box Tuning, arXiv 2201.03514, sections 3.2 and 3.3): NumPy only."""
+"""The random projections of soft prompts (Black-Box Tuning, arXiv 2201.03514, 3.2 and 3.3; BBTv2, 2205.11200)."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ from rayprompt.errors import ScoringError
 from rayprompt.scores import FloatArray
 
 ROWS_A_DRAW = 16  # of the d rows, drawn at a time
+ANOTHER = "NumPy {} draws another projection here than where the search began; use one version"
 T = TypeVar("T")
 
 
@@ -38,11 +39,54 @@ def draws(seed: int, projection: str, dim: int, size: int) -> Iterator[FloatArra
     """
     rng = np.random.Generator(np.random.Philox(seed))
     for start in range(0, dim, ROWS_A_DRAW):
-        shape = (min(ROWS_A_DRAW, dim - start), size)
-        if projection == "normal":
-            yield rng.standard_normal(shape, dtype=np.float32)
-        else:
-            yield np.float32(12**0.5) * (rng.random(shape, dtype=np.float32) - np.float32(0.5))
+        yield _drawn(rng, projection, (min(ROWS_A_DRAW, dim - start), size))
+
+
+def layer_rows(seed: int, projection: str, dim: int, size: int, layer: int, number: int) -> FloatArray:
+    """Some rows of a deep prompt's A^T (dim, size) in a layer, at scale 1, float32: those from 16 ``number`` on.
+
+    They have a generator of their own, so that some can be drawn while others are used; no layer has the numbers of
+    another one. A layer's A is not kept: of 24 layers 1,024 wide they would take 2.5 GB.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(layer, number))
+    rows = min(ROWS_A_DRAW, dim - number * ROWS_A_DRAW)
+    return _drawn(np.random.Generator(np.random.Philox(sequence)), projection, (rows, size))
+
+
+def layer_matrix(space: Subspace, layer: int) -> FloatArray:
+    """A^T of one layer of a deep prompt: (dim, length * width) float32; prompts are Z A^T. For whoever has the room."""
+    size = space.length * space.width_of(layer)
+    numbers = range(-(-space.dim // ROWS_A_DRAW))
+    rows = [layer_rows(space.seed, space.projection, space.dim, size, layer, number) for number in numbers]
+    return np.concatenate(rows) * np.float32(space.scale_of(layer))
+
+
+def _drawn(rng: np.random.Generator, projection: str, shape: tuple[int, int]) -> FloatArray:
+    if projection == "normal":
+        return rng.standard_normal(shape, dtype=np.float32)
+    return np.float32(12**0.5) * (rng.random(shape, dtype=np.float32) - np.float32(0.5))
+
+
+def deep_digest(seed: int, projection: str, dim: int, sizes: Mapping[int, int]) -> str:
+    """SHA-256 of the first rows of every layer's A at scale 1, the first 32 hex digits; ``sizes``: layer -> numbers.
+
+    That tells one generator from another; to draw all of 24 layers would take ten seconds.
+    """
+    total = hashlib.sha256()
+    for layer, size in sizes.items():
+        total.update(layer_rows(seed, projection, dim, size, layer, 0).astype("<f4", copy=False).tobytes())
+    return total.hexdigest()[:32]
+
+
+def check_deep(space: Subspace) -> None:
+    """See that this machine draws what the one drew where the search began.
+
+    Raises:
+        ScoringError: it does not.
+    """
+    sizes = {layer: space.length * space.width_of(layer) for layer in space.layers}
+    if space.digest and deep_digest(space.seed, space.projection, space.dim, sizes) != space.digest:
+        raise ScoringError(ANOTHER.format(np.__version__))
 
 
 def projection_digest(seed: int, projection: str, dim: int, size: int) -> str:
@@ -68,9 +112,7 @@ def projection_matrix(space: Subspace) -> FloatArray:
         np.multiply(rows, np.float32(space.scale), out=matrix[at : at + len(rows)])
         at += len(rows)
     if space.digest and total.hexdigest()[:32] != space.digest:
-        raise ScoringError(
-            f"NumPy {np.__version__} draws another projection here than where the search began; use one version"
-        )
+        raise ScoringError(ANOTHER.format(np.__version__))
     return matrix
 
 

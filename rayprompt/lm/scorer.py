@@ -11,15 +11,17 @@ import numpy as np
 
 from rayprompt.errors import ScoringError
 from rayprompt.lm.attention import as_loaded
+from rayprompt.lm.deep import Course, Layers
 from rayprompt.lm.embed import mean_states
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.family import load_family
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
 from rayprompt.lm.labels import Labels
 from rayprompt.lm.memory import check_memory, dtype_of, room_for_tokens
-from rayprompt.lm.packed import Pack, PackedForward, SoftVectors
+from rayprompt.lm.packed import STATE_BYTES, Pack, PackedForward
 from rayprompt.lm.probe import probe
-from rayprompt.lm.soft import Injection, SoftBlock, SoftInput, SoftPrompts
+from rayprompt.lm.projection import Bounded
+from rayprompt.lm.soft import Captured, Injection, SoftBlock, SoftInput, SoftPrompts, SoftVectors
 from rayprompt.lm.source import LMSource, load_tokenizer, quiet
 from rayprompt.lm.write import Draft, Writer
 from rayprompt.pairs import Answers
@@ -84,6 +86,7 @@ class LMScorer:
         self.tokens = self._tokens(source)
         self.source = source
         self._soft: SoftPrompts | None = None
+        self._states: Bounded[torch.Tensor] = Bounded(STATE_BYTES, lambda t: t.numel() * t.element_size())
         self._writer: Writer | None = None
         self._lock = threading.Lock()
 
@@ -106,6 +109,17 @@ class LMScorer:
                 self._soft = SoftPrompts(self.forward.site, self.device)
         return self._soft
 
+    @property
+    def layers(self) -> Layers:
+        """The LM's layers, for deep prompts.
+
+        Raises:
+            ScoringError: the LM takes none.
+        """
+        self.soft  # noqa: B018 (a hook of its own, which a first use makes)
+        with self._lock:
+            return self.forward.layers or Layers(self.forward, self.source.vocab_size)
+
     def score(
         self, load: Bucket | Pack, part: EncodedPart, block: SoftBlock | None = None
     ) -> tuple[FloatArray, IntArray, int]:
@@ -123,14 +137,15 @@ class LMScorer:
         with torch.inference_mode():
             vectors = None
             if load.soft is not None and block is not None:
+                if block.subspace.deep:
+                    self.layers  # noqa: B018 (found on the first use)
                 vectors = self.soft.vectors(block, load.soft)
             if isinstance(load, Bucket):
                 logits, tokens, breaks = self._score_rows(load, part, vectors)
             elif self.packed is None:
                 raise ScoringError("this LM takes no packed inputs")
             else:
-                soft = None if vectors is None or block is None else SoftVectors(block.key, vectors)
-                logits, tokens, breaks = self.packed.score(load, part, soft)
+                logits, tokens, breaks = self.packed.score(load, part, vectors)
             log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return np.asarray(log_probs), tokens.astype(np.int32), breaks
 
@@ -172,7 +187,7 @@ class LMScorer:
             return mean_states(body.forward, rows, self.device)  # past the hook, which keeps one position alone
 
     def _score_rows(
-        self, bucket: Bucket, part: EncodedPart, vectors: torch.Tensor | None
+        self, bucket: Bucket, part: EncodedPart, vectors: SoftVectors | None
     ) -> tuple[torch.Tensor, IntArray, int]:
         """(n, L) logits of padded rows, (n,) tokens of each, and breaks."""
         import torch
@@ -190,24 +205,64 @@ class LMScorer:
         if vectors is not None:
             arrays += [start, np.resize(bucket.prompt, count).astype(np.int64)]
         inputs = tuple(torch.from_numpy(array).to(self.device) for array in arrays)
+        low = self._low(vectors, part.labels)
+        if low and vectors is not None:
+            begun = self._begun(bucket, inputs, part.labels, vectors, low)
+            inputs = (*inputs, torch.stack([begun[i] for i in np.resize(bucket.example, count).tolist()]))
         passes = [
-            self._forward(tuple(x[i : i + rows] for x in inputs), part.labels, min(rows, n - i), vectors, front)
+            self._forward(tuple(x[i : i + rows] for x in inputs), part.labels, min(rows, n - i), vectors, front, low)
             for i in range(0, n, rows)
         ]
         tokens = tokens[:n] + len(part.labels.nodes)
         return torch.cat([logits for logits, _ in passes]), tokens, sum(breaks for _, breaks in passes)
+
+    def _low(self, vectors: SoftVectors | None, labels: Labels) -> int:
+        """The layer at which passes over padded rows begin: below it all prompts of the request are the same."""
+        layers = self.forward.layers
+        if vectors is None or layers is None or not layers.jumps or not labels.single:
+            return 0
+        return vectors.block.shared
+
+    def _begun(
+        self, bucket: Bucket, inputs: tuple[torch.Tensor, ...], labels: Labels, vectors: SoftVectors, low: int
+    ) -> dict[int, torch.Tensor]:
+        """By example: the hidden states (length, width) of its row that enter layer ``low``."""
+        below, rows = vectors.block.below(low), bucket.rows
+        examples, first = np.unique(bucket.example, return_index=True)
+        names = {int(i): (bucket.part, bucket.length, rows, below, low, int(i)) for i in examples}
+        found = {i: states for i, name in names.items() if (states := self._states.find(name)) is not None}
+        missing = np.array([k for k, i in enumerate(examples.tolist()) if i not in found], dtype=np.int64)
+        for at in range(0, len(missing), rows):
+            some = missing[at : at + rows]
+            members = np.resize(first[some], rows)  # rows beyond them repeat them
+            ids, mask, read, start, prompt = (x[members] for x in inputs)
+            injection = self._injection(vectors, prompt, start, bucket.front)
+            try:
+                self.forward(ids, mask, read, labels, injection, bucket.front, Course(stop=low))
+            except Captured as captured:
+                for k, states in zip(some.tolist(), captured.states, strict=False):
+                    found[int(examples[k])] = states.clone()
+                    self._states.put(names[int(examples[k])], found[int(examples[k])])
+        return found
+
+    @staticmethod
+    def _injection(vectors: SoftVectors, prompt: torch.Tensor, start: torch.Tensor, front: int) -> Injection:
+        length = vectors.block.subspace.length
+        return Injection.from_start(vectors.of(prompt), length, start, replace=front > 0)
 
     def _forward(
         self,
         inputs: tuple[torch.Tensor, ...],
         labels: Labels,
         real: int,
-        vectors: torch.Tensor | None = None,
+        vectors: SoftVectors | None = None,
         front: int = 0,
+        low: int = 0,
     ) -> tuple[torch.Tensor, int]:
         """(real, L) logits of the label words for ids (B, T), mask (B, T) and positions (B,), and breaks.
 
-        With ``vectors`` (prompts, n, width): also for the start of the prompt (B,) and which prompt it is (B,).
+        With ``vectors``: also for the start of the prompt (B,) and which prompt it is (B,). With ``low``: also for
+        what enters that layer (B, T, width).
         """
         import torch
 
@@ -215,20 +270,22 @@ class LMScorer:
         try:
             if vectors is None:
                 return self.forward(ids, mask, read, labels)[:real], 0
-            start, prompt = rest
-            injection = Injection.from_start(vectors[prompt], start, replace=front > 0)
-            return self.forward(ids, mask, read, labels, injection, front)[:real], 0
+            start, prompt, *states = rest
+            course = Course(low, states[0]) if low else None
+            injection = self._injection(vectors, prompt, start, front)
+            return self.forward(ids, mask, read, labels, injection, front, course)[:real], 0
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         # Outside the except clause: there the error's traceback would hold on to what the pass has allocated.
+        self._states.clear()
         forget(self.device)
         rows, length = ids.shape
         if rows == 1:
             raise ScoringError(f"out of memory on {self.device}: not even one input of {length} tokens fits")
         half = (rows + 1) // 2  # rows are powers of two, so this is a shape of the table too
         halves = [
-            self._forward(tuple(x[i : i + half] for x in inputs), labels, min(half, real - i), vectors, front)
+            self._forward(tuple(x[i : i + half] for x in inputs), labels, min(half, real - i), vectors, front, low)
             for i in range(0, real, half)
         ]
         return torch.cat([logits for logits, _ in halves]), 1 + sum(breaks for _, breaks in halves)

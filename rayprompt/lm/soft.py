@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayprompt.candidate import Subspace
-from rayprompt.errors import ScoringError
-from rayprompt.lm.projection import Bounded, projection_matrix
+from rayprompt.candidate import ZEROS, SoftPrompt, Subspace, digest
+from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.projection import ROWS_A_DRAW, Bounded, check_deep, layer_rows, projection_matrix
 from rayprompt.scores import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 ROWS = 32  # of a product: always so many, so that a prompt's bits do not depend on its neighbours' number
 MATRIX_BYTES = 512 * 1024**2  # of projections that are kept
 VECTOR_BYTES = 256 * 1024**2  # of prompts that are kept
+DRAWERS = 8  # threads that draw rows of A
 VOCABULARY_ROWS = 1024  # of the vocabulary, looked at at a time
 
 
@@ -29,7 +35,7 @@ class SoftBlock:
     Attributes:
         key: names the block.
         subspace: of all of them.
-        z: (S, dim) float32.
+        z: (S, dim) float32; of deep prompts (S, layers x dim).
         p0: (length, width) float32, or None for zeros.
     """
 
@@ -43,35 +49,121 @@ class SoftBlock:
         """The memory that it takes."""
         return self.z.nbytes + (0 if self.p0 is None else self.p0.nbytes)
 
+    @cached_property
+    def shared(self) -> int:
+        """The first layer in which the prompts differ: what stands below is the same for all. 0: nothing is shared."""
+        space = self.subspace
+        for layer in space.layers if len(self.z) > 1 else ():
+            z = self.z[:, space.of_layer(layer)]
+            if (z != z[0]).any():
+                return layer
+        return 0
+
+    def below(self, layer: int) -> str:
+        """Digest of all that decides the hidden states which enter a layer, where the prompts share it."""
+        count = sum(lower < layer for lower in self.subspace.layers)
+        z = self.z[0, : count * self.subspace.dim]
+        return hashlib.sha256(z.astype("<f4").tobytes() + self.subspace.key.encode()).hexdigest()[:32]
+
     def copy(self) -> SoftBlock:
         """The same in memory of its own."""
         return replace(self, z=self.z.copy(), p0=None if self.p0 is None else self.p0.copy())
 
 
-@dataclass(frozen=True)
-class Injection:
-    """What is put into the model's input: vectors (B, n, width) at ``row`` (B or 1, 1) and ``at`` (B, n) of it.
+def block_of(prompts: Sequence[SoftPrompt], p0: Mapping[str, FloatArray]) -> SoftBlock:
+    """Soft prompts of one subspace as they travel to a scorer.
 
-    ``replace``: instead of the embeddings there; else added to them.
+    Raises:
+        InputError: their initial vectors are not known here.
+    """
+    space = prompts[0].subspace
+    if space.p0 != ZEROS and space.p0 not in p0:
+        raise InputError(f"a soft prompt begins with vectors {space.p0!r}, which are not at hand: give p0=FILE")
+    z = np.stack([prompt.vector for prompt in prompts])
+    key = digest([space.key, [prompt.key for prompt in prompts]])
+    return SoftBlock(key, space, z, None if space.p0 == ZEROS else p0[space.p0])
+
+
+@dataclass(frozen=True)
+class SoftVectors:
+    """Vectors of S prompts, on the LM's device.
+
+    Attributes:
+        block: they are of.
+        layers: layer -> (U, length, width) those that differ there, and (S,) which of them each prompt has.
     """
 
-    vectors: torch.Tensor
+    block: SoftBlock
+    layers: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
+
+    def of(self, prompt: torch.Tensor) -> Callable[[int], torch.Tensor | None]:
+        """For prompts (B,): what gives their vectors (B, length, width) in a layer; None where they have none."""
+
+        def vectors(layer: int) -> torch.Tensor | None:
+            if layer not in self.layers:
+                return None
+            different, which = self.layers[layer]
+            return different[which[prompt]]
+
+        return vectors
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What is put into the model: vectors (B, n, width) of a layer at ``row`` (B or 1, 1) and ``at`` (B, n).
+
+    ``replace``: instead of the embeddings there; else added to them. In layers above layer 0 they are always added.
+    """
+
+    vectors: Callable[[int], torch.Tensor | None]
     row: torch.Tensor
     at: torch.Tensor
     replace: bool
 
     @classmethod
-    def from_start(cls, vectors: torch.Tensor, start: torch.Tensor, *, replace: bool) -> Injection:
-        """Vectors (B, n, width) into the B rows of an input, from position ``start`` (B,) of each on."""
+    def from_start(
+        cls, vectors: Callable[[int], torch.Tensor | None], length: int, start: torch.Tensor, *, replace: bool
+    ) -> Injection:
+        """Vectors (B, length, width) into the B rows of an input, from position ``start`` (B,) of each on."""
         import torch
 
-        places = torch.arange(vectors.shape[1], device=start.device)
+        places = torch.arange(length, device=start.device)
         row = torch.arange(len(start), device=start.device)[:, None]
         return cls(vectors, row, start[:, None] + places, replace)
 
+    def repeated(self, count: int) -> Injection:
+        """The same where every row of the input stands ``count`` times, one behind the other."""
+        import torch
 
-class _Captured(Exception):
-    """Carries embeddings out of a forward pass that need not go on."""
+        def vectors(layer: int) -> torch.Tensor | None:
+            found = self.vectors(layer)
+            return None if found is None else found.repeat_interleave(count, 0)
+
+        row = torch.arange(len(self.row) * count, device=self.row.device)[:, None]
+        return Injection(vectors, row, self.at.repeat_interleave(count, 0), self.replace)
+
+    def put(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, T, width) that enter a layer, with a layer's vectors in them."""
+        vectors = self.vectors(layer)
+        if vectors is None:
+            return hidden
+        if vectors.shape[2] != hidden.shape[2]:
+            raise ScoringError(f"a soft prompt of width {vectors.shape[2]} in an LM of width {hidden.shape[2]}")
+        vectors = vectors.to(hidden.dtype)
+        hidden = hidden.clone()
+        replace = self.replace and layer == 0
+        hidden[self.row, self.at] = vectors if replace else hidden[self.row, self.at] + vectors
+        return hidden
+
+
+class Captured(Exception):
+    """Carries hidden states out of a forward pass that need not go on."""
+
+    @property
+    def states(self) -> torch.Tensor:
+        """(B, T, width)."""
+        found: torch.Tensor = self.args[0]
+        return found
 
 
 class SoftInput:
@@ -89,7 +181,8 @@ class SoftInput:
         if embeddings is not None:
             embeddings.register_forward_hook(lambda module, inputs, output: self._put(output))
         else:
-            _first_layer(body, model.config).register_forward_pre_hook(self._before_layer, with_kwargs=True)
+            first = transformer_layers(body, model.config)[0]
+            first.register_forward_pre_hook(self._before_layer, with_kwargs=True)
 
     def put(self, injection: Injection | None) -> None:
         """What this thread's next forward passes get; None for nothing."""
@@ -102,9 +195,8 @@ class SoftInput:
         self.local.injection, self.local.capture = None, True
         try:
             self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **self._decoder_inputs(ids))
-        except _Captured as captured:
-            output: torch.Tensor = captured.args[0]
-            return output
+        except Captured as captured:
+            return captured.states
         finally:
             self.local.capture = False
         raise ScoringError("the LM never came to where a soft prompt is put")
@@ -119,17 +211,9 @@ class SoftInput:
 
     def _put(self, hidden: torch.Tensor) -> torch.Tensor:
         if getattr(self.local, "capture", False):
-            raise _Captured(hidden)
+            raise Captured(hidden)
         injection: Injection | None = getattr(self.local, "injection", None)
-        if injection is None:
-            return hidden
-        vectors = injection.vectors.to(hidden.dtype)
-        if vectors.shape[2] != hidden.shape[2]:
-            raise ScoringError(f"a soft prompt of width {vectors.shape[2]} in an LM of width {hidden.shape[2]}")
-        row, at = injection.row, injection.at
-        hidden = hidden.clone()
-        hidden[row, at] = vectors if injection.replace else hidden[row, at] + vectors
-        return hidden
+        return hidden if injection is None else injection.put(0, hidden)
 
 
 class SoftPrompts:
@@ -145,14 +229,93 @@ class SoftPrompts:
         self.matrices: Bounded[torch.Tensor] = Bounded(MATRIX_BYTES, size)
         self.bases: Bounded[torch.Tensor] = Bounded(VECTOR_BYTES, size)
         self.products: Bounded[torch.Tensor] = Bounded(VECTOR_BYTES, size)
+        self.checked: set[str] = set()  # keys of subspaces of deep prompts
+        self.lock = threading.Lock()
 
-    def vectors(self, block: SoftBlock, rows: IntArray) -> torch.Tensor:
-        """(n, length, width) A z + p0 of some rows (n,) of a block; with ``concat`` initial tokens count as p0."""
+    def vectors(self, block: SoftBlock, rows: IntArray) -> SoftVectors:
+        """A z + p0 of some rows (n,) of a block; with ``concat`` initial tokens count as p0."""
         import torch
 
+        space = block.subspace
+        if space.deep:
+            return SoftVectors(block, self._deep(block, rows))
+        vectors = self.embedded(block, rows)
+        return SoftVectors(block, {0: (vectors, torch.arange(len(rows), device=self.device))})
+
+    def embedded(self, block: SoftBlock, rows: IntArray) -> torch.Tensor:
+        """(n, length, width) what is put in where the embeddings are whole."""
+        import torch
+
+        if block.subspace.deep:
+            vectors, which = self._deep(block, rows, only=0).get(0, (None, None))
+            if vectors is None or which is None:
+                return self._base(block).expand(len(rows), -1, -1)
+            return vectors[which]
         pieces = [self._product(block, int(i)) for i in np.unique(rows // ROWS)]
         index = np.searchsorted(np.unique(rows // ROWS), rows // ROWS) * ROWS + rows % ROWS
         return torch.cat(pieces)[torch.from_numpy(index).to(self.device)]
+
+    def _deep(
+        self, block: SoftBlock, rows: IntArray, only: int | None = None
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """For each layer (or ``only`` one) the vectors that differ, and which of them each row has."""
+        import torch
+
+        space, found = block.subspace, {}
+        for layer in dict.fromkeys((0, *space.layers)):
+            if only is not None and layer != only:
+                continue
+            if layer in space.layers:
+                z, which = np.unique(block.z[rows, space.of_layer(layer)], axis=0, return_inverse=True)
+            else:  # layer 0 holds the initial vectors, tuned or not
+                z, which = np.zeros((1, space.dim), dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
+            if z.any() or (layer == 0 and (block.p0 is not None or space.front)):
+                index = torch.from_numpy(np.asarray(which, dtype=np.int64).reshape(-1)).to(self.device)
+                found[layer] = (self._layer_vectors(block, layer, z), index)
+        return found
+
+    def _layer_vectors(self, block: SoftBlock, layer: int, z: FloatArray) -> torch.Tensor:
+        """(U, length, width) the vectors of z (U, dim) in a layer. Those that are not known are worked out together."""
+        import torch
+
+        space = block.subspace
+        names = [(space.key, layer, row.tobytes()) for row in z]
+        with self.lock:  # whoever comes while they are worked out finds them done
+            known = {name: self.products.find(name) for name in names}
+            missing = [i for i, name in enumerate(names) if known[name] is None]
+            if missing and space.key not in self.checked:
+                check_deep(space)
+                self.checked.add(space.key)
+            for start in range(0, len(missing), ROWS):
+                some = missing[start : start + ROWS]
+                for i, vectors in zip(some, self._multiply_layer(block, layer, z[some]), strict=False):
+                    known[names[i]] = vectors.clone()
+                    self.products.put(names[i], vectors.clone())
+        return torch.stack([vectors for name in names if (vectors := known[name]) is not None])
+
+    def _multiply_layer(self, block: SoftBlock, layer: int, z: FloatArray) -> torch.Tensor:
+        """(ROWS, length, width) the vectors of at most ROWS z (u, dim) in a layer: a few rows of A at a time."""
+        import torch
+
+        space = block.subspace
+        size = space.length * space.width_of(layer)
+        padded = np.zeros((ROWS, space.dim), dtype=np.float32)
+        padded[: len(z)] = z
+        left = torch.from_numpy(padded).to(self.device)
+        product = torch.zeros((ROWS, size), device=self.device)
+
+        def rows(number: int) -> FloatArray:
+            return layer_rows(space.seed, space.projection, space.dim, size, layer, number)
+
+        numbers = range(-(-space.dim // ROWS_A_DRAW))
+        # On a GPU's machine threads draw ahead; where scorers compute on the CPU, its threads are theirs.
+        threads = ThreadPoolExecutor(DRAWERS) if self.device.type == "cuda" else None
+        with threads or nullcontext():
+            for number, drawn in enumerate((map if threads is None else threads.map)(rows, numbers)):
+                some = left[:, number * ROWS_A_DRAW : number * ROWS_A_DRAW + len(drawn)]
+                product.addmm_(some, torch.from_numpy(drawn).to(self.device))
+        product = (product * space.scale_of(layer)).view(ROWS, space.length, -1)
+        return product + self._base(block) if layer == 0 else product
 
     def nearest(self, block: SoftBlock, row: int, allowed: IntArray, *, other: bool = False) -> IntArray:
         """(length,) of the token ids ``allowed`` (V,) the one whose embedding is nearest at each place of a prompt.
@@ -165,7 +328,7 @@ class SoftPrompts:
 
         space = block.subspace
         with torch.inference_mode():
-            wanted = self.vectors(block, np.array([row]))[0]
+            wanted = self.embedded(block, np.array([row]))[0]
             if space.mode == "add":
                 wanted = wanted + self._alone(np.array(space.tokens))
             best = torch.full((space.length,), torch.inf, device=self.device)
@@ -226,12 +389,13 @@ def _bytes_of(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _first_layer(body: Any, config: Any) -> Any:
-    """The first of a body's transformer layers."""
+def transformer_layers(body: Any, config: Any) -> list[Any]:
+    """A body's transformer layers; where they have their weights together, the groups that they are run by."""
     from torch.nn import ModuleList
 
-    count = int(config.num_hidden_layers)
-    for module in body.modules():
-        if isinstance(module, ModuleList) and len(module) == count:
-            return module[0]
+    counts = [int(config.num_hidden_layers), int(getattr(config, "num_hidden_groups", 0) or 0)]
+    for count in counts:
+        for module in body.modules():
+            if isinstance(module, ModuleList) and len(module) == count:
+                return list(module)
     raise ScoringError(f"{type(body).__name__}: its layers were not found, so it takes no soft prompts")

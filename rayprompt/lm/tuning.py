@@ -18,6 +18,7 @@ from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.adam import AdamW
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.forward import is_out_of_memory
+from rayprompt.lm.rows import input_lengths, rows_of
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.soft import Injection, SoftBlock
 from rayprompt.scores import FloatArray, IntArray
@@ -128,7 +129,7 @@ class Tuner:
         self.scorer = scorer
         self.space = block.subspace
         # Through NumPy: what was made under inference_mode, by whoever scored this prompt before, takes no gradient.
-        self.start: FloatArray = scorer.soft.vectors(block, np.zeros(1, dtype=np.int64))[0].cpu().numpy()
+        self.start: FloatArray = scorer.soft.embedded(block, np.zeros(1, dtype=np.int64))[0].cpu().numpy()
         self.labels = part.labels
         self.batches = list(self._batches(part, gold))
         self.count = len(gold)
@@ -137,23 +138,11 @@ class Tuner:
         """The examples with the prompt's tokens in them, sorted by length."""
         import torch
 
-        front, device = self.space.front, self.scorer.device
-        prompt = self.space.tokens if not front else ()
-        lengths = part.reserving(front).lengths(np.full(len(part), len(prompt)), np.arange(len(part))) + front
-        order = np.argsort(-lengths, kind="stable")
-        while len(order):
-            longest = int(lengths[order[0]])
-            rows = max(1, min(MOST_ROWS, MOST_TOKENS[device.type] // longest))
-            some, order = order[:rows], order[rows:]
-            ids, tokens, read, start = part.reserving(front).render(
-                (prompt,), np.zeros(len(some), dtype=np.int64), some, longest - front, len(some)
-            )
-            if front:
-                dummies = np.full((len(some), front), part.pad_id, dtype=np.int64)
-                ids, start = np.concatenate([dummies, ids], axis=1), start * 0
-                tokens, read = tokens + front, read + front
-            mask = (np.arange(longest) < tokens[:, None]).astype(np.int64)
-            yield _Batch(*(torch.from_numpy(x).to(device) for x in (ids, mask, read, start, gold[some])))
+        device = self.scorer.device
+        order = np.argsort(-input_lengths(part, self.space), kind="stable")
+        for some, rows in rows_of(part, self.space, order, device, rows=MOST_ROWS, tokens=MOST_TOKENS[device.type]):
+            gold_of = torch.from_numpy(gold[some]).to(device)
+            yield _Batch(rows.ids, rows.mask, rows.read, rows.start, gold_of)
 
     def unit(self) -> float:
         """The standard deviation of the longest examples' embeddings where the prompt is put in, positions included."""
@@ -210,7 +199,10 @@ class Tuner:
         import torch
 
         front = self.space.front
-        injection = Injection.from_start(vectors.expand(len(batch.ids), -1, -1), batch.start, replace=front > 0)
+        wide = vectors.expand(len(batch.ids), -1, -1)
+        injection = Injection.from_start(
+            lambda layer: wide if layer == 0 else None, len(vectors), batch.start, replace=front > 0
+        )
         logits = self.scorer.forward(batch.ids, batch.mask, batch.read, self.labels, injection, front)
         total: torch.Tensor = torch.nn.functional.cross_entropy(logits.float(), batch.gold, reduction="sum")
         return total / self.count

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from rayprompt.errors import InputError, StoreError
 from rayprompt.scores import FloatArray
 
-VECTORS, TOKENS, P0 = "prompt", "token_ids", "p0"
+VECTORS, TOKENS, P0, LAYER = "prompt", "token_ids", "p0", "layer."
+NOTHING: Mapping[int, FloatArray] = MappingProxyType({})
 
 
 def read_vectors(path: Path, name: str = VECTORS) -> tuple[FloatArray, tuple[int, ...] | None]:
@@ -46,8 +48,16 @@ def read_vectors(path: Path, name: str = VECTORS) -> tuple[FloatArray, tuple[int
     return tensor.float().numpy(), None if tokens is None else tuple(int(i) for i in tokens)
 
 
-def write_vectors(path: Path, vectors: FloatArray, tokens: Sequence[int], p0: FloatArray | None = None) -> None:
+def write_vectors(
+    path: Path,
+    vectors: FloatArray,
+    tokens: Sequence[int],
+    p0: FloatArray | None = None,
+    layers: Mapping[int, FloatArray] = NOTHING,
+) -> None:
     """Write, whole or not at all, what :func:`read_vectors` reads, and the initial vectors where there are any.
+
+    ``layers``: of a deep prompt, what is added in layer j, as the tensor ``layer.j``.
 
     Raises:
         StoreError: it cannot be written.
@@ -60,6 +70,7 @@ def write_vectors(path: Path, vectors: FloatArray, tokens: Sequence[int], p0: Fl
         content[TOKENS] = np.array(tokens, dtype=np.int64)
     if p0 is not None:
         content[P0] = np.ascontiguousarray(p0, dtype=np.float32)
+    content |= {f"{LAYER}{i}": np.ascontiguousarray(v, dtype=np.float32) for i, v in layers.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(content, part)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayprompt.lm.deep import hidden_stds
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.loads import Load
 from rayprompt.lm.projection import Bounded
@@ -129,15 +130,23 @@ class ScorerActor:
         with self.gate:
             return [self.scorer.soft.nearest(block, 0, allowed, other=other) for other in (False, True)]
 
-    def vectors(self, block: SoftBlock) -> FloatArray:
-        """(S, length, width) the vectors of some soft prompts."""
+    def vectors(self, block: SoftBlock) -> dict[int, FloatArray]:
+        """(S, length, width) the vectors of some soft prompts, by layer."""
         with self.gate:
-            return np.asarray(self.scorer.soft.vectors(block, np.arange(len(block.z))).cpu().numpy())
+            found = self.scorer.soft.vectors(block, np.arange(len(block.z)))
+            return {layer: different[which].cpu().numpy() for layer, (different, which) in found.layers.items()}
 
     def embed(self, rows: list[IntArray]) -> FloatArray:
         """(N, d) the mean of the LM's last hidden states of each row of token ids."""
         with self.gate:
             return self.scorer.embed(rows)
+
+    def hidden_stds(self, part: list[Any], key: str, block: SoftBlock, layers: tuple[int, ...]) -> dict[int, float]:
+        """The standard deviations of what enters layers, see :func:`rayprompt.lm.deep.hidden_stds`."""
+        if key not in self.parts:
+            self.parts[key] = ray.get(part[0])
+        with self.gate:
+            return hidden_stds(self.scorer, self.parts[key], block, layers)
 
     def tune(self, part: list[Any], key: str, gold: IntArray, block: SoftBlock, plan: TuningPlan, seed: int) -> Tuned:
         """Tune a soft prompt on the examples of a part, which has that key; each step takes a lane, and no longer."""

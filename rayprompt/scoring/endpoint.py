@@ -278,7 +278,7 @@ class EndpointPool(ScoringPool):
     ) -> list[tuple[int, ...]]:
         raise self._text_only()
 
-    def vectors(self, prompt: SoftPrompt, p0: Mapping[str, FloatArray] = NO_VECTORS) -> FloatArray:
+    def vectors(self, prompt: SoftPrompt, p0: Mapping[str, FloatArray] = NO_VECTORS) -> dict[int, FloatArray]:
         raise self._text_only()
 
     def embed(self, texts: Sequence[str]) -> FloatArray:

@@ -15,14 +15,14 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from rayprompt.candidate import ZEROS, SoftPrompt, Subspace, digest
-from rayprompt.errors import InputError, ScoringError
+from rayprompt.candidate import SoftPrompt, Subspace, digest
+from rayprompt.errors import ScoringError
 from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.loads import Request
 from rayprompt.lm.settings import shown
 from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
-from rayprompt.lm.soft import SoftBlock
+from rayprompt.lm.soft import block_of
 from rayprompt.lm.source import LMSource, load_tokenizer
 from rayprompt.lm.tuning import Tuned, TuningPlan
 from rayprompt.lm.write import WriteTable
@@ -303,10 +303,10 @@ class ScoringPool:
         found = self._ask_scorer("nearest", block_of([prompt], p0), allowed)
         return list(dict.fromkeys(tuple(ids.tolist()) for ids in found))
 
-    def vectors(self, prompt: SoftPrompt, p0: Mapping[str, FloatArray] = NO_VECTORS) -> FloatArray:
-        """(length, width) the vectors A z + p0 of a soft prompt."""
-        vectors: FloatArray = self._ask_scorer("vectors", block_of([prompt], p0))[0]
-        return vectors
+    def vectors(self, prompt: SoftPrompt, p0: Mapping[str, FloatArray] = NO_VECTORS) -> dict[int, FloatArray]:
+        """(length, width) the vectors A z + p0 of a soft prompt, by layer; a layer whose are zeros is left out."""
+        found: dict[int, FloatArray] = self._ask_scorer("vectors", block_of([prompt], p0))
+        return {layer: vectors[0] for layer, vectors in found.items()}
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """(N, d) vectors of texts, by all scorers: the mean of the LM's last hidden states over the text's tokens.
@@ -359,6 +359,21 @@ class ScoringPool:
         )
         return tuned
 
+    def hidden_stds(
+        self, part: EncodedPart, prompt: SoftPrompt, layers: Sequence[int], p0: Mapping[str, FloatArray] = NO_VECTORS
+    ) -> dict[int, float]:
+        """The standard deviation of the hidden states that enter each of ``layers``, with a soft prompt in the inputs.
+
+        Raises:
+            InputError: the initial vectors are not at hand.
+            ScoringError: the LM raised, or the pool is lost.
+        """
+        self.add(part)
+        found: dict[int, float] = self._ask_scorer(
+            "hidden_stds", [self.parts[part.key]], part.key, block_of([prompt], p0), tuple(layers)
+        )
+        return found
+
     def _ask_scorer(self, method: str, *arguments: Any) -> Any:
         for attempt in range(MOST_START_DEATHS):
             scorer = self.scorers[attempt % len(self.scorers)]
@@ -405,6 +420,9 @@ class ScoringPool:
             if space is not None:
                 block = block_of([s for s in soft if s is not None and s.subspace == space], p0)
                 reference = [block.key, ray.put(block)]
+                if block.shared:  # what enters the first layer that differs is computed once an example
+                    members = members[np.argsort(request.example[members], kind="stable")]
+                    some = replace(request, prompt=request.prompt[members], example=request.example[members])
                 some = replace(some, soft=np.where(mine, np.cumsum(mine) - 1, -1), front=space.front)
             found = cut_orders(table, lanes, self.pass_seconds.get(True), some, reference)
             orders += [replace(order, rows=members[order.rows]) for order in found]
@@ -420,20 +438,6 @@ class ScoringPool:
         """Stop the actors."""
         for handle in (self.router, *self.scorers):
             ray.kill(handle)
-
-
-def block_of(prompts: Sequence[SoftPrompt], p0: Mapping[str, FloatArray]) -> SoftBlock:
-    """Soft prompts of one subspace as they travel to a scorer.
-
-    Raises:
-        InputError: their initial vectors are not known here.
-    """
-    space = prompts[0].subspace
-    if space.p0 != ZEROS and space.p0 not in p0:
-        raise InputError(f"a soft prompt begins with vectors {space.p0!r}, which are not at hand: give p0=FILE")
-    z = np.stack([prompt.vector for prompt in prompts])
-    key = digest([space.key, [prompt.key for prompt in prompts]])
-    return SoftBlock(key, space, z, None if space.p0 == ZEROS else p0[space.p0])
 
 
 def _wait_ready(handles: list[Any], source: LMSource, plan: PoolPlan) -> list[ScorerInfo]:

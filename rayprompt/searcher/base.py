@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from ray import cloudpickle
@@ -38,6 +38,9 @@ from rayprompt.searcher.batches import Batches
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import NoSettings, make_settings
 from rayprompt.searcher.tune_state import known_trials, tuner_is_restoring
+
+if TYPE_CHECKING:
+    from rayprompt.scoring.pool import ScoringPool
 
 STATE_VERSION = 3
 IDLE_ASKS, IDLE_SECONDS = 3, 0.9
@@ -98,6 +101,7 @@ class PromptSearcher(Searcher):
         self.problem = problem.for_search()  # train is all that it sees
         self.seed = int(seed)
         self.budget = budget
+        self._extended: int | None = None
         self.settings = make_settings(type(self), settings)
         if self.kind == "soft" and not problem.takes_soft:
             raise InputError(f"searcher {self.name} makes soft prompts, and {problem.soft_reason}")
@@ -137,6 +141,17 @@ class PromptSearcher(Searcher):
         space = getattr(self, "space", None)
         return None if space is None else space.subspace
 
+    @property
+    def outline(self) -> Subspace | None:
+        """The subspace as far as it is known without asking the LM: a deep prompt's has no scales."""
+        return self.subspace
+
+    def prepare(self, pool: ScoringPool) -> None:
+        """Ask scorers what it wants to know of the LM before it begins; called once they are there.
+
+        In a ``Tuner`` of somebody's own nobody calls it: there the searcher finds it out by itself when it must.
+        """
+
     @cached_property
     def _batches(self) -> Batches:
         return Batches(self._batch_size or self.generation)
@@ -145,6 +160,13 @@ class PromptSearcher(Searcher):
     def generation(self) -> int:
         """Candidates that it likes to have scored between two asks."""
         return 16
+
+    def extend(self, budget: int) -> None:
+        """There are more candidates to be had than it was built with: a search is resumed with a larger budget.
+
+        What it has asked for so far stays as it was; only when it ends may depend on it.
+        """
+        self._extended = budget
 
     def ask_generation(self, at_least: int = 0) -> tuple[Candidate, ...]:
         """Ask for a generation, or for ``at_least`` candidates if that is more; none means that there are no more.
@@ -455,7 +477,7 @@ class PromptSearcher(Searcher):
         """Pickled as constructor arguments and state, so that no optimizer internals and no handles travel."""
         objective = self.objective_name if ":" not in self.objective_name else by_value(self._objective)
         kwargs = {"objective": objective, "seed": self.seed, "budget": self.budget, **self._settings_dict()}
-        return _rebuild, (type(self), self.problem, kwargs, self._state())
+        return _rebuild, (type(self), self.problem, kwargs, self._state(), self._extended)
 
     def _settings_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.settings)}
@@ -484,9 +506,15 @@ class _Unpickled:
 
 
 def _rebuild(
-    cls: type[PromptSearcher], problem: Problem, kwargs: dict[str, Any], state: dict[str, Any]
+    cls: type[PromptSearcher],
+    problem: Problem,
+    kwargs: dict[str, Any],
+    state: dict[str, Any],
+    extended: int | None = None,
 ) -> PromptSearcher:
     searcher = cls(problem, **kwargs)
+    if extended is not None:
+        searcher.extend(extended)
     searcher._set_state(state)
     # What comes out of tuner.pkl stands at the beginning: Tune must restore it, or start the whole run anew.
     searcher._not_restored = tuner_is_restoring()

@@ -14,7 +14,7 @@ import numpy as np
 
 from rayprompt import defaults
 from rayprompt.answers import Judge, choice_of
-from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
+from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.chat import in_chat
@@ -99,6 +99,7 @@ class Problem:
         self.starts: dict[tuple[Any, ...], Any] = {}
         self.projections: dict[tuple[Any, ...], str] = {}
         self.embedding_std: dict[str, float] = {}
+        self.layer_scales: dict[str, tuple[float, ...]] = {}
         if settings.chat is not None:
             if family.template != "causal":
                 raise InputError(f"--lm chat={settings.chat}: {self.lm.name} is no causal LM, and has no chat template")
@@ -236,15 +237,28 @@ class Problem:
         """
         if isinstance(candidate, SoftPrompt):
             space = candidate.subspace
-            if (space.width, space.dim) != (self.lm.width, len(candidate.z)) or space.layers != (0,):
-                raise InputError(
-                    f"a soft prompt of width {space.width} (z: {len(candidate.z)}, subspace: {space.dim}, layers: "
-                    f"{list(space.layers)}) cannot be used on {self.lm.name}, whose embeddings are {self.lm.width} wide"
-                )
+            self._check_space(space, len(candidate.z))
             return self._in_vocabulary(space.tokens) if space.mode == "add" else ()
         if candidate.token_ids is None:
             return self._ids([candidate.text])[0]
         return self._in_vocabulary(candidate.token_ids)
+
+    def _check_space(self, space: Subspace, numbers: int) -> None:
+        lm, layers = self.lm, space.layers
+        if (space.width, space.numbers) != (lm.width, numbers) or not layers:
+            raise InputError(
+                f"a soft prompt of width {space.width} (z: {numbers}, subspace: {space.numbers}, layers: "
+                f"{list(layers)}) cannot be used on {lm.name}, whose embeddings are {lm.width} wide"
+            )
+        if not space.deep:
+            return
+        if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= lm.layers:
+            raise InputError(f"a deep prompt of layers {list(layers)}: {lm.name} has layers 0 to {lm.layers - 1}")
+        if space.hidden != lm.hidden_size or len(space.scales) not in (0, len(layers)):
+            raise InputError(
+                f"a deep prompt of width {space.hidden}, with {len(space.scales)} scales for {len(layers)} layers, "
+                f"cannot be used on {lm.name}, whose hidden states are {lm.hidden_size} wide"
+            )
 
     def _in_vocabulary(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         wrong = [i for i in ids if not 0 <= i < self.lm.vocab_size]

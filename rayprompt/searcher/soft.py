@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, Subspace
 from rayprompt.errors import InputError, unknown
-from rayprompt.lm.projection import entry_scale, projection_digest
+from rayprompt.lm.projection import deep_digest, entry_scale, projection_digest
+from rayprompt.lm.soft import block_of
 from rayprompt.lm.source import embedding_std
 from rayprompt.lm.vectors import read_vectors, vectors_digest
 from rayprompt.scores import FloatArray
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
+
+if TYPE_CHECKING:
+    from rayprompt.scoring.pool import ScoringPool
 
 PLACEMENTS, PROJECTIONS = ("add", "concat"), ("normal", "uniform")
 DEFAULT_LENGTH = 50
@@ -58,8 +62,8 @@ class SoftSpace:
     subspace: Subspace
 
     @classmethod
-    def of(cls, problem: Problem, settings: SoftSettings, seed: int) -> SoftSpace:
-        """The subspace that settings describe.
+    def of(cls, problem: Problem, settings: SoftSettings, seed: int, layers: tuple[int, ...] = (0,)) -> SoftSpace:
+        """The subspace that settings describe; of a deep prompt without the scales, see :meth:`scaled`.
 
         Raises:
             InputError: a setting is out of range, p0 cannot be read or has another shape, or the prompt does not fit
@@ -86,25 +90,58 @@ class SoftSpace:
             count = len(part)
             part.lengths(np.full(count, 0 if front else start.length), np.arange(count))
         own_seed = seed if s.projection_seed is None else s.projection_seed
-        drawn = (own_seed, s.projection, s.intrinsic_dim, start.length * problem.lm.width)
-        if drawn not in problem.projections:
-            problem.projections[drawn] = projection_digest(*drawn)
+        width, deep = problem.lm.width, layers != (0,)
         std = embedding_std_of(problem) if s.projection == "normal" else 1.0
-        scale = entry_scale(s.projection, alpha=s.alpha, sigma=s.sigma, dim=s.intrinsic_dim, embedding_std=std)
-        return cls(
-            Subspace(
-                seed=own_seed,
-                scale=float(np.float32(scale)),
-                length=start.length,
-                p0=start.p0,
-                mode=s.placement,
-                projection=s.projection,
-                tokens=start.tokens,
-                dim=s.intrinsic_dim,
-                width=problem.lm.width,
-                digest=problem.projections[drawn],
-            )
+        space = Subspace(
+            seed=own_seed,
+            scale=_scale(s, std),
+            length=start.length,
+            layers=layers,
+            p0=start.p0,
+            mode=s.placement,
+            projection=s.projection,
+            tokens=start.tokens,
+            dim=s.intrinsic_dim,
+            width=width,
+            hidden=problem.lm.hidden_size if deep else 0,
         )
+        sizes = {layer: start.length * space.width_of(layer) for layer in layers}
+        drawn = (own_seed, s.projection, s.intrinsic_dim, *(sizes.items() if deep else sizes.values()))
+        if drawn not in problem.projections:
+            arguments = (own_seed, s.projection, s.intrinsic_dim)
+            problem.projections[drawn] = (
+                deep_digest(*arguments, sizes) if deep else projection_digest(*arguments, sizes[0])
+            )
+        return cls(replace(space, digest=problem.projections[drawn]))
+
+    def scaled(self, problem: Problem, settings: SoftSettings, pool: ScoringPool | None = None) -> SoftSpace:
+        """A deep prompt's subspace with the scale of every layer, from what the LM's hidden states are like.
+
+        Any other subspace is returned as it is.
+
+        A of layer j has entries of standard deviation alpha std_j / (sqrt(d) sigma), std_j being that of the hidden
+        states which enter the layer, clipped (BBTv2, arXiv 2205.11200, section 3.2; layer 0: the word embeddings).
+        They are measured on the train examples with the initial prompt in them, by a scorer of ``pool``; without one
+        the LM is loaded in this process. What was measured is kept with the problem.
+
+        Raises:
+            ScoringError: the LM's layers were not found, or it cannot be loaded.
+        """
+        space = self.subspace
+        if not space.deep:
+            return self
+        if space.key not in problem.layer_scales:
+            stds = dict.fromkeys(space.layers, 1.0)
+            above = [layer for layer in space.layers if layer > 0]
+            if space.projection == "normal":
+                blank = SoftPrompt((0.0,) * space.numbers, space)
+                if pool is not None:
+                    stds |= pool.hidden_stds(problem.part("train"), blank, above, problem.vectors)
+                else:
+                    stds |= _measured_here(problem, blank, above)
+            scales = (space.scale if layer == 0 else _scale(settings, stds[layer]) for layer in space.layers)
+            problem.layer_scales[space.key] = tuple(scales)
+        return SoftSpace(replace(space, scales=problem.layer_scales[space.key]))
 
     def prompt(self, z: FloatArray | Sequence[float]) -> SoftPrompt:
         """The prompt of a z (dim,). What an optimizer that diverges proposes is kept finite."""
@@ -116,6 +153,21 @@ class SoftSpace:
         if not isinstance(candidate, SoftPrompt) or candidate.subspace != self.subspace:
             return None
         return candidate.vector.astype(np.float64)
+
+
+def _scale(settings: SoftSettings, std: float) -> float:
+    """Of A's entries, where what a prompt is added to has that standard deviation."""
+    s = settings
+    return float(
+        np.float32(entry_scale(s.projection, alpha=s.alpha, sigma=s.sigma, dim=s.intrinsic_dim, embedding_std=std))
+    )
+
+
+def _measured_here(problem: Problem, prompt: SoftPrompt, layers: Sequence[int]) -> dict[int, float]:
+    from rayprompt.lm.deep import hidden_stds
+    from rayprompt.lm.scorer import LMScorer
+
+    return hidden_stds(LMScorer(problem.lm), problem.part("train"), block_of([prompt], problem.vectors), layers)
 
 
 def embedding_std_of(problem: Problem) -> float:
@@ -134,6 +186,8 @@ def recall_start(problem: Problem, p0: str, length: int | None, placement: str, 
             raise InputError(f"{file}: not the vectors that the study began with")
         problem.vectors[space.p0] = vectors
     problem.starts[p0, length, placement] = Start(space.tokens, space.p0, space.length)
+    if space.deep:  # measured again on another machine, they would have other last bits
+        problem.layer_scales[replace(space, scales=()).key] = space.scales
 
 
 def read_start(problem: Problem, p0: str, length: int | None, mode: str) -> Start:
@@ -211,6 +265,8 @@ def _from_study(problem: Problem, study: Path, length: int | None, mode: str, p0
         raise InputError(
             f"setting p0={p0!r}: its soft prompt is of {content['model']['name']}, another LM than {problem.lm.name}"
         )
+    if list(prompt["subspace"]["layers"]) != [0]:
+        raise InputError(f"setting p0={p0!r}: its prompt is a deep one, of several layers; p0 is of layer 0 alone")
     if prompt["subspace"]["mode"] != mode:
         raise InputError(f"setting p0={p0!r}: its soft prompt was found with placement={prompt['subspace']['mode']}")
     return _from_file(problem, study / "prompt.safetensors", length, mode, p0)

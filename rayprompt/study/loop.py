@@ -95,6 +95,7 @@ class SearchLoop:
     """
 
     def __init__(self, searcher: PromptSearcher, pool: ScoringPool, plan: SearchPlan) -> None:
+        searcher.prepare(pool)
         problem = searcher.problem
         self.searcher = searcher
         self.plan = plan

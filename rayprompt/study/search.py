@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
@@ -177,7 +179,7 @@ def search(
     if finalists < 1:
         raise InputError(f"finalists {finalists}: must be 1 or more")
     study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
-    check_room(problem, agent.subspace)
+    check_room(problem, agent.outline)
     if target is not None:
         check_room(target)
     job = _Job(
@@ -236,12 +238,14 @@ def resume(
         (record["tune_native"] or {}).get("batch_size"),
         points := [candidate_from_json(form) for form in record["points"]],
     )
+    if budget is not None and budget > spent:
+        agent.extend(planned(problem, budget))
     target = None
     if record["target"]:
         given = LMSettings.of(record["target"].get("settings"))  # not the passes that suit the LM searched on
         target = _on_proxy(problem, record["target"]["location"], record["allow_leaks"], given)
         target.lm = replace(target.lm, name=record["target"]["name"])
-    check_room(problem, agent.subspace)
+    check_room(problem, agent.outline)
     job = _Job(
         problem, agent, path, budget or spent, record["finalists"], record["store"],
         Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"],
@@ -265,6 +269,7 @@ def _run(job: _Job) -> Result:
         with session(job.problem.lm, cluster, job.listener, timings) as pool:
             make_directory(job.study)
             until_written.enter_context(study_lock(job.study))
+            job.searcher.prepare(pool)
             content = _begin(job, pool, store)
             begun = time.perf_counter()
             run = run_trial if job.native is None else run_native
@@ -351,8 +356,10 @@ def _close(
     best = closing.best_prompt
     if isinstance(best, SoftPrompt):
         space = best.subspace
-        vectors = pool.vectors(best, problem.vectors)
-        write_vectors(job.study / VECTORS_FILE, vectors, space.tokens, problem.vectors.get(space.p0))
+        layers = pool.vectors(best, problem.vectors)
+        none = np.zeros((space.length, space.width), dtype=np.float32)
+        embedded, p0 = layers.pop(0, none), problem.vectors.get(space.p0)
+        write_vectors(job.study / VECTORS_FILE, embedded, space.tokens, p0, layers)
     timings["report"] = time.perf_counter() - begun
     return closing, report
 

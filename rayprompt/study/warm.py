@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,10 @@ def _usable(searcher: PromptSearcher, candidate: Candidate) -> Candidate | None:
     if candidate.kind != searcher.kind:
         return None
     if isinstance(candidate, SoftPrompt):
-        return candidate if candidate.subspace == searcher.subspace else None
+        space, outline = candidate.subspace, searcher.outline
+        if outline is not None and outline.deep and replace(space, scales=()) == outline:
+            searcher.problem.layer_scales.setdefault(outline.key, space.scales)  # measured already, and the same
+        return candidate if space == searcher.subspace else None
     return candidate if candidate.token_ids is not None else searcher.problem.prompt(candidate.text)
 
 
