@@ -30,13 +30,17 @@ from rayprompt import Problem
 
 OUT = Path(__file__).with_suffix(".json")
 SOFT = {"length": 10, "intrinsic_dim": 100, "alpha": 10.0, "p0": "text:It was"}  # nevergrad starts there, too
+DEEP = {"length": 10, "intrinsic_dim": 100, "population": 10, "p0": "text:It was"}  # alpha: BBTv2's .2, and 1
 SETTINGS: dict[str, dict[str, Any]] = {
     "random": {},
     "nevergrad": {},
     "random-soft": SOFT,
     "cma-es": SOFT,
     "nevergrad-soft": {**SOFT, "optimizer": "DiagonalCMA"},
+    "cma-es-deep": {**DEEP, "alpha": 0.2},
+    "cma-es-deep-1": {**DEEP, "alpha": 1.0},
 }
+NAMES = {"cma-es-deep-1": "cma-es-deep"}  # the searcher of a row, where it is not the row's name
 SPLITS = ("16-21", "16-42", "16-87")
 FULL_TASKS, FULL_SPLITS, FULL_CANDIDATES = ("mr", "cr", "agnews", "trec"), ("16-100", "16-13", *SPLITS), 8000
 
@@ -84,8 +88,8 @@ def run(problem: Problem, key: dict[str, Any], folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     out = folder / "-".join(str(key[k]) for k in ("task", "split", "searcher", "seed", "candidates"))
     result = rayprompt.search(
-        problem, searcher=key["searcher"], seed=key["seed"], budget=key["candidates"] * len(problem.gold),
-        settings=key["settings"], out=out, store=folder / "store",
+        problem, searcher=NAMES.get(key["searcher"], key["searcher"]), seed=key["seed"],
+        budget=key["candidates"] * len(problem.gold), settings=key["settings"], out=out, store=folder / "store",
     )  # fmt: skip
     prompt = result.best_prompt.to_json()
     others = {name: b.test for name, b in result.baselines.items()}

@@ -13,6 +13,9 @@ One run, the same LM, candidates, examples and device for
 benchmarks/scoring.json. Needs the shared data (RAYPROMPT_SHARED, or ../shared). Causal LMs are random, with the shared
 LM's tokenizer; the settings ``roberta-large`` and ``llama-1b`` are random LMs of those sizes, in bf16 on a GPU, and say
 what share of the device's measured matrix rate they reach.
+
+The settings ``deep-mr`` and ``deep-large`` are a turn of BBTv2: 20 prompts that differ in the middle layer alone. There
+(a) computes all layers for each of them, as deepbbt.py does, and (b) those from the middle on; both in process.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +36,21 @@ import numpy as np
 import torch
 import transformers
 
-from rayprompt.lm.loads import Request, score_request
+from rayprompt.candidate import SoftPrompt
+from rayprompt.lm.loads import Request, loads_of, passes_of, score_request
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.shapes import Inputs, PackTable, ShapeTable, table_of
+from rayprompt.lm.soft import SoftBlock, block_of
 from rayprompt.scores import FloatArray
 from rayprompt.scoring.cluster import connect, plan_scorers
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.task import Task
+from searchers.cma_es_deep import DeepCMAESSearcher
 
 OUT = Path(__file__).with_suffix(".json")
 CANDIDATES, EXAMPLES = 64, 32
+TURN = 20  # candidates of a layer's turn
 ORIGINALS = 8  # candidates that (a) scores: one after the other, so that its time is proportional to their number
 PASSES = 4  # of the floor, a lane
 WORDS = {"mr": ["terrible", "great"], "agnews": ["world", "sports", "business", "technology"]}
@@ -59,6 +66,7 @@ class Setting:
     prompt_tokens: int
     aim: float
     size: str = ""  # a random LM of that size, where it is not the shared one
+    deep: bool = False  # prompts in every layer, the middle one being tuned
 
 
 SPECIAL = {"bos_token_id": 101, "eos_token_id": 102}
@@ -67,6 +75,8 @@ SETTINGS = {
     "causal-mr": Setting("mr", "causal", "{text} {prompt}", 5, 8.0),
     "causal-agnews": Setting("agnews", "causal", "{text} {prompt}", 5, 12.0),
     "causal-before-mr": Setting("mr", "causal", "{prompt} {text}", 50, 3.0),
+    "deep-mr": Setting("mr", "masked", "{prompt} . {text} It was {mask} .", 50, 1.5, deep=True),
+    "deep-large": Setting("mr", "masked", "{prompt} . {text} It was {mask} .", 50, 1.5, "roberta-large", deep=True),
     "roberta-large": Setting("mr", "masked", "{text} {prompt} {mask} .", 5, 20.0, "roberta-large"),
     "llama-1b": Setting("mr", "causal", "{text} {prompt}", 5, 20.0, "llama-1b"),
 }
@@ -268,9 +278,7 @@ def row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) 
     row = {
         "setting": name,
         "lm": f"{type(scorer.forward.model).__name__} {work.problem.lm.layers} x {work.problem.lm.hidden_size}",
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{os.cpu_count()} cores ({platform.machine()})",
+        "device": device_name(device),
         "dtype": str(scorer.dtype).removeprefix("torch."),
         "candidates": candidates,
         "examples": len(request.part),
@@ -294,6 +302,78 @@ def row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) 
     return row
 
 
+def deep_row_of(name: str, setting: Setting, model: str, data: Path, seconds: float) -> dict[str, Any]:
+    """A turn of the middle layer: what enters it known from the turn before up to the layer below, as in a search."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    small = bool(setting.size) and device == "cpu"
+    problem = problem_of(setting, data, model, 8 if small else EXAMPLES)
+    scorer = LMScorer(problem.lm, device)
+    lanes = plan_scorers({"CPU": float(os.cpu_count() or 1)}, None, 0.0).lanes if device == "cpu" else 1
+    table = table_of(device, scorer.token_bytes, problem.lm.max_length, scorer.tokens)
+    searcher = DeepCMAESSearcher(problem, length=setting.prompt_tokens, intrinsic_dim=500, projection="uniform")
+    space, middle = searcher.space, problem.lm.layers // 2
+    rng, part = np.random.default_rng(0), problem.part("train")
+    base = 0.1 * rng.standard_normal(space.subspace.numbers)
+    candidates = 4 if small else TURN
+
+    def turn(layer: int) -> list[SoftPrompt]:
+        z = np.tile(base, (candidates, 1))
+        z[:, space.subspace.of_layer(layer)] = 0.1 * rng.standard_normal((candidates, 500))
+        return [space.prompt(row) for row in z]
+
+    prompts = turn(middle)
+    request = Request.of_all(part, [problem.token_ids(prompt) for prompt in prompts])
+    order = np.argsort(request.example, kind="stable")
+    request = replace(request, prompt=request.prompt[order], example=request.example[order], soft=np.arange(candidates))
+    passes = passes_of(table, request)
+    size = max(1, min(8, -(-len(passes) // lanes)))
+    orders = [passes[i : i + size] for i in range(0, len(passes), size)]
+    threads = ThreadPoolExecutor(lanes)
+    assert scorer.packed is not None
+    states = scorer.packed.states
+
+    def run(block: SoftBlock, *, jumps: bool) -> FloatArray:
+        scorer.layers.jumps = jumps
+        for entry in [entry for entry in states.entries if entry[3] == middle]:
+            states.bytes -= states.size(states.entries.pop(entry))
+        found = np.empty((len(request.prompt), len(part.labels)), dtype=np.float32)
+
+        def score(some: Any) -> None:
+            members = np.concatenate([rows for _, rows in some])
+            pieces = [scorer.score(load, part, block)[0] for load in loads_of(table, request, some)]
+            found[members] = np.concatenate(pieces)
+
+        list(threads.map(score, orders))
+        return found
+
+    block, below = block_of(prompts, {}), block_of(turn(middle - 1), {})
+    scorer.layers  # noqa: B018 (found once)
+    run(below, jumps=True)  # the turn before
+    ours, plain = run(block, jumps=True), run(block, jumps=False)
+    took = seconds_of({"a": lambda: run(block, jumps=False), "b": lambda: run(block, jumps=True)}, seconds)
+    pairs = len(request.prompt)
+    return {
+        "setting": name,
+        "lm": f"{type(scorer.forward.model).__name__} {problem.lm.layers} x {problem.lm.hidden_size}",
+        "device": device_name(device),
+        "dtype": str(scorer.dtype).removeprefix("torch."),
+        "candidates": candidates,
+        "examples": len(part),
+        "tuned_layer": middle,
+        "largest_difference": float(np.abs(ours - plain).max()),
+        "evaluations_per_second_a": round(pairs / took["a"], 1),
+        "evaluations_per_second_b": round(pairs / took["b"], 1),
+        "b/a": round(took["a"] / took["b"], 2),
+        "ideal_b/a": round(problem.lm.layers / (problem.lm.layers - middle), 2),
+        "aim_b/a": setting.aim,
+    }
+
+
+def device_name(device: str) -> str:
+    """What a row says of the machine."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores ({platform.machine()})"
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -311,13 +391,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             size = setting.size or ("gpt2-6x384" if setting.family == "causal" else "")
             model = random_lm(Path(folder), size, minilm) if size else str(minilm)
-            row = row_of(name, setting, model, data, args.seconds)
+            row = (deep_row_of if setting.deep else row_of)(name, setting, model, data, args.seconds)
         print(json.dumps(row, indent=1), flush=True)
         key = ("setting", "lm", "device")
         rows = [r for r in rows if any(r[k] != row[k] for k in key)] + [row]
         OUT.write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
-        print(f"{row['setting']:18} {row['device']:24} b/a {row['b/a']:6} c/b {row['c/b']:6} b/d {row['b/d']:6}")
+        rest = " ".join(f"{name} {row[name]:6}" for name in ("c/b", "b/d", "ideal_b/a") if name in row)
+        print(f"{row['setting']:18} {row['device']:24} b/a {row['b/a']:6} {rest}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ DEV = ("none", "mean")
 class DeepCMAESSettings(SoftSettings):
     """Settings of ``cma-es-deep``. ``intrinsic_dim``, ``sigma`` and ``bound`` are of each layer's z."""
 
-    alpha: float = setting(1.0, "size of the first steps: so many times the spread of the layer's hidden states")
+    alpha: float = setting(0.2, "size of the first steps: so many times the spread of the layer's hidden states")
     layers: str = setting("all", "the layers that get a prompt: 'all', or some, as '0,4-7'; 0 is the embeddings'")
     population: int = setting(20, "candidates of a generation, which is a layer's turn; 0 is 4 + 3 ln d")
     rounds: int | None = setting(None, "turns of each layer (default: as many as the budget pays, one at least)")

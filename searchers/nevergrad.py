@@ -107,6 +107,19 @@ class AnyNevergradSearcher(PromptSearcher):
                 elif point is not None:
                     self._tell_other(point, loss)
 
+    def release(self, candidates: Sequence[Candidate]) -> None:
+        """Nevergrad keeps waiting for them; where it proposes one again, that counts as new."""
+        for candidate in candidates:
+            number = self.waiting.pop(candidate.key, None)
+            if number is not None:
+                self.history.append(("drop", number))
+                self._drop(number)
+            if self.losses.get(candidate.key, 0.0) is None:
+                del self.losses[candidate.key]
+
+    def _drop(self, number: int) -> None:
+        self.asked.pop(number, None)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "history": list(self.history),
@@ -119,7 +132,7 @@ class AnyNevergradSearcher(PromptSearcher):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._blank()
         replay: dict[str, Callable[..., object]]
-        replay = {"ask": self._raw_ask, "tell": self._tell_asked, "other": self._tell_other}
+        replay = {"ask": self._raw_ask, "tell": self._tell_asked, "other": self._tell_other, "drop": self._drop}
         for event, *what in state["history"]:
             replay[event](*what)
         self.losses.update(state["losses"])

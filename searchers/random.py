@@ -74,6 +74,9 @@ class RandomSearcher(RandomDraws):
                 fresh.append(prompt)
         return fresh
 
+    def release(self, candidates: Sequence[Candidate]) -> None:
+        self.asked.difference_update(candidate.key for candidate in candidates)
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "asked": sorted(self.asked)}
 

@@ -137,6 +137,11 @@ class RLPromptSearcher(PromptSearcher):
             self.health["new_pairs"] = (len(self.memory.rows) - before) * len(self.problem.gold)
             self._end_step(learning, float(np.mean([self.memory.rewards[p] for p in places.tolist()])))
 
+    def release(self, candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            if self.pending.pop(candidate.key, None) is not None:
+                self.seen.discard(candidate.key)
+
     def _normalised(self, places: IntArray, pairs: FloatArray | None) -> FloatArray:
         """(n,) z-scores of the rewards told; with ``input`` of each example over the prompts, then averaged."""
         how, raw = self.settings.normalise, np.array(self.memory.rewards)

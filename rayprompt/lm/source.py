@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayprompt.errors import InputError, did_you_mean
 from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
 from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, content_of, discover, is_endpoint
 from rayprompt.lm.family import Family, family_of
 from rayprompt.lm.settings import LMSettings
+from rayprompt.scores import FloatArray
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "models"
 ROWS_AT_ONCE = 8192
@@ -156,6 +159,28 @@ def embedding_std(name: str) -> float:
                     return float(variance**0.5 * (config.hidden_size**0.5 if scaled else 1.0))
     names = ", ".join(WORD_EMBEDDINGS)
     raise InputError(f"model {name}: no tensor of its files is named like word embeddings ({names})")
+
+
+def word_vectors(name: str, dims: int) -> FloatArray | None:
+    """(V, dims) float32 the LM's word embeddings along their ``dims`` widest directions, at a mean square of 1 a row.
+
+    Only the embeddings are read from the LM's files. None where no tensor is named like them.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for path in sorted(model_folder(name).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                if key.endswith(WORD_EMBEDDINGS):
+                    rows = file.get_tensor(key).to(torch.float32)
+                    rows = rows - rows.mean(dim=0)
+                    moments = (rows.T @ rows).to(torch.float64)
+                    _, directions = torch.linalg.eigh(moments)
+                    widest = directions[:, -min(dims, rows.shape[1]) :].to(torch.float32)
+                    found = rows @ widest
+                    return np.asarray((found / found.square().sum(dim=1).mean().sqrt()).numpy())
+    return None
 
 
 def _missing(folder: Path) -> str | None:

@@ -25,6 +25,7 @@ WHERE = {
     "logistic-per-prompt": "rayprompt.reward.models:LogisticPerPrompt",
     "logistic-shared": "rayprompt.reward.models:LogisticShared",
     "neighbours": "rayprompt.reward.models:Neighbours",
+    "gaussian-process": "rayprompt.reward.gaussian:GaussianProcess",
     "lightgbm": "rayprompt.reward.boosted:LightGBM",
     "xgboost": "rayprompt.reward.boosted:XGBoost",
     "mlp": "rayprompt.reward.mlp:MLP",

@@ -179,6 +179,9 @@ class PromptSearcher(Searcher):
         n = max(self.generation, at_least)
         return tuple(self.ask(n))[:n]
 
+    def release(self, candidates: Sequence[Candidate]) -> None:
+        """Take back candidates that it was asked for: they will not be scored, and may be proposed again."""
+
     def stop(self) -> dict[str, Any]:
         """Reasons to end the search; empty while it goes on."""
         return {}

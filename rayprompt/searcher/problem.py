@@ -23,12 +23,13 @@ from rayprompt.lm.endpoint import LABEL_TOKENS
 from rayprompt.lm.family import load_family
 from rayprompt.lm.labels import Labels
 from rayprompt.lm.settings import LMSettings
-from rayprompt.lm.source import describe_model, load_tokenizer
+from rayprompt.lm.source import describe_model, load_tokenizer, word_vectors
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.task import Task, load_task
 from rayprompt.template import Template
 
 KNOWN_IDS = 100
+VECTOR_DIMS = 32  # of token vectors
 WORD = re.compile(r"[^\W\d_]{2,}")
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 
@@ -100,6 +101,8 @@ class Problem:
         self.projections: dict[tuple[Any, ...], str] = {}
         self.embedding_std: dict[str, float] = {}
         self.layer_scales: dict[str, tuple[float, ...]] = {}
+        # What searchers have made of the LM's files or of an earlier study, by what it is.
+        self.known: dict[str, Any] = {}
         if settings.chat is not None:
             if family.template != "causal":
                 raise InputError(f"--lm chat={settings.chat}: {self.lm.name} is no causal LM, and has no chat template")
@@ -322,6 +325,19 @@ class Problem:
         counts = Counter(w for text in texts for w in re.findall(WORD, text.lower()))
         manual = re.findall(WORD, (self.task.manual_prompt or "").lower())
         return list(dict.fromkeys([*manual, *(word for word, _ in counts.most_common())]))
+
+    def token_vectors(self) -> FloatArray:
+        """(V, 32) float16 a vector for each token id, near for tokens that are used alike: of the LM's word embeddings.
+
+        Of an LM behind a service, whose tokens are characters, there are none: (0, 32). Read once, and kept with the
+        problem, so that trials need not have the LM's files.
+        """
+        if "token vectors" not in self.known:
+            found = None if self.lm.endpoint is not None else word_vectors(self.lm.location, VECTOR_DIMS)
+            kept = np.zeros((0, VECTOR_DIMS)) if found is None else found
+            self.known["token vectors"] = kept.astype(np.float16)
+        vectors: FloatArray = self.known["token vectors"]
+        return vectors
 
     def for_search(self) -> Problem:
         """A copy that holds the train examples only: what a searcher may see. Its vocabulary is worked out already."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,26 @@ def _usable(searcher: PromptSearcher, candidate: Candidate) -> Candidate | None:
 
 def _best_of_store(searcher: PromptSearcher, location: str | Path, most: int = MOST_POINTS) -> list[Candidate]:
     """The best by the searcher's objective, of those that the store has on all of its train examples."""
-    problem, store = searcher.problem, ScoreStore(location)
-    examples = problem.digests("train")
-    forms = store.candidates()
-    wanted = forms.filter(pc.equal(forms.column("kind"), searcher.kind))
-    by_key = dict(zip(wanted.column("candidate").to_pylist(), wanted.column("form").to_pylist(), strict=True))
     best: dict[str, float] = {}
+    candidates: dict[str, Candidate] = {}
+    for candidate, scores in stored_scores(searcher.problem, location, searcher.kind):
+        value = float(searcher.objective(scores)[0])
+        if np.isfinite(value):
+            candidates[candidate.key] = candidate
+            best[candidate.key] = max(value, best.get(candidate.key, -np.inf))
+    order = sorted(best, key=lambda key: -best[key])[:most]
+    return [candidates[key] for key in order]
+
+
+def stored_scores(problem: Problem, location: str | Path, kind: str) -> Iterator[tuple[Candidate, Scores]]:
+    """Candidates of a kind that a store has on all train examples of ``problem``, each with its scores there.
+
+    Scores of another LM, template, split or way of running the LM are left out.
+    """
+    store, examples = ScoreStore(location), problem.digests("train")
+    forms = store.candidates()
+    wanted = forms.filter(pc.equal(forms.column("kind"), kind))
+    by_key = dict(zip(wanted.column("candidate").to_pylist(), wanted.column("form").to_pylist(), strict=True))
     for context, content in _contexts(store).items():
         if any(content.get(name) != value for name, value in problem.content.items()):
             continue
@@ -109,14 +123,10 @@ def _best_of_store(searcher: PromptSearcher, location: str | Path, most: int = M
         store.load(table, context, "train")
         first = np.array([table.columns[d] for d in examples])
         columns = (first[:, None] + np.arange(part.samples)).reshape(-1)
-        keys = [k for k, row in table.rows.items() if k in by_key and table.known[row].all()]
-        for key in keys:
+        for key in [k for k, row in table.rows.items() if k in by_key and table.known[row].all()]:
+            candidate = candidate_from_json(json.loads(by_key[key]))
             answers = table.answers(np.full(len(columns), table.rows[key]), columns)
-            value = float(searcher.objective(_scores(problem, answers))[0])
-            if np.isfinite(value):
-                best[key] = max(value, best.get(key, -np.inf))
-    order = sorted(best, key=lambda key: -best[key])[:most]
-    return [candidate_from_json(json.loads(by_key[key])) for key in order]
+            yield candidate, _scores(problem, answers)
 
 
 def _contexts(store: ScoreStore) -> dict[str, dict[str, Any]]:
