@@ -204,5 +204,5 @@ def _change(
     if operation == "join" and others:
         other = others[int(rng.integers(len(others)))]
         cut = int(rng.integers(len(other) + 1))
-        return [*row[:at], *other[cut:]] if rng.random() < 0.5 else [*other[:cut], *row[at:]]
+        return ([*row[:at], *other[cut:]] if rng.random() < 0.5 else [*other[:cut], *row[at:]]) or row
     return [*row[:at], fresh, *row[at + (end - at if len(row) > 2 else 1) :]]

@@ -27,8 +27,10 @@ from rayprompt.searcher.settings import setting
 from rayprompt.searcher.slots import Slots, read_phrases
 from rayprompt.tables import read_lines
 from searchers.parts import Parts, Row, edited
+from searchers.random import RandomDraws
 from searchers.surrogate import Surrogate
 
+NOBODY = "none"
 CHOICES = ("thompson", "ucb", "best")
 OVERSAMPLE = 8  # proposals of an inner searcher that learns, for each that is scored
 WINDOW, LEAST = 64, 24  # scored prompts by which the surrogate is judged, and how many there must be
@@ -42,7 +44,9 @@ RANKING, CHANCE_ONLY = "ranks the proposals", "no better than chance: the inner 
 class RewardModelSettings:
     """Settings of ``reward-model``."""
 
-    inner: str = setting("random", "a searcher of text whose proposals are ranked; it is told what was scored")
+    inner: str = setting(
+        "random", "a searcher of text whose proposals are ranked, and that is told the scores; or 'none'"
+    )
     inner_settings: dict[str, Any] | None = setting(None, "the inner searcher's own settings")
     prompts: str | list[str] | None = setting(None, "a pool to propose from: a text file, a prompt a line, or a study")
     edits: float = setting(0.5, "share of the proposals that are edits of the best prompts; 0 filters inner alone")
@@ -60,6 +64,15 @@ class RewardModelSettings:
     length: int | None = setting(None, "words of a prompt (default 5), or phrases (default 1), at most")
     vocabulary: int | None = setting(3000, "edits draw from the first so many whole words; null is all")
     phrases: str | list[str] | None = setting(None, "edits draw from the lines of this text file instead")
+
+
+class Nobody(RandomDraws):
+    """Proposes nothing: there are a pool and edits."""
+
+    name = NOBODY
+
+    def ask(self, n: int) -> list[Candidate]:
+        return []
 
 
 class RewardModelSearcher(PromptSearcher):
@@ -90,7 +103,7 @@ class RewardModelSearcher(PromptSearcher):
 
     def _inner(self) -> PromptSearcher:
         s, budget = self.settings, self.budget
-        cls = load_searcher(s.inner)
+        cls = Nobody if s.inner == NOBODY else load_searcher(s.inner)
         if cls.kind != "text" or cls is type(self):
             raise InputError(f"setting inner={s.inner!r}: must be another searcher of text prompts")
         return cls(
@@ -374,8 +387,8 @@ class RewardModelSearcher(PromptSearcher):
     @classmethod
     def resources(cls, settings: Mapping[str, Any]) -> dict[str, float]:
         """What the inner searcher's own work wants."""
-        inner = load_searcher(str(settings.get("inner", cls.Settings.inner)))
-        return inner.resources(settings.get("inner_settings") or {})
+        name = str(settings.get("inner", cls.Settings.inner))
+        return {} if name == NOBODY else load_searcher(name).resources(settings.get("inner_settings") or {})
 
     @property
     def content(self) -> dict[str, Any]:

@@ -110,6 +110,8 @@ class Surrogate:
     def _fit_models(self, prompts: Sequence[TextPrompt], right: FloatArray) -> None:
         """An ensemble: each on two thirds of the prompts, drawn anew."""
         rng = np.random.default_rng(self.fitted)
+        if not np.isin(right, (0.0, 1.0)).all():  # a bare value, or a share: right is what is better than most prompts
+            right = np.where(np.isnan(right), np.nan, right > np.nanmedian(right, axis=0))
         size = max(2, int(SHARE * len(prompts)))
         self.models = []
         for number in range(ENSEMBLE):
