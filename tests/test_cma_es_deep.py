@@ -25,7 +25,10 @@ from rayprompt.lm.source import load_tokenizer
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.loop import SearchLoop, SearchPlan
 from rayprompt.study.results import read_prompt_file
+from rayprompt.study.warm import starting_points
 from searchers.cma_es_deep import DeepCMAESSearcher
 from searchers.random import RandomSoftSearcher
 
@@ -264,7 +267,7 @@ def test_bad_settings_get_one_clear_line(settings: dict[str, Any], message: str,
 
 
 def test_the_random_baseline_draws_deep_prompts_too(view: Problem) -> None:
-    deep = RandomSoftSearcher(view, seed=3, intrinsic_dim=4, length=5, layers="all")
+    deep = RandomSoftSearcher(view, seed=3, intrinsic_dim=4, length=5, layers="all", alpha=0.2)
     prompts = deep.ask(200)
     assert prompts[0].subspace == make(view, seed=3).space.subspace  # type: ignore[union-attr]
     z = np.stack([by_layer(p) for p in prompts])
@@ -336,6 +339,57 @@ def test_a_larger_budget_goes_on_where_it_ended_as_if_it_had_been_there_from_the
     assert more.replay_differs == 0
     assert more.best_prompt == whole.best_prompt
     assert more.test == whole.test
+
+
+def test_a_larger_budget_is_not_forgotten_where_the_search_was_interrupted(
+    small: Problem, tmp_path: Path, kept_pool: None
+) -> None:
+    """study.yaml has the larger budget then, and the searcher's plan is still that of the smaller one."""
+    settings, study = {**SMALL, "alpha": 2.0}, tmp_path / "study"
+    rayprompt.search(small, searcher="cma-es-deep", settings=settings, budget=16 * 50, out=study, scorers=1)
+    manifest = yaml.safe_load((study / "study.yaml").read_text())
+    (study / "study.yaml").write_text(yaml.safe_dump({**manifest, "budget": 16 * 100}))
+    (study / "result.json").unlink()
+    again = rayprompt.resume(study, task=small.task, scorers=1)
+    assert (again.evaluations, again.end) == (16 * 96, "rounds=4")
+
+
+def test_a_search_goes_on_with_the_scales_that_it_began_with(
+    small: Problem, pool: ScoringPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a comparison too, where each trial asks for them: measured elsewhere they would have other last bits."""
+    ScoreStore(tmp_path).prepare()
+    plan = SearchPlan("one", 16 * 30, 3, str(tmp_path), str(tmp_path))
+    first = SearchLoop(make(small.for_search(), 30, alpha=2.0), pool, plan)
+    for _ in range(3):
+        first.step()
+    first.close()
+    for shards in (tmp_path / "snapshots").glob("*.snapshot"):  # it goes through its record again
+        shards.unlink()
+    view = small.for_search()
+    view.layer_scales = {}
+    monkeypatch.setattr(type(pool), "hidden_stds", lambda *a, **k: dict.fromkeys((1, 2, 3), 1.0))
+    again = SearchLoop(make(view, 30, alpha=2.0), pool, plan)
+    assert again.searcher.subspace == first.searcher.subspace
+    assert (again.generation, again.replay_differs) == (3, 0)
+    assert again.searcher.metrics() == first.searcher.metrics()
+
+
+def test_a_warm_start_from_another_space_does_not_load_the_lm(
+    found: rayprompt.Result, small: Problem, tmp_path: Path, kept_pool: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shallow = rayprompt.search(
+        small, searcher="random-soft", settings={"intrinsic_dim": 4, "length": 5}, budget=16 * 20, out=tmp_path / "a",
+        scorers=1,
+    )  # fmt: skip
+    monkeypatch.setattr("rayprompt.searcher.soft._measured_here", lambda *a: pytest.fail("the LM was loaded"))
+    view = Problem(small.task, "tiny-masked")
+    with pytest.raises(InputError, match="can be used here: cma-es-deep takes soft"):
+        starting_points(make(view), shallow.study_dir)
+    same = DeepCMAESSearcher(view, **{**SMALL, "alpha": 2.0})
+    assert starting_points(same, found.study_dir)
+    with pytest.raises(InputError, match="holds a deep prompt, of several layers"):
+        DeepCMAESSearcher(view, intrinsic_dim=4, p0=str(found.study_dir / "prompt.safetensors"))
 
 
 def test_it_begins_with_what_an_earlier_study_found(found: rayprompt.Result, small: Problem, tmp_path: Path) -> None:

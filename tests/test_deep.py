@@ -508,3 +508,63 @@ def test_a_pool_scores_exports_and_measures_as_the_lm_alone(pool: ScoringPool) -
     for layer in range(4):
         by_hand_of = prompts[0].vector[space.subspace.of_layer(layer)] @ layer_matrix(space.subspace, layer)
         assert np.abs(vectors[layer].reshape(-1) - by_hand_of).max() < 1e-4
+
+
+def test_an_lm_whose_label_words_have_several_tokens_is_measured_too(tmp_path: Path) -> None:
+    for family in ("gpt2", "t5"):
+        one = problem_of(family, tmp_path / "one")
+        several = problem_of(family, tmp_path / "several", label_words={0: "terrible so", 1: "great film it"})
+        space = SoftSpace.of(one, make_settings(Holder, {"intrinsic_dim": 4, "length": LENGTH}), 0, (0, 1, 2, 3))
+        found = [
+            hidden_stds(LMScorer(p.lm), p.part("train"), block_of([blank(space)], {}), (1, 2, 3))
+            for p in (one, several)
+        ]
+        assert found[0] == found[1]
+
+
+# Threads and memory.
+
+
+def test_an_lm_is_asked_once_and_a_failed_question_leaves_it_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_of("bert", tmp_path)
+    scorer, prompts = LMScorer(problem.lm), prompts_of(space_of(problem), 2)
+    seen: list[bool] = []
+
+    def probe(self: Any, forward: Any, vocab_size: int) -> bool:
+        seen.append(forward.layers.jumps)  # what others read meanwhile
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rayprompt.lm.deep.Layers._probe", probe)
+        with pytest.raises(torch.OutOfMemoryError):
+            scored(scorer, problem, prompts)
+    assert seen == [False]
+    assert scorer.forward.layers is None
+    fresh = scored(LMScorer(problem.lm), problem, prompts)
+    assert np.array_equal(scored(scorer, problem, prompts), fresh)
+    assert scorer.layers.jumps
+
+
+@pytest.mark.parametrize("template", [SETTINGS["template"], BEFORE], ids=["behind", "before"])
+@pytest.mark.parametrize(("family", "packed"), [("bert", True), ("bert", False), ("bart", False), ("gpt2", True)])
+def test_where_what_is_shared_finds_no_memory_every_prompt_goes_through_all_layers(
+    family: str, packed: bool, template: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_of(family, tmp_path, template=template)
+    scorer, prompts = LMScorer(problem.lm), prompts_of(space_of(problem), 2)
+    expected = scored(scorer, problem, prompts, packed=packed)
+    scorer = LMScorer(problem.lm)
+    assert scorer.layers.jumps
+    usual, refused = type(scorer.forward)._injected, []
+
+    def injected(self: Any, injection: Any, course: Any = None) -> Any:
+        if course is not None and course.stop is not None:
+            refused.append(course.stop)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return usual(self, injection, course)
+
+    monkeypatch.setattr("rayprompt.lm.forward.LabelForward._injected", injected)
+    assert scored(scorer, problem, prompts, packed=packed) == pytest.approx(expected, abs=1e-5)
+    assert refused

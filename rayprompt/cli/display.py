@@ -137,10 +137,10 @@ def note(message: str) -> None:
 
 
 def _plain(p: Progress) -> str:
-    return (
-        f"{p.search}: best on train {p.best_score:.3f}, {p.evaluations:,} of {p.budget:,} evaluations, "
-        f"{p.evaluations_per_second:,.0f}/s, ETA {clock(p.eta_seconds)}: {p.best_prompt}"
-    )
+    # A search that was just resumed has scored nothing since.
+    rate = f"{p.evaluations_per_second:,.0f}/s, ETA {clock(p.eta_seconds)}" if p.evaluations_per_second else "resumed"
+    spent = f"{p.evaluations:,} of {p.budget:,} evaluations"
+    return f"{p.search}: best on train {p.best_score:.3f}, {spent}, {rate}: {p.best_prompt}"
 
 
 def clock(seconds: float) -> str:

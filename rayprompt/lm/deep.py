@@ -63,12 +63,19 @@ class Layers:
         model = forward.model
         self.count = int(model.config.num_hidden_layers)
         self.local = threading.local()
-        self.tuples = False
-        body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-        for layer in transformer_layers(body, model.config):
+        self.jumps = False  # until the LM has been asked: others may score with it meanwhile
+        layers = transformer_layers(self._body(forward), model.config)
+        usual = [layer.forward for layer in layers]
+        for layer in layers:
             layer.forward = self._going(layer.forward)
         forward.layers = self
-        self.jumps = self._probe(forward, vocab_size)
+        try:
+            self.jumps = self._probe(forward, vocab_size)
+        except BaseException:
+            forward.layers = None
+            for layer, before in zip(layers, usual, strict=True):
+                layer.forward = before
+            raise
 
     def put(self, injection: Injection | None, course: Course | None) -> None:
         """What this thread's next forward pass gets, and where it goes; None for nothing, and for all layers."""
@@ -115,6 +122,7 @@ class Layers:
         """
         import torch
 
+        self.tuples = False
         ids = np.random.default_rng(0).integers(vocab_size // 8, vocab_size, (1, PROBE_TOKENS))
         tokens = torch.from_numpy(ids).to(forward.device)
         labels = Labels(tuple((int(i),) for i in ids[0, :2]))
@@ -181,6 +189,7 @@ def hidden_stds(scorer: LMScorer, part: EncodedPart, block: SoftBlock, layers: S
     if scorer.device.type == "cpu" and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
     stack, space = scorer.layers, block.subspace
+    labels = Labels(((0,),))  # nothing is read
     count = max(1, int((input_lengths(part, space).cumsum() <= MEASURED_TOKENS).sum()))
     found: dict[int, float] = {}
     with torch.inference_mode():
@@ -200,7 +209,7 @@ def hidden_stds(scorer: LMScorer, part: EncodedPart, block: SoftBlock, layers: S
                 injection = Injection.from_start(one, space.length, rows.start, replace=space.front > 0)
                 course = Course(first, states[i], layer)
                 try:
-                    scorer.forward(rows.ids, rows.mask, rows.read, part.labels, injection, space.front, course)
+                    scorer.forward(rows.ids, rows.mask, rows.read, labels, injection, space.front, course)
                 except Captured as captured:
                     values.append(captured.states[rows.mask > 0].float().cpu().numpy())
                     states[i] = captured.states.clone() if stack.jumps else None

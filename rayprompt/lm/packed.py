@@ -27,6 +27,10 @@ STATE_BYTES = 256 * 1024**2  # of hidden states that are kept, from one tuned la
 States = tuple["torch.Tensor", ...]  # hidden states (tokens, width), and keys and values where they are wanted
 
 
+class NoRoom(ScoringError):
+    """What prompts share finds no memory."""
+
+
 @dataclass(frozen=True)
 class Prefixes:
     """Keys and values of what inputs stand behind, by group: (layers, 2, heads, p, width) from layer ``first`` on."""
@@ -188,13 +192,22 @@ class PackedForward:
         self, pack: Pack, part: EncodedPart, soft: SoftVectors | None = None
     ) -> tuple[torch.Tensor, IntArray, int]:
         """(n, L) logits of the label words, (n,) tokens of each input, and breaks: see ``LMScorer.score``."""
-        import torch
 
         layers = self.forward.layers
         low = 0 if soft is None or layers is None or not layers.jumps else soft.block.shared
-        work = _Work(pack, part, soft, low)
-        begun: dict[int, torch.Tensor] = {}
-        if not low:
+        try:
+            return self._score(_Work(pack, part, soft, low))
+        except NoRoom:
+            if not low:
+                raise
+        forget(self.forward.device)
+        return self._score(_Work(pack, part, soft, 0))  # all layers for each: its passes can be cut in two
+
+    def _score(self, work: _Work) -> tuple[torch.Tensor, IntArray, int]:
+        import torch
+
+        pack, begun = work.pack, dict[int, "torch.Tensor"]()
+        if not work.low:
             prefixes = self._prefixes(work)
         elif pack.reuse == "prompt" and work.inputs.prefix.any():
             hidden, prefixes = self._shared_prefix(work)
@@ -318,7 +331,7 @@ class PackedForward:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        raise ScoringError(f"out of memory on {self.forward.device}: no room for keys and values of {tokens} tokens")
+        raise NoRoom(f"out of memory on {self.forward.device}: no room for what inputs share, of {tokens} tokens")
 
     def _captured(
         self, work: _Work, pairs: IntArray, course_of: Callable[[], Course] | None
@@ -372,6 +385,7 @@ class PackedForward:
             if not is_out_of_memory(error):
                 raise
         # Outside the except clause: there the error's traceback would hold on to what the pass has allocated.
+        self.states.clear()
         forget(self.forward.device)
         half = tokens // 2
         if own.max() > half:

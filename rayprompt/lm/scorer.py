@@ -206,13 +206,15 @@ class LMScorer:
             arrays += [start, np.resize(bucket.prompt, count).astype(np.int64)]
         inputs = tuple(torch.from_numpy(array).to(self.device) for array in arrays)
         low = self._low(vectors, part.labels)
-        if low and vectors is not None:
-            begun = self._begun(bucket, inputs, part.labels, vectors, low)
-            inputs = (*inputs, torch.stack([begun[i] for i in np.resize(bucket.example, count).tolist()]))
-        passes = [
-            self._forward(tuple(x[i : i + rows] for x in inputs), part.labels, min(rows, n - i), vectors, front, low)
-            for i in range(0, n, rows)
-        ]
+        begun = self._begun(bucket, inputs, part.labels, vectors, low) if low and vectors is not None else {}
+        low = low if begun else 0
+        example = np.resize(bucket.example, count).tolist()
+        passes = []
+        for i in range(0, n, rows):
+            some = tuple(x[i : i + rows] for x in inputs)
+            if begun:
+                some = (*some, torch.stack([begun[k] for k in example[i : i + rows]]))
+            passes.append(self._forward(some, part.labels, min(rows, n - i), vectors, front, low))
         tokens = tokens[:n] + len(part.labels.nodes)
         return torch.cat([logits for logits, _ in passes]), tokens, sum(breaks for _, breaks in passes)
 
@@ -226,7 +228,10 @@ class LMScorer:
     def _begun(
         self, bucket: Bucket, inputs: tuple[torch.Tensor, ...], labels: Labels, vectors: SoftVectors, low: int
     ) -> dict[int, torch.Tensor]:
-        """By example: the hidden states (length, width) of its row that enter layer ``low``."""
+        """By example: the hidden states (length, width) of its row that enter layer ``low``.
+
+        Nothing where they find no memory: then every prompt goes through all layers, in passes that can be cut in two.
+        """
         below, rows = vectors.block.below(low), bucket.rows
         examples, first = np.unique(bucket.example, return_index=True)
         names = {int(i): (bucket.part, bucket.length, rows, below, low, int(i)) for i in examples}
@@ -243,6 +248,14 @@ class LMScorer:
                 for k, states in zip(some.tolist(), captured.states, strict=False):
                     found[int(examples[k])] = states.clone()
                     self._states.put(names[int(examples[k])], found[int(examples[k])])
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                found = {}
+                break
+        if not found:
+            self._states.clear()
+            forget(self.device)
         return found
 
     @staticmethod

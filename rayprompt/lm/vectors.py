@@ -34,6 +34,8 @@ def read_vectors(path: Path, name: str = VECTORS) -> tuple[FloatArray, tuple[int
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
+    if name == VECTORS and any(key.startswith(LAYER) for key in tensors):
+        raise InputError(f"{path}: holds a deep prompt, of several layers; vectors of one layer are wanted")
     tokens = tensors.pop(TOKENS, None)
     if tokens is not None and (tokens.ndim != 1 or tokens.is_floating_point()):
         raise InputError(

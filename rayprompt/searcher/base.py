@@ -161,6 +161,14 @@ class PromptSearcher(Searcher):
         """Candidates that it likes to have scored between two asks."""
         return 16
 
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What :meth:`prepare` found, as JSON has it: a search that goes on elsewhere must not measure it again."""
+        return {}
+
+    def recall(self, measured: Mapping[str, Any]) -> None:
+        """Take what :attr:`measured` gave when the search began, in place of :meth:`prepare`."""
+
     def extend(self, budget: int) -> None:
         """There are more candidates to be had than it was built with: a search is resumed with a larger budget.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ class LayeredSearcher(PromptSearcher):
     def space(self) -> SoftSpace:
         """Its subspace. The scales are measured on the LM, in this process unless :meth:`prepare` came first."""
         return self._outline.scaled(self.problem, self.settings)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        return {"scales": list(self.space.subspace.scales)} if self.outline.deep else {}
+
+    def recall(self, measured: Mapping[str, Any]) -> None:
+        if self.outline.deep:
+            self.problem.layer_scales[self.outline.key] = tuple(measured["scales"])
+            vars(self).pop("space", None)
 
     def prepare(self, pool: ScoringPool) -> None:
         self.space = self._outline.scaled(self.problem, self.settings, pool)

@@ -7,7 +7,9 @@ store answers, and stands where the record ends. What no file holds yet is score
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +97,6 @@ class SearchLoop:
     """
 
     def __init__(self, searcher: PromptSearcher, pool: ScoringPool, plan: SearchPlan) -> None:
-        searcher.prepare(pool)
         problem = searcher.problem
         self.searcher = searcher
         self.plan = plan
@@ -116,6 +117,7 @@ class SearchLoop:
         store = ScoreStore(plan.store)
         self.snapshots = Snapshots(Folder.at(plan.study).child("snapshots"), plan.search)
         self.snapshots.folder.make()
+        self._measure(pool)
         self.evaluator, spent, self.writer = evaluator_of(
             problem, pool, "train", self.ledger, store=store, search=plan.search, alone=plan.alone
         )
@@ -128,6 +130,17 @@ class SearchLoop:
         self._replay(store)
         self.resumed = self.generation > 0
         self.started, self.resumed_evaluations = time.perf_counter(), self.ledger.evaluations
+
+    def _measure(self, pool: ScoringPool) -> None:
+        """Let the searcher ask the LM what it must know; once, so that a search goes on with what it began with."""
+        folder, name = self.snapshots.folder, f"{self.plan.search}.measured.json"
+        if name in folder.names():
+            with contextlib.suppress(ValueError):  # it was cut as it was written: nothing had begun yet
+                self.searcher.recall(json.loads(folder.read(name)))
+                return
+        self.searcher.prepare(pool)
+        if self.searcher.measured:
+            folder.write(name, json.dumps(self.searcher.measured).encode())
 
     def step(self) -> None:
         """One generation; nothing if the search has ended, or to report where a resumed search stands."""

@@ -238,8 +238,8 @@ def resume(
         (record["tune_native"] or {}).get("batch_size"),
         points := [candidate_from_json(form) for form in record["points"]],
     )
-    if budget is not None and budget > spent:
-        agent.extend(planned(problem, budget))
+    if planned(problem, budget or spent) > record["searcher"]["planned_candidates"]:
+        agent.extend(planned(problem, budget or spent))  # it was given more, now or before it was interrupted
     target = None
     if record["target"]:
         given = LMSettings.of(record["target"].get("settings"))  # not the passes that suit the LM searched on
@@ -356,9 +356,9 @@ def _close(
     best = closing.best_prompt
     if isinstance(best, SoftPrompt):
         space = best.subspace
-        layers = pool.vectors(best, problem.vectors)
-        none = np.zeros((space.length, space.width), dtype=np.float32)
-        embedded, p0 = layers.pop(0, none), problem.vectors.get(space.p0)
+        zeros = {i: np.zeros((space.length, space.width_of(i)), dtype=np.float32) for i in (0, *space.layers)}
+        layers = {**zeros, **pool.vectors(best, problem.vectors)}
+        embedded, p0 = layers.pop(0), problem.vectors.get(space.p0)
         write_vectors(job.study / VECTORS_FILE, embedded, space.tokens, p0, layers)
     timings["report"] = time.perf_counter() - begun
     return closing, report

@@ -87,9 +87,11 @@ def _usable(searcher: PromptSearcher, candidate: Candidate) -> Candidate | None:
         return None
     if isinstance(candidate, SoftPrompt):
         space, outline = candidate.subspace, searcher.outline
-        if outline is not None and outline.deep and replace(space, scales=()) == outline:
-            searcher.problem.layer_scales.setdefault(outline.key, space.scales)  # measured already, and the same
-        return candidate if space == searcher.subspace else None
+        if outline is None or replace(space, scales=()) != replace(outline, scales=()):
+            return None
+        # Its scales are taken over: with other ones its prompts would be others, and measured anew they might differ.
+        scales = searcher.problem.layer_scales.setdefault(outline.key, space.scales)
+        return candidate if space.scales == scales else None
     return candidate if candidate.token_ids is not None else searcher.problem.prompt(candidate.text)
 
 
