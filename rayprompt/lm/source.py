@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 
 from rayprompt.errors import InputError, did_you_mean
 from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
-from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, content_of, discover, is_endpoint
+from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, content_of, discover, is_endpoint, parse
 from rayprompt.lm.family import Family, family_of
+from rayprompt.lm.replay import PREFIX, is_replay, recorded
 from rayprompt.lm.settings import LMSettings
 from rayprompt.scores import FloatArray
 
@@ -44,6 +45,7 @@ class LMSource:
         parameters: numbers in its files.
         settings: how it is run.
         endpoint: where it is spoken to, of an LM behind a service; None where it is loaded here.
+        replay: whether nothing is run, and a study's stored scores answer.
     """
 
     name: str
@@ -58,6 +60,7 @@ class LMSource:
     parameters: int = 0
     settings: LMSettings = LMSettings()
     endpoint: Endpoint | None = None
+    replay: bool = False
 
     @property
     def path(self) -> Path:
@@ -78,6 +81,8 @@ def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSou
             at an endpoint.
     """
     settings = settings or LMSettings()
+    if is_replay(name):
+        return describe_replay(name, settings)
     settings.check_for(name, endpoint=is_endpoint(name))
     if is_endpoint(name):
         return describe_endpoint(name, settings)
@@ -104,9 +109,35 @@ def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSou
     return source, family
 
 
+def describe_replay(name: str, settings: LMSettings) -> tuple[LMSource, Family]:
+    """An LM of a finished study, whose scores are in its store. Its weights are not needed, its tokenizer is.
+
+    Raises:
+        InputError: there is no such study, the LM is another one than it was, or settings are given.
+    """
+    was = recorded(name)
+    then = LMSettings.of(was.settings)
+    if settings.changed() and settings != then:
+        raise InputError(f"model {name}: runs as it was recorded; leave --lm out")
+    if was.endpoint is not None:
+        chat = was.endpoint.get("api") == "chat"
+        endpoint = replace(parse(was.location), chat=chat, labels=str(was.endpoint.get("labels", "text")))
+        source, family = source_of_endpoint(was.location, then, endpoint)
+    else:
+        source, family = describe_model(was.location, then)
+    if source.digest != was.digest:
+        raise InputError(f"model {name}: {was.location} is another LM than the study had (its files have changed)")
+    location = f"{PREFIX}{was.study}" + (f"#{name.rpartition('#')[2]}" if "#" in name else "")
+    return replace(source, name=name, location=location, replay=True), family
+
+
 def describe_endpoint(name: str, settings: LMSettings) -> tuple[LMSource, Family]:
     """An LM behind a service, asked what it can do. Its tokens are characters, see :mod:`rayprompt.lm.characters`."""
-    endpoint = discover(name, settings)
+    return source_of_endpoint(name, settings, discover(name, settings))
+
+
+def source_of_endpoint(name: str, settings: LMSettings, endpoint: Endpoint) -> tuple[LMSource, Family]:
+    """An LM behind a service of which all is known."""
     source = LMSource(
         name=name,
         location=name,
@@ -200,6 +231,8 @@ def model_folder(name: str) -> Path:
     Raises:
         InputError: there is no such LM.
     """
+    if is_replay(name):
+        return model_folder(recorded(name).location)
     if (BUNDLED / name / "config.json").is_file():
         return BUNDLED / name
     path = Path(name).expanduser()
@@ -254,7 +287,7 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         InputError: it cannot be loaded.
     """
-    if is_endpoint(name):
+    if is_endpoint(name) or (is_replay(name) and is_endpoint(recorded(name).location)):
         return CharacterTokenizer()
     from transformers import AutoTokenizer
 

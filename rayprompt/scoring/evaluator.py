@@ -16,6 +16,7 @@ from rayprompt.lm.encode import EncodedPart
 from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import BoolArray, FloatArray, IntArray, PairError, Scores, right
 from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
+from rayprompt.scoring.replay import ReplayPool
 from rayprompt.store.writer import ShardWriter
 
 
@@ -142,6 +143,14 @@ class Evaluator:
     ) -> None:
         """Have the LM score the marked pairs (C, E S) of distinct candidates, keep and store them as they come."""
         candidate, column = np.nonzero(run)
+        if isinstance(self.pool, ReplayPool):
+            keys, texts = ([c.key for c in candidates], [c.to_json().get("text", "(soft)") for c in candidates])
+            raise self.pool.missing(
+                [keys[i] for i in candidate.tolist()],
+                [texts[i] for i in candidate.tolist()],
+                [self.table.examples[i // self.samples] for i in column.tolist()],
+                "report" if self.report else "train",
+            )
         soft = [c if isinstance(c, SoftPrompt) else None for c in candidates]
         keys = [c.key for c in candidates]
         asked = self.pool.answers(

@@ -70,6 +70,7 @@ class ScoringPool:
     """
 
     deterministic = True  # the same pair has the same answer whenever it is asked for
+    replays: str | None = None  # the store that answers where nothing is run
 
     def __init__(
         self, source: LMSource, router: Any, scorers: list[Any], infos: list[ScorerInfo], parts: dict[str, Any]
@@ -105,6 +106,10 @@ class ScoringPool:
             InputError: the cluster cannot hold that many.
             ScoringError: an LM did not load.
         """
+        if source.replay:
+            from rayprompt.scoring.replay import ReplayPool
+
+            return ReplayPool(source)
         if source.endpoint is not None:
             from rayprompt.scoring.endpoint import EndpointPool
 
@@ -373,6 +378,10 @@ class ScoringPool:
             "hidden_stds", [self.parts[part.key]], part.key, block_of([prompt], p0), tuple(layers)
         )
         return found
+
+    def recorded_scales(self, outline: Subspace) -> tuple[float, ...] | None:
+        """Where a study is replayed, the scales of a deep prompt's subspace as it had them."""
+        return None
 
     def _ask_scorer(self, method: str, *arguments: Any) -> Any:
         for attempt in range(MOST_START_DEATHS):

@@ -132,6 +132,10 @@ class SoftSpace:
             return self
         if space.key not in problem.layer_scales:
             stds = dict.fromkeys(space.layers, 1.0)
+            kept = pool.recorded_scales(space) if pool is not None and pool.source.replay else None
+            if kept is not None:
+                problem.layer_scales[space.key] = kept
+                return SoftSpace(replace(space, scales=kept))
             above = [layer for layer in space.layers if layer > 0]
             if space.projection == "normal":
                 blank = SoftPrompt((0.0,) * space.numbers, space)

@@ -202,7 +202,7 @@ class Closer:
         estimates = [dev.estimate(s) for s in scores]
         order = dev.best_first(scores[: len(finalists)])  # finalists are best on train first
         decoded = None
-        if isinstance(finalists[order[0]], SoftPrompt):
+        if isinstance(finalists[order[0]], SoftPrompt) and self.pool.replays is None:
             text = _likeliest(self.scorer, decode(self.problem, self.pool, finalists[order[0]]))
             decoded = (text, dev.estimate(dev.scores([text])[0]))
         return Choice(

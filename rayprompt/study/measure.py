@@ -5,6 +5,7 @@ from __future__ import annotations
 from rayprompt.budget import Ledger
 from rayprompt.scoring.evaluator import Evaluator, Judging
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.replay import ReplayPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore, Spent
@@ -13,6 +14,8 @@ from rayprompt.store.writer import ShardWriter
 
 def context_of(problem: Problem, pool: ScoringPool) -> Context:
     """What decides the scores of a problem on a pool, candidate and example apart."""
+    if isinstance(pool, ReplayPool):
+        return Context(pool.context(problem.content))
     return Context({**problem.content, **pool.content(problem.part("train"))})
 
 
@@ -62,5 +65,7 @@ def evaluator_of(
         judging=judging_of(problem, part),
     )
     # What a service has refused it may answer another time; an LM that overflowed will again.
+    if pool.replays is not None:
+        ScoreStore(pool.replays).load(evaluator.table, context.key, part, failed=pool.deterministic)
     spent = store.load(evaluator.table, context.key, part, search, alone=alone, failed=pool.deterministic)
     return evaluator, spent, writer

@@ -354,7 +354,7 @@ def _close(
         write_manifest(job.study, content)
     closing = closer.measure(choice)
     best = closing.best_prompt
-    if isinstance(best, SoftPrompt):
+    if isinstance(best, SoftPrompt) and pool.replays is None:  # vectors are made by the LM
         space = best.subspace
         zeros = {i: np.zeros((space.length, space.width_of(i)), dtype=np.float32) for i in (0, *space.layers)}
         layers = {**zeros, **pool.vectors(best, problem.vectors)}

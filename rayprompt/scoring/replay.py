@@ -1,0 +1,138 @@
+"""A pool without an LM: every score comes from the store of a study that is replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rayprompt.candidate import SoftPrompt, Subspace
+from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.replay import recorded
+from rayprompt.lm.source import LMSource
+from rayprompt.scores import FloatArray
+from rayprompt.scoring.actor import ScorerInfo
+from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
+from rayprompt.store.store import ScoreStore
+
+
+@dataclass(frozen=True)
+class NoTable:
+    """Stands for the batch shapes: nothing is run."""
+
+    study: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For study.yaml."""
+        return {"layout": "replay", "study": self.study}
+
+
+class ReplayPool(ScoringPool):
+    """A :class:`ScoringPool` that knows what a study has stored, and nothing else.
+
+    Attributes:
+        replays: the location of the store.
+    """
+
+    def __init__(self, source: LMSource) -> None:
+        was = recorded(source.location)
+        self.source = source
+        self.study = str(was.study)
+        self.replays: str = was.store
+        self.router = None
+        self.scorers = []
+        device = str(was.pool.get("device_class", "cpu"))
+        self.infos = [ScorerInfo(device, str(was.pool.get("dtype", "")), 1, "", 0, 0.0, ())]
+        self.parts = {}
+        self.device_class = device  # type: ignore[assignment]
+        self.deterministic = was.endpoint is None
+        self.shapes = NoTable(self.study)  # type: ignore[assignment]
+
+    def context(self, problem: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of the recorded context of a problem, whose own content is ``problem``.
+
+        Raises:
+            InputError: the study has no scores of this task, template or LM.
+        """
+        found: dict[str, int] = {}
+        for shard in ScoreStore(self.replays).shards("scores"):
+            text = shard.metadata["context"]
+            content = json.loads(text)
+            if all(content.get(name) == value for name, value in json.loads(json.dumps(dict(problem))).items()):
+                found[text] = found.get(text, 0) + shard.rows
+        if not found:
+            raise InputError(
+                f"model {self.source.name}: {self.study} has no scores of this task and template with that LM"
+            )
+        chosen: dict[str, Any] = json.loads(max(found, key=lambda text: found[text]))
+        return chosen
+
+    def table_for(self, part: EncodedPart) -> Any:
+        """Nothing is shaped here."""
+        return self.shapes
+
+    @property
+    def tokens(self) -> int | None:  # type: ignore[override]
+        """Of a forward pass: there are none."""
+        return None
+
+    def keeps(self, part: EncodedPart) -> bool:
+        """There is nothing to keep."""
+        return True
+
+    def reuse(self, parts: Mapping[str, EncodedPart], space: Subspace | None = None) -> dict[str, Any]:
+        """Nothing is computed."""
+        return {"shared": "none"}
+
+    def add(self, part: EncodedPart) -> None:
+        """Nothing travels."""
+
+    def stats(self) -> dict[str, int]:
+        """There is nothing to count."""
+        return {}
+
+    def missing(self, keys: Sequence[str], texts: Sequence[str], examples: Sequence[str], part: str) -> ScoringError:
+        """What to raise for pairs that were not recorded: the first of them is named."""
+        more = f" ({len(keys)} pairs in all)" if len(keys) > 1 else ""
+        return ScoringError(
+            f"replay of {self.study}: candidate {keys[0]} ({texts[0][:60]!r}) was not scored there on example "
+            f"{examples[0]} of {part}{more}"
+        )
+
+    def answers(self, *arguments: Any, **how: Any) -> Iterator[Any]:
+        raise self._no_lm()
+
+    def nearest(self, *arguments: Any, **how: Any) -> list[tuple[int, ...]]:
+        raise self._no_lm()
+
+    def vectors(self, *arguments: Any, **how: Any) -> dict[int, FloatArray]:
+        raise self._no_lm()
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        raise self._no_lm()
+
+    def tune(self, *arguments: Any, **options: Any) -> Any:
+        raise self._no_lm()
+
+    def hidden_stds(
+        self, part: EncodedPart, prompt: SoftPrompt, layers: Sequence[int], p0: Mapping[str, FloatArray] = NO_VECTORS
+    ) -> dict[int, float]:
+        raise self._no_lm()
+
+    def recorded_scales(self, outline: Subspace) -> tuple[float, ...] | None:
+        """The scales of a deep prompt's subspace, as the study had them."""
+        forms = ScoreStore(self.replays).candidates().column("form").to_pylist()
+        for form in (json.loads(text) for text in forms):
+            if form.get("kind") == "soft":
+                space = Subspace.from_json(form["subspace"])
+                if replace(space, scales=()) == replace(outline, scales=()):
+                    return space.scales
+        return None
+
+    def shutdown(self) -> None:
+        """There is nothing to stop."""
+
+    def _no_lm(self) -> InputError:
+        return InputError(f"model {self.source.name}: a replay has the scores of {self.study}, not the LM")
