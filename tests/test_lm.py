@@ -222,6 +222,8 @@ def test_an_input_longer_than_its_batch_is_refused() -> None:
 class ShortOfMemory:
     """A forward pass that has memory for batches of ``most`` rows."""
 
+    layers = None  # nobody has asked for deep prompts
+
     def __init__(self, forward: Any, most: int, error: Exception) -> None:
         self.forward, self.most, self.error = forward, most, error
         self.shapes: list[tuple[int, int]] = []

@@ -273,7 +273,7 @@ def test_a_prefix_that_finds_no_memory_is_tried_again_without_what_is_kept(monke
     score_request(scorer, table, replace(other, keep=False))
     assert not kept.entries
     monkeypatch.setattr(scorer.forward, "packed", ShortOfMemory(whole, 0))
-    with pytest.raises(ScoringError, match="out of memory on cpu: no room for keys and values of [0-9]+ tokens"):
+    with pytest.raises(ScoringError, match="out of memory on cpu: no room for what inputs share, of [0-9]+ tokens"):
         score_request(scorer, table, request)
     monkeypatch.setattr(scorer.forward, "packed", whole)
     assert score_request(scorer, table, request)[0].tobytes() == expected.tobytes()
