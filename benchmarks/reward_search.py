@@ -182,11 +182,11 @@ class Bench:
         }  # fmt: skip
 
 
-def half(values: Sequence[float]) -> float:
-    """The half width of the 95 % t interval of a mean."""
+def half(values: Sequence[float]) -> float | None:
+    """The half width of the 95 % t interval of a mean; None of a single value."""
     if len(values) < 2:
-        return float("nan")
-    return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+        return None
+    return round(float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5), 4)
 
 
 def summarise(rows: Sequence[dict[str, Any]], budget: int) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ def summarise(rows: Sequence[dict[str, Any]], budget: int) -> list[dict[str, Any
             row: dict[str, Any] = {"task": task, "searcher": name, "seeds": len(runs)}
             for label, k in (("train_objective", 1), ("dev_accuracy", 2), ("dev_log_probability", 3)):
                 ends = [curve[-1][k] for curve in runs.values()]
-                row[label] = [round(float(np.mean(ends)), 4), round(half(ends), 4)]
+                row[label] = [round(float(np.mean(ends)), 4), half(ends)]
             for label, k in (("accuracy", 2), ("log_probability", 3)):
                 if target:
                     at = reached(list(runs.values()), k, float(target[k]))
@@ -213,12 +213,9 @@ def summarise(rows: Sequence[dict[str, Any]], budget: int) -> list[dict[str, Any
                 row["against"] = INNER[name]
                 for share in (0.125, 0.25, 0.5, 1.0):
                     differences = [at_share(runs[s], share * budget) - at_share(inner[s], share * budget) for s in both]
-                    row[f"train_minus_inner_at_{share:g}"] = [
-                        round(float(np.mean(differences)), 4), round(half(differences), 4)
-                    ]  # fmt: skip
+                    row[f"train_minus_inner_at_{share:g}"] = [round(float(np.mean(differences)), 4), half(differences)]
                 ours = [reached([runs[s]], 1, inner[s][-1][1]) for s in both]
-                shares = [budget if x is None else x for x in ours]
-                row["evaluations_to_inner's_train"] = [round(x / budget, 3) for x in shares]
+                row["evaluations_to_inner's_train"] = [None if x is None else round(x / budget, 3) for x in ours]
             found.append(row)
     return found
 
@@ -229,13 +226,18 @@ def at_share(curve: Sequence[Sequence[float]], evaluations: float) -> float:
 
 
 def reached(runs: Sequence[Sequence[Sequence[float]]], k: int, target: float) -> float | None:
-    """The first number of evaluations at which the mean over runs is at least ``target``; None where it never is."""
+    """From how many evaluations on the mean over runs stays at ``target`` or above; None where it does not end there.
+
+    Dev scores of the best on train go up and down: when the mean first touches the target says less.
+    """
     curves = [Curve([p[0] for p in run], [p[k] for p in run]) for run in runs]
-    for x in sorted({p[0] for run in runs for p in run}):
+    found = None
+    for x in sorted({p[0] for run in runs for p in run}, reverse=True):
         values = [float(curve.at(x)) for curve in curves]
-        if not np.isnan(values).any() and np.mean(values) >= target - 1e-9:
-            return float(x)
-    return None
+        if np.isnan(values).any() or np.mean(values) < target - 1e-9:
+            break
+        found = float(x)
+    return found
 
 
 def main() -> None:

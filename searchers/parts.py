@@ -137,7 +137,8 @@ class Parts:
         self._first.setdefault(option.first, number)
         self._longest = max(self._longest, len(option.first), len(option.later))
         ids = np.array(option.later, dtype=np.int64)
-        self.vectors.append(self._tokens[ids].mean(axis=0) if len(self._tokens) else hashed(option.text))
+        known = len(self._tokens) and len(ids)
+        self.vectors.append(self._tokens[ids].mean(axis=0) if known else hashed(option.text))
         return number
 
 
@@ -173,14 +174,14 @@ def edited(parts: Parts, row: Row, others: Sequence[Row], longest: int, rng: np.
         parts: what new parts are drawn from.
         row: the prompt.
         others: other good prompts, whose phrases it may get.
-        longest: parts of a prompt, at most.
+        longest: parts of a prompt, at most; one that is longer already does not grow.
         rng: what is drawn from.
     """
     changed = list(row)
     for _ in range(1 + int(rng.random() < 0.3)):
         operation = OPERATIONS[int(np.searchsorted(np.cumsum(WEIGHTS), rng.random() * 0.999999, side="right"))]
         changed = _change(parts, changed, operation, others, longest, rng)
-    return tuple(changed[:longest])
+    return tuple(changed[: max(longest, len(row))])
 
 
 def _change(

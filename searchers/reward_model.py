@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
-from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json
+from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json, digest
 from rayprompt.errors import InputError
-from rayprompt.objective import pair_values
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
-from rayprompt.searcher.settings import setting
+from rayprompt.searcher.settings import make_settings, setting
 from rayprompt.searcher.slots import Slots, read_phrases
 from rayprompt.tables import read_lines
 from searchers.parts import Parts, Row, edited
@@ -37,6 +36,7 @@ WINDOW, LEAST = 64, 24  # scored prompts by which the surrogate is judged, and h
 CHANCE = 1.645  # standard errors of a rank correlation that is by chance: one side of 5 %
 REFIT = 1.15  # times the prompts of the last fit there must be, for models that take long
 TRIES = 20  # edits that are tried for one that is new
+LEARNING = "has ranked nothing yet"
 RANKING, CHANCE_ONLY = "ranks the proposals", "no better than chance: the inner proposals are taken as they come"
 
 
@@ -94,45 +94,63 @@ class RewardModelSearcher(PromptSearcher):
         )
         check(s)
         self.inner = self._inner()
-        self.slots = Slots.of(self.problem, length=s.length, vocabulary=s.vocabulary, phrases=s.phrases)
+        if s.inner != NOBODY:  # as they were resolved: a trial may not find the files that they name
+            self.settings = s = replace(s, inner_settings=self.inner._settings_dict())
+        self.barrier = self.inner.barrier  # type: ignore[misc]  # of this one, not of the class
+        self.slots: Slots | None = None
+        if s.edits:
+            self.slots = Slots.of(self.problem, length=s.length, vocabulary=s.vocabulary, phrases=s.phrases)
         self.queries = [
             "\n".join(example.fields.values()) for example in self.problem.task.examples("train", self.problem.split)
         ]
         self.prior = None if s.start is None else known_model(self.problem, s.start)
         self._blank()
+        if s.start is not None and self.prior is None:
+            for prompt, value, right in known_prompts(self, s.start):
+                self._keep(prompt, value, right)
+        self.own = len(self.prompts)
 
     def _inner(self) -> PromptSearcher:
         s, budget = self.settings, self.budget
         cls = Nobody if s.inner == NOBODY else load_searcher(s.inner)
         if cls.kind != "text" or cls is type(self):
             raise InputError(f"setting inner={s.inner!r}: must be another searcher of text prompts")
-        return cls(
+        given = dict(s.inner_settings or {})
+        if not all(isinstance(key, str) for key in given):
+            raise InputError(f"setting inner_settings={given}: must be a mapping of names to values")
+        known = cls.Settings.__dataclass_fields__
+        for name in ("length", "vocabulary", "phrases"):  # what is said of edits holds for it, too
+            if name in known and getattr(s, name) != getattr(type(s), name):
+                given.setdefault(name, getattr(s, name))
+        make_settings(cls, given)
+        inner = cls(
             self.problem,
             objective=self._objective if ":" in self.objective_name else self.objective_name,
             seed=self.seed,
             budget=None if budget is None else budget * OVERSAMPLE,
-            **(s.inner_settings or {}),
+            **given,
         )
+        if inner.learns and inner.generation < 2:
+            raise InputError(
+                f"setting inner={s.inner!r}: it proposes one prompt at a time, so there is nothing to rank"
+            )
+        return inner
 
     def _blank(self) -> None:
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(1,))))
-        self.parts = Parts(self.problem, self.slots.options)
+        self.parts = Parts(self.problem, () if self.slots is None else self.slots.options)
         self.surrogate = self._surrogate()
         self.prompts: list[TextPrompt] = []  # that were scored, those of an earlier study first
         self.rows: list[Row] = []
-        self.pairs: list[FloatArray] = []
-        self.right: list[FloatArray] = []
-        self.asked: set[Row] = set()
+        self.worth: list[float] = []  # of the objective
+        self.right: list[FloatArray] = []  # (Q,) each
+        self.asked: set[Row] = set()  # token ids of all prompts that are known or out
         self.predicted: dict[str, float] = {}  # by key, of what is out
-        self.judged: list[tuple[float, float]] = []  # predicted and real, of the last
+        self.judged: list[tuple[int, float, float]] = []  # generation, predicted and real, of the last
         self.fits: list[int] = []  # prompts at each fit of a model that takes long
-        self.trusted, self.falls, self.ranked, self.spared = True, 0, 0, 0
-        self.regret, self.pool_at = float("nan"), 0
+        self.told, self.trusted, self.falls, self.ranked, self.spared = 0, True, 0, 0, 0
+        self.regret, self.pool_at = 0.0, 0
         self.own = 0  # prompts of its own: those behind the earlier study's
-        if self.settings.start is not None and self.prior is None:
-            for prompt, pairs, right in known_pairs(self.problem, self.settings.start, self.objective_name):
-                self._keep(prompt, pairs, right)
-        self.own = len(self.prompts)
 
     def _surrogate(self) -> Surrogate:
         s = self.settings
@@ -146,7 +164,7 @@ class RewardModelSearcher(PromptSearcher):
         """``n`` prompts that were not asked for before: ranked where there is something to rank by."""
         chosen: list[TextPrompt]
         if not self._ready:
-            chosen = self._unranked(n, pool=True)
+            chosen = self._unranked(n)
         else:
             self._fit()
             inner, proposals = self._proposals(n)
@@ -160,44 +178,44 @@ class RewardModelSearcher(PromptSearcher):
             self._predict(chosen)
             taken = {prompt.key for prompt in chosen}
             self.inner.release([prompt for prompt in inner if prompt.key not in taken])
-        self.asked.update(self.parts.row(prompt) for prompt in chosen)
+        self.asked.update(self._ids(prompt) for prompt in chosen)
         return list(chosen)
 
     def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
         """The reward is learned pair by pair; the inner searcher is told the same. What was predicted is compared."""
         values, complete = self.values(scores), scores.complete()
-        pairs = self._pairs(scores)
+        right = self._right(scores)
         told: list[tuple[float, float]] = []
         for i, candidate in enumerate(candidates):
             prediction = self.predicted.pop(candidate.key, None)
             if not complete[i] or not np.isfinite(values[i]) or not isinstance(candidate, TextPrompt):
                 continue
-            self._keep(candidate, pairs[0][i], pairs[1][i])
+            self._keep(candidate, float(values[i]), right[i])
             if prediction is not None:
                 told.append((prediction, float(values[i])))
         self.inner.tell(candidates, scores)
         if told:
-            best = max(told)[1]  # of the one that was believed to be the best
+            believed = max(prediction for prediction, _ in told)
+            best = float(np.mean([value for prediction, value in told if prediction == believed]))
             self.regret = max(value for _, value in told) - best
-            self.judged = (self.judged + told)[-WINDOW:]
+            self.told += 1
+            self.judged = (self.judged + [(self.told, *pair) for pair in told])[-WINDOW:]
             self._trust()
 
-    def _pairs(self, scores: Scores) -> tuple[FloatArray, FloatArray]:
-        """(C, Q) what the objective is the mean of, and (C, Q) what was right; a bare value stands for every query."""
-        shape = (len(scores.candidates), len(self.queries))
-        of_all = np.repeat(self.objective(scores)[:, None], shape[1], axis=1)
+    def _right(self, scores: Scores) -> FloatArray:
+        """(C, Q) what was right, pair by pair; NaN where the caller had values alone."""
         if scores.objective is not None:
-            return of_all, of_all
-        gold = self.problem.gold
-        found = pair_values(self.objective_name, scores, gold)
-        return (of_all if found is None else found), scores.dense("value")
+            return np.full((len(scores.candidates), len(self.queries)), np.nan)
+        return scores.dense("value")
 
-    def _keep(self, prompt: TextPrompt, pairs: FloatArray, right: FloatArray) -> None:
-        row = self.parts.row(prompt)
-        self.asked.add(row)
+    def _ids(self, prompt: TextPrompt) -> Row:
+        return self.problem.token_ids(prompt)
+
+    def _keep(self, prompt: TextPrompt, value: float, right: FloatArray) -> None:
+        self.asked.add(self._ids(prompt))
         self.prompts.append(prompt)
-        self.rows.append(row)
-        self.pairs.append(np.asarray(pairs, dtype=np.float16))  # enough to learn from, and they are many
+        self.rows.append(self.parts.row(prompt))
+        self.worth.append(value)
         self.right.append(np.asarray(right, dtype=np.float16))
 
     # Proposals.
@@ -205,62 +223,74 @@ class RewardModelSearcher(PromptSearcher):
     @property
     def _ready(self) -> bool:
         """Whether there is enough to rank by."""
-        return self.prior is not None or len(self.prompts) >= (2 if self.own else max(2, self.settings.warmup))
+        least = 2 if self.own or self.settings.inner == NOBODY else max(2, self.settings.warmup)
+        waiting = self.settings.inner == NOBODY and self.pool_at < min(len(self._pool), self.settings.warmup)
+        return self.prior is not None or (len(self.prompts) >= least and not waiting)
 
-    def _unranked(self, n: int, *, pool: bool) -> list[TextPrompt]:
-        """New prompts as they come: the manual prompt, the pool, the inner searcher's."""
+    @property
+    def _pool(self) -> list[str]:
+        """What it begins with: the manual prompt, where prompts are edited, and the given ones."""
+        manual = self.problem.task.manual_prompt
+        return [*([manual] if manual and self.settings.edits else []), *(self.settings.prompts or [])]
+
+    def _unranked(self, n: int) -> list[TextPrompt]:
+        """New prompts as they come: the pool, the inner searcher's, else edits."""
         found: dict[Row, TextPrompt] = {}
-        texts: list[str] = []
-        if pool:
-            manual = self.problem.task.manual_prompt
-            texts = [*([manual] if manual and self.settings.edits else []), *(self.settings.prompts or [])]
-        for prompt in self.problem.prompts(texts[self.pool_at : self.pool_at + n]):
+        pool = self._pool
+        while len(found) < n and self.pool_at < len(pool):
+            prompt = self.problem.prompt(pool[self.pool_at])
             self.pool_at += 1
-            found.setdefault(self.parts.row(prompt), prompt)
-        found = {row: prompt for row, prompt in found.items() if row not in self.asked}
+            self._add(found, [prompt])
         if len(found) < n:
-            for candidate in self.inner.ask(n - len(found)):
-                assert isinstance(candidate, TextPrompt)
-                row = self.parts.row(candidate)
-                if row not in self.asked:
-                    found.setdefault(row, candidate)
+            self._add(found, self.inner.ask(n - len(found)))
+        if not found:
+            self._add_edits(found, n)
         return list(found.values())[:n]
+
+    def _add(self, found: dict[Row, TextPrompt], prompts: Sequence[Candidate]) -> None:
+        """Those that are new; the inner searcher is given back what is not."""
+        for prompt in prompts:
+            assert isinstance(prompt, TextPrompt)
+            ids = self._ids(prompt)
+            if ids in self.asked or ids in found:
+                self.inner.release([prompt])
+            else:
+                found[ids] = prompt
 
     def _proposals(self, n: int) -> tuple[list[TextPrompt], list[TextPrompt]]:
         """New prompts to rank: the inner searcher's, and all, with edits and the pool."""
         s = self.settings
         count = max(n, round((1 - s.edits) * s.proposals))
         if self.inner.learns:
-            count = min(count, max(OVERSAMPLE * n, n))
+            count = min(count, OVERSAMPLE * n)
         found: dict[Row, TextPrompt] = {}
-        for candidate in self.inner.ask(count):
-            if isinstance(candidate, TextPrompt):
-                row = self.parts.row(candidate)
-                if row not in self.asked:
-                    found.setdefault(row, candidate)
+        self._add(found, self.inner.ask(count))
         inner = list(found.values())
         for prompt in self.problem.prompts(s.prompts or []):
-            row = self.parts.row(prompt)
-            if row not in self.asked:
-                found.setdefault(row, prompt)
-        self._add_edits(found, s.proposals if s.edits else 0)
+            ids = self._ids(prompt)
+            if ids not in self.asked:
+                found.setdefault(ids, prompt)
+        self._add_edits(found, s.proposals)
         self.ranked += len(found)
         return inner, list(found.values())
 
     def _add_edits(self, found: dict[Row, TextPrompt], upto: int) -> None:
         """Edits of the best prompts, the better ones more often, until there are so many proposals."""
-        if not self.prompts or len(found) >= upto:
+        if self.slots is None or len(found) >= upto:
             return
-        values = np.array([float(np.nanmean(pairs)) for pairs in self.pairs])
-        order = np.argsort(-values, kind="stable")[: self.settings.elite]
-        elite = [self.rows[i] for i in order.tolist()]
+        order = np.argsort(-np.array(self.worth), kind="stable")[: self.settings.elite]
+        elite = [self.rows[i] for i in order.tolist()] or [()]
         chance = 1 / (1 + np.arange(len(elite)))
         chance /= chance.sum()
         wanted = upto - len(found)
         for parent in self.rng.choice(len(elite), size=TRIES * wanted, p=chance).tolist():
             row = edited(self.parts, elite[parent], elite, self.slots.length, self.rng)
-            if row and row not in self.asked and row not in found:
-                found[row] = self.parts.prompt(row)
+            if not row:
+                continue
+            prompt = self.parts.prompt(row)
+            ids = self._ids(prompt)
+            if ids not in self.asked and ids not in found:
+                found[ids] = prompt
                 if len(found) >= upto:
                     return
 
@@ -272,7 +302,8 @@ class RewardModelSearcher(PromptSearcher):
         count = min(len(proposals), n)
         _, order = self._judge(proposals, rows, count)
         best = [proposals[i] for i in order if proposals[i].key not in taken][: n - free]
-        self.spared += (len(proposals) - len(best) - free) * len(self.queries)
+        given = len(self.settings.prompts or ())  # what is in the pool comes again
+        self.spared += max(0, len(proposals) - given - len(best) - free) * len(self.queries)
         return best + inner[:free]
 
     # The surrogate.
@@ -288,8 +319,8 @@ class RewardModelSearcher(PromptSearcher):
         self._learn(count)
 
     def _learn(self, count: int) -> None:
-        pairs, right = np.stack(self.pairs[:count]).astype(np.float64), np.stack(self.right[:count]).astype(np.float64)
-        self.surrogate.fit(self.prompts[:count], self.rows[:count], pairs, right)
+        right = np.stack(self.right[:count]).astype(np.float64)
+        self.surrogate.fit(self.prompts[:count], self.rows[:count], np.array(self.worth[:count]), right)
 
     def _judge(self, prompts: Sequence[TextPrompt], rows: Sequence[Row], count: int) -> tuple[FloatArray, list[int]]:
         """What is believed of prompts, and which to take; of a model that was given, until there is one of its own."""
@@ -312,21 +343,37 @@ class RewardModelSearcher(PromptSearcher):
 
     def _trust(self) -> None:
         """Whether the surrogate ranks better than chance, by what it has said of the last prompts."""
-        if len(self.judged) < LEAST:
+        correlation, freedom = self._compared()
+        if freedom < LEAST:
             return
-        trusted = self.correlation * (len(self.judged) - 1) ** 0.5 > CHANCE
+        trusted = correlation * freedom**0.5 > CHANCE
         self.falls += self.trusted and not trusted
         self.trusted = bool(trusted)
 
+    def _compared(self) -> tuple[float, int]:
+        """The rank correlation of predicted and real values within generations, and its degrees of freedom.
+
+        Within: that both get better as the search goes on says nothing of who is better in a generation.
+        """
+        predicted: list[FloatArray] = []
+        real: list[FloatArray] = []
+        for generation in dict.fromkeys(g for g, _, _ in self.judged):
+            pairs = np.array([(p, r) for g, p, r in self.judged if g == generation])
+            if len(pairs) > 1:
+                ranks = rankdata(pairs, axis=0)
+                centred = (ranks - ranks.mean(axis=0)) / len(pairs)
+                predicted.append(centred[:, 0])
+                real.append(centred[:, 1])
+        if not predicted:
+            return 0.0, 0
+        a, b = np.concatenate(predicted), np.concatenate(real)
+        norm = float(np.sqrt((a @ a) * (b @ b)))
+        return (float(a @ b) / norm if norm else 0.0), len(a) - len(predicted)
+
     @property
     def correlation(self) -> float:
-        """Spearman's rank correlation of predicted and real values, over the last prompts; 0 where there is none."""
-        if len(self.judged) < 3:
-            return 0.0
-        predicted, real = np.array(self.judged).T
-        if np.ptp(predicted) == 0 or np.ptp(real) == 0:
-            return 0.0
-        return float(spearmanr(predicted, real).statistic)
+        """The rank correlation (Spearman's, generation by generation) of predicted and real values; 0 where none."""
+        return self._compared()[0]
 
     def metrics(self) -> dict[str, Any]:
         """How good the surrogate is, and what it has spared.
@@ -343,7 +390,7 @@ class RewardModelSearcher(PromptSearcher):
             "learned_from": self.surrogate.fitted,
             "trusted": int(self.trusted),
             "fallbacks": self.falls,
-            "surrogate": RANKING if self.trusted else CHANCE_ONLY,
+            "surrogate": LEARNING if not self.ranked else RANKING if self.trusted else CHANCE_ONLY,
         }
 
     def nominations(self) -> list[Candidate]:
@@ -354,9 +401,10 @@ class RewardModelSearcher(PromptSearcher):
             "rng": self.rng.bit_generator.state,
             "inner": self.inner.state_dict(),
             "prompts": zlib.compress(json.dumps([p.to_json() for p in self.prompts], ensure_ascii=False).encode()),
-            "pairs": _packed(self.pairs),
-            "right": _packed(self.right),
-            "asked": sorted(self.asked.difference(self.rows)),
+            "rows": zlib.compress(json.dumps(self.rows).encode()),
+            "values": np.array(self.worth),
+            "right": zlib.compress(np.stack(self.right).tobytes() if self.right else b""),
+            "asked": sorted(self.asked.difference(map(self._ids, self.prompts))),
             "options": [(o.text, o.first, o.later) for o in self.parts.options[self.parts.given :]],
             "raw": sorted(self.parts.raw),
             "predicted": dict(self.predicted),
@@ -364,7 +412,16 @@ class RewardModelSearcher(PromptSearcher):
             "fits": list(self.fits),
             "fitted": self.surrogate.fitted,
             "process": self.surrogate.state_dict(),
-            "counts": (self.trusted, self.falls, self.ranked, self.spared, self.regret, self.pool_at, self.own),
+            "counts": (
+                self.told,
+                self.trusted,
+                self.falls,
+                self.ranked,
+                self.spared,
+                self.regret,
+                self.pool_at,
+                self.own,
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -373,12 +430,16 @@ class RewardModelSearcher(PromptSearcher):
         self.parts.restore(state["options"], state["raw"])
         forms = json.loads(zlib.decompress(state["prompts"]))
         self.prompts = [p for p in map(candidate_from_json, forms) if isinstance(p, TextPrompt)]
-        self.rows = [self.parts.row(prompt) for prompt in self.prompts]
-        self.pairs, self.right = (_unpacked(state[name], len(self.prompts)) for name in ("pairs", "right"))
-        self.asked = {*(tuple(row) for row in state["asked"]), *self.rows}
+        self.rows = [tuple(row) for row in json.loads(zlib.decompress(state["rows"]))]
+        self.worth = state["values"].tolist()
+        right = np.frombuffer(zlib.decompress(state["right"]), dtype=np.float16)
+        self.right = list(right.reshape(len(self.prompts), -1)) if self.prompts else []
+        self.asked = {*(tuple(ids) for ids in state["asked"]), *map(self._ids, self.prompts)}
         self.predicted, self.fits = dict(state["predicted"]), list(state["fits"])
-        self.judged = [(float(a), float(b)) for a, b in state["judged"]]
-        self.trusted, self.falls, self.ranked, self.spared, self.regret, self.pool_at, self.own = state["counts"]
+        self.judged = [(int(g), float(a), float(b)) for g, a, b in state["judged"]]
+        self.told, self.trusted, self.falls, self.ranked, self.spared, self.regret, self.pool_at, self.own = state[
+            "counts"
+        ]
         self.surrogate.load_state_dict(state["process"])
         if state["fitted"]:
             self._learn(state["fitted"])
@@ -392,15 +453,16 @@ class RewardModelSearcher(PromptSearcher):
 
     @property
     def content(self) -> dict[str, Any]:
-        return self.inner.content
+        """The inner searcher's; and what it began with, so that a resumed search does not begin with something else."""
+        began = [[p.key, v] for p, v in zip(self.prompts[: self.own], self.worth[: self.own], strict=True)]
+        return {**self.inner.content, **({"start": digest(began)} if began else {})}
 
+    def stop(self) -> dict[str, Any]:
+        return self.inner.stop()
 
-def _packed(rows: Sequence[FloatArray]) -> bytes:
-    return zlib.compress(np.stack(rows).tobytes() if rows else b"")
-
-
-def _unpacked(content: bytes, count: int) -> list[FloatArray]:
-    return list(np.frombuffer(zlib.decompress(content), dtype=np.float16).reshape(count, -1)) if count else []
+    @property
+    def nominates_alone(self) -> bool:
+        return self.inner.nominates_alone
 
 
 def check(s: RewardModelSettings) -> None:
@@ -432,7 +494,9 @@ def read_pool(prompts: str | list[str] | None) -> list[str] | None:
         return list(dict.fromkeys(" ".join(line.split()) for line in read_lines(path, "prompts")))
     from rayprompt.store.store import ScoreStore
 
-    forms = [json.loads(form) for form in ScoreStore(path).candidates().column("form").to_pylist()]
+    table = ScoreStore(path).candidates()
+    rows = zip(table.column("form").to_pylist(), table.column("origin").to_pylist(), strict=True)
+    forms = [json.loads(form) for form, origin in rows if origin != "report"]  # what was asked for on train
     texts = list(dict.fromkeys(form["text"] for form in forms if form.get("kind") == "text"))
     if not texts:
         raise InputError(f"setting prompts={prompts!r}: that study or store holds no text prompts")
@@ -449,27 +513,28 @@ def known_model(problem: Problem, start: str) -> Any:
     return problem.known.get(key)
 
 
-def known_pairs(problem: Problem, start: str, objective: str) -> list[tuple[TextPrompt, FloatArray, FloatArray]]:
-    """What an earlier study or a store knows of text prompts on all train examples: pairs (Q,) and what was right.
+def known_prompts(searcher: PromptSearcher, start: str) -> list[tuple[TextPrompt, float, FloatArray]]:
+    """What an earlier study or a store knows of text prompts on all train examples: the objective, (Q,) what was right.
 
     Raises:
         InputError: there is nothing for this task, split and LM.
     """
-    key = f"pairs {start} {objective}"
+    problem = searcher.problem
+    key = f"prompts {start} {searcher.objective_name}"
     if key not in problem.known:
         from rayprompt.study.warm import stored_scores
 
-        found = []
-        for candidate, scores in stored_scores(problem, start, "text"):
-            values = pair_values(objective, scores, problem.gold)
-            right = scores.dense("value")[0]
-            if isinstance(candidate, TextPrompt):
-                found.append((candidate, right if values is None else values[0], right))
+        found = [
+            (candidate, float(searcher.objective(scores)[0]), scores.dense("value")[0])
+            for candidate, scores in stored_scores(problem, start, "text")
+            if isinstance(candidate, TextPrompt)
+        ]
+        found = [row for row in found if np.isfinite(row[1])]
         if not found:
             raise InputError(
                 f"setting start={start!r}: neither a saved reward model nor a study or store with prompts that were "
                 f"scored on all train examples of {problem.task.name} with {problem.lm.name}"
             )
         problem.known[key] = found
-    known: list[tuple[TextPrompt, FloatArray, FloatArray]] = problem.known[key]
+    known: list[tuple[TextPrompt, float, FloatArray]] = problem.known[key]
     return known

@@ -40,38 +40,40 @@ class Surrogate:
         self.name = name
         self.cls = reward_model(name)
         self.settings = settings_of(settings, self.cls)
-        self.cls(**self.settings)  # a value out of range is said at once
+        if self.cls is GaussianProcess and self.settings:
+            raise InputError(f"setting model_settings={dict(settings)}: {name} has none here; it chooses its own")
+        try:
+            self.cls(**self.settings)  # a value out of range is said at once
+        except TypeError as error:
+            raise InputError(f"setting reward_model={name!r}: cannot be made ({error})") from None
         self.parts = parts
         self.process = BlockRegression() if self.cls is GaussianProcess else None
         self.tuned = 0  # prompts that the process had when its variances were chosen
         self.fitted = 0
         self.models: list[RewardModel] = []
 
-    def fit(self, prompts: Sequence[TextPrompt], rows: Sequence[Row], pairs: FloatArray, right: FloatArray) -> None:
+    def fit(self, prompts: Sequence[TextPrompt], rows: Sequence[Row], values: FloatArray, right: FloatArray) -> None:
         """Learn from scored prompts.
 
         Args:
             prompts, rows: (n,) and their parts.
-            pairs: (n, Q) what the objective is the mean of, NaN = not scored.
-            right: (n, Q) whether the answer was right, which other models than the Gaussian process learn from.
+            values: (n,) of the objective, which the Gaussian process learns.
+            right: (n, Q) pair by pair, whether the answer was right, which other models learn; NaN where only the
+                value is known.
         """
         self.fitted = len(prompts)
         if self.process is None:
-            self._fit_models(prompts, right)
+            self._fit_models(prompts, values, right)
             return
-        values = without_queries(pairs)
         keep = np.arange(len(values))
         if len(keep) > MOST_PROMPTS:
             newest = keep[-MOST_PROMPTS // 2 :]
             best = np.argsort(-values[: -len(newest)], kind="stable")[: MOST_PROMPTS - len(newest)]
             keep = np.concatenate([np.sort(best), newest])
-        known = np.maximum(1, (~np.isnan(pairs[keep])).sum(axis=1))
         if self.fitted >= 1.3 * self.tuned:
             self.process.variances, self.tuned = [], self.fitted
         low = np.quantile(values[keep], 0.02)  # a few prompts that break the LM would stretch the scale
-        self.process.fit(
-            self.parts.blocks([rows[i] for i in keep.tolist()]), np.maximum(values[keep], low), known.max() / known
-        )
+        self.process.fit(self.parts.blocks([rows[i] for i in keep.tolist()]), np.maximum(values[keep], low))
 
     def judge(
         self, prompts: Sequence[TextPrompt], rows: Sequence[Row], choice: str, count: int, rng: np.random.Generator
@@ -107,11 +109,11 @@ class Surrogate:
             self.process.variances, self.process.noise = list(state["variances"]), state["noise"]
             self.tuned = state["tuned"]
 
-    def _fit_models(self, prompts: Sequence[TextPrompt], right: FloatArray) -> None:
+    def _fit_models(self, prompts: Sequence[TextPrompt], values: FloatArray, right: FloatArray) -> None:
         """An ensemble: each on two thirds of the prompts, drawn anew."""
         rng = np.random.default_rng(self.fitted)
-        if not np.isin(right, (0.0, 1.0)).all():  # a bare value, or a share: right is what is better than most prompts
-            right = np.where(np.isnan(right), np.nan, right > np.nanmedian(right, axis=0))
+        if not np.isin(right, (0.0, 1.0)).all():  # values alone, or shares: right is what is better than most prompts
+            right = np.repeat((values > np.median(values))[:, None].astype(np.float64), right.shape[1], axis=1)
         size = max(2, int(SHARE * len(prompts)))
         self.models = []
         for number in range(ENSEMBLE):
@@ -154,16 +156,6 @@ def by_draws(drawn: Sequence[FloatArray], count: int) -> list[int]:
         found[int(orders[k][at[k]])] = None
         turn += 1
     return list(found)
-
-
-def without_queries(pairs: FloatArray) -> FloatArray:
-    """(n,) the value of each prompt over all queries; that of a query that was not scored is as hard as it is."""
-    if not np.isnan(pairs).any():
-        return np.asarray(pairs.mean(axis=1))
-    seen = ~np.isnan(pairs)
-    hard = np.where(seen, pairs, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-    left = np.where(seen, pairs - hard, 0.0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
-    return np.asarray(left + hard.mean())
 
 
 def demonstrations(queries: Sequence[str], prompts: Sequence[str], right: FloatArray) -> Demonstrations:

@@ -131,7 +131,7 @@ def kept_pool(pool_of: PoolOf) -> Iterator[None]:
 
     @contextmanager
     def kept(source: Any, cluster: Any, listener: Any = None, timings: Any = None) -> Iterator[ScoringPool]:
-        if cluster.scorers in (None, 1, 2) and cluster.address is None and ray.is_initialized():
+        if not source.replay and cluster.scorers in (None, 1, 2) and cluster.address is None and ray.is_initialized():
             (timings if timings is not None else {}).update(ray_start=0.0, model_load=0.0, shutdown=0.0)
             yield pool_of(source, cluster.scorers or 1)
         else:

@@ -81,7 +81,9 @@ def test_a_searcher_of_a_pool_is_confined_to_what_was_recorded(
 ) -> None:
     was = studies["nevergrad"]
     settings = {"prompts": str(was.study_dir), "inner": "none", "edits": 0.0, "population": 8, "warmup": 8}
-    found = replay(small, was.study_dir, searcher="reward-model", settings=settings, out=tmp_path / "confined")
+    found = replay(
+        small, was.study_dir, searcher="reward-model", settings=settings, budget=8 * 90, out=tmp_path / "confined"
+    )
     assert found.lm_evaluations == 0
     assert found.end == "exhausted"
     assert found.train.value >= was.train.value
@@ -94,10 +96,11 @@ def test_a_comparison_replays(small: Problem, tmp_path: Path) -> None:
     }  # fmt: skip
     was = rayprompt.compare(task, models="tiny-masked", out=tmp_path / "was", **arguments)
     again = rayprompt.compare(task, models=f"replay:{tmp_path / 'was'}", out=tmp_path / "again", **arguments)
-    assert [run.name for run in was.runs] == [run.name for run in again.runs] or len(again.runs) == 4
+    assert len(again.runs) == 4
     for one, other in zip(was.runs, again.runs, strict=True):
         assert (one.searcher, one.seed, one.evaluations) == (other.searcher, other.seed, other.evaluations)
-        assert (one.dev, one.test, one.best_prompt) == (other.dev, other.test, other.best_prompt)
+        assert (one.dev, one.test, one.prompt) == (other.dev, other.test, other.prompt)
+        assert other.lm_evaluations == 0
 
 
 def test_what_cannot_be_replayed_is_said_in_one_line(

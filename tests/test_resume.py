@@ -34,6 +34,8 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import STALLED_AFTER, SearchLoop, SearchPlan
 from rayprompt.study.prepare import study_dir
 from rayprompt.study.snapshots import Snapshots, freeze
+from rayprompt.study.trace import read_run
+from rayprompt.study.trial import SearchTrial
 from rayprompt.study.tuning import kept_lines, kept_rows
 from searchers.nevergrad import NevergradSearcher
 from searchers.random import RandomSearcher
@@ -546,3 +548,20 @@ def test_ctrl_c_saves_and_the_command_it_prints_goes_on(tmp_path: Path, capsys: 
     curve = [json.loads(line) for line in (study / "random-s0" / "result.json").read_text().splitlines()]
     assert [row["training_iteration"] for row in curve] == list(range(1, len(curve) + 1))
     assert curve[-1]["evaluations"] == stored + 100
+
+
+def test_a_process_that_was_only_made_ready_leaves_the_files_of_the_one_that_searched(
+    pool: ScoringPool, small: Problem, tmp_path: Path
+) -> None:
+    """Tune may set a trial up on a kept process and then run it on another: the first is cleaned up after the last."""
+    plan = plan_of(tmp_path, 16 * 20)
+    ended = finish(SearchLoop(search_of(small), pool, plan))
+    ended.close()
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    idle = SearchTrial.__new__(SearchTrial)
+    idle.loop = SearchLoop(search_of(small), pool, plan)
+    idle.cleanup()
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+    found = read_run(tmp_path, plan.search)
+    assert found is not None
+    assert found[0]["end"] == "budget"

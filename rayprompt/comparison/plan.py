@@ -23,7 +23,7 @@ from rayprompt.store.schema import safe_name
 LABEL = re.compile(r"[A-Za-z0-9][\w-]*")
 RANGES = ("choice", "grid_search", "lograndint", "loguniform", "qloguniform", "quniform", "randint", "randn", "uniform")
 SAMPLES = 8
-FILES = ("p0", "phrases")  # settings that may name a file
+FILES = ("p0", "phrases", "prompts", "start")  # settings that may name a file
 Settings = Mapping[str, Any]
 Stratum = tuple[str, str, str]
 
@@ -107,7 +107,7 @@ def entries_of(
         mine = {key: value for key, value in common.items() if key in getattr(cls.Settings, "__dataclass_fields__", {})}
         used |= set(mine)
         mine |= settings.get(label, {})
-        configurations = _configurations(label, mine, samples, seed)
+        configurations = _configurations(label, mine, samples, seed, _mappings(cls))
         several = len(configurations) > 1
         entries += [
             Entry(f"{label}#{i}" if several else label, label, searcher, _typed(cls, configuration))
@@ -182,9 +182,21 @@ def _typed(cls: type[PromptSearcher], settings: Settings) -> dict[str, Any]:
     return {key: getattr(made, key) for key in settings}
 
 
-def _configurations(label: str, settings: Settings, samples: int, seed: int) -> list[dict[str, Any]]:
+def _mappings(cls: type[PromptSearcher]) -> set[str]:
+    """The settings of a searcher whose value is a mapping, which is no range."""
+    fields = getattr(cls.Settings, "__dataclass_fields__", {})
+    return {name for name, field in fields.items() if "dict" in str(field.type)}
+
+
+def _configurations(
+    label: str, settings: Settings, samples: int, seed: int, mappings: set[str]
+) -> list[dict[str, Any]]:
     """The settings, with a value drawn for each range."""
-    space = {key: _range(label, key, _storable(label, key, value)) for key, value in settings.items()}
+    space = {
+        key: value if key in mappings and not (isinstance(value, Mapping) and set(value) & set(RANGES))
+        else _range(label, key, _storable(label, key, value))
+        for key, value in settings.items()
+    }  # fmt: skip
     drawn = any(isinstance(value, Domain) for value in space.values())
     if not drawn and not any(_is_grid(value) for value in space.values()):
         return [space]

@@ -334,8 +334,10 @@ class Problem:
         """
         if "token vectors" not in self.known:
             found = None if self.lm.endpoint is not None else word_vectors(self.lm.location, VECTOR_DIMS)
-            kept = np.zeros((0, VECTOR_DIMS)) if found is None else found
-            self.known["token vectors"] = kept.astype(np.float16)
+            kept = np.zeros((0 if found is None else len(found), VECTOR_DIMS), dtype=np.float16)
+            if found is not None:  # embeddings may be narrower than that
+                kept[:, : found.shape[1]] = found
+            self.known["token vectors"] = kept
         vectors: FloatArray = self.known["token vectors"]
         return vectors
 

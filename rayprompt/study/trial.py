@@ -25,6 +25,7 @@ class SearchTrial(tune.Trainable):
 
     loop: SearchLoop | None = None
     failure: str = ""
+    stepped = False  # whether this process has taken the search any further
 
     def setup(self, config: dict[str, Any], job: bytes) -> None:  # type: ignore[override]  # tune.with_parameters
         """``job``: searcher, pool and plan, pickled: what cannot be unpickled here is a failure to tell of, too."""
@@ -41,6 +42,7 @@ class SearchTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self.loop is None:
             return self._failed({"best_score": float("-inf")})
+        self.stepped = True
         try:
             self.loop.step()
             if self.loop.end is not None:
@@ -53,8 +55,11 @@ class SearchTrial(tune.Trainable):
         return self.loop.report()
 
     def cleanup(self) -> None:
-        """Tune ends the trial, because it is done or because somebody pressed Ctrl-C."""
-        if self.loop is not None and self.loop.end is None and not self.failure:
+        """Tune ends the trial, because it is done or because somebody pressed Ctrl-C.
+
+        It may also have made it ready here and then had it run in another process, whose files are not to be touched.
+        """
+        if self.loop is not None and self.stepped and self.loop.end is None and not self.failure:
             self.loop.close()
 
     def _failed(self, report: dict[str, Any]) -> dict[str, Any]:
