@@ -47,6 +47,8 @@ class Scores:
         objective: (C,) the objective's values where the caller has only those, else None.
         evaluated: with ``objective``, (C,) which candidates were evaluated at all; None is all of them.
         samples: of each pair, where it is evaluated in full.
+        estimate: of a generation that raced, (C,) what the objective of those that were dropped is estimated to be,
+            -inf where a pair failed, and NaN for the others; None: there was no race.
     """
 
     candidates: tuple[Candidate, ...]
@@ -63,6 +65,7 @@ class Scores:
     objective: FloatArray | None = None
     evaluated: BoolArray | None = None
     samples: int = 1
+    estimate: FloatArray | None = None
 
     @classmethod
     def of_values(
@@ -118,6 +121,16 @@ class Scores:
         for error in self.errors:
             done[error.candidate, error.example] += 1
         return np.asarray((done >= self.samples).all(axis=1))
+
+    @property
+    def dropped(self) -> BoolArray:
+        """(C,) which candidates a race has dropped: their other examples are not to come."""
+        none = np.zeros(len(self.candidates), dtype=bool)
+        return none if self.estimate is None else np.asarray(~np.isnan(self.estimate))
+
+    def settled(self) -> BoolArray:
+        """(C,) whether all that is to come is there: every example was evaluated, or a race has dropped it."""
+        return np.asarray(self.complete() | self.dropped)
 
     def mean_value(self) -> FloatArray:
         """(C,) the mean of ``value`` over the evaluated examples; NaN where there is none."""

@@ -53,6 +53,7 @@ class AnyNevergradSearcher(PromptSearcher):
     again stands where the saved one stood, whichever optimizer it is.
     """
 
+    partial_rows = True
     worst: float
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:
@@ -91,10 +92,11 @@ class AnyNevergradSearcher(PromptSearcher):
     def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
         """Minimises minus the objective; a candidate that failed is told as worse than the worst so far.
 
-        One that was not evaluated to the end, because the budget ended, teaches nothing.
+        One that was not evaluated to the end, because the budget ended, teaches nothing; of one that a race has
+        dropped it is told the estimate.
         """
-        for candidate, value, complete in zip(candidates, self.values(scores), scores.complete(), strict=True):
-            if candidate.kind != self.kind or not complete:
+        for candidate, value, settled in zip(candidates, self.values(scores), scores.settled(), strict=True):
+            if candidate.kind != self.kind or not settled:
                 continue
             loss = -float(value) if np.isfinite(value) else self.worst + 1.0
             self.worst = max(self.worst, loss) if np.isfinite(value) else self.worst

@@ -24,6 +24,7 @@ class RandomDraws(PromptSearcher):
     """A generator of its own, and nothing learned."""
 
     learns = False
+    partial_rows = True
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:
         super().__init__(problem, **kwargs)

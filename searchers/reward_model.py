@@ -84,6 +84,7 @@ class RewardModelSearcher(PromptSearcher):
     """
 
     name = "reward-model"
+    partial_rows = True
     kind = "text"
     Settings = RewardModelSettings
 
@@ -97,6 +98,7 @@ class RewardModelSearcher(PromptSearcher):
         if s.inner != NOBODY:  # as they were resolved: a trial may not find the files that they name
             self.settings = s = replace(s, inner_settings=self.inner._settings_dict())
         self.barrier = self.inner.barrier  # type: ignore[misc]  # of this one, not of the class
+        self.partial_rows = self.inner.partial_rows  # type: ignore[misc]
         self.slots: Slots | None = None
         if s.edits:
             self.slots = Slots.of(self.problem, length=s.length, vocabulary=s.vocabulary, phrases=s.phrases)
@@ -183,12 +185,12 @@ class RewardModelSearcher(PromptSearcher):
 
     def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
         """The reward is learned pair by pair; the inner searcher is told the same. What was predicted is compared."""
-        values, complete = self.values(scores), scores.complete()
+        values, settled = self.values(scores), scores.settled()
         right = self._right(scores)
         told: list[tuple[float, float]] = []
         for i, candidate in enumerate(candidates):
             prediction = self.predicted.pop(candidate.key, None)
-            if not complete[i] or not np.isfinite(values[i]) or not isinstance(candidate, TextPrompt):
+            if not settled[i] or not np.isfinite(values[i]) or not isinstance(candidate, TextPrompt):
                 continue
             self._keep(candidate, float(values[i]), right[i])
             if prediction is not None:
@@ -203,7 +205,7 @@ class RewardModelSearcher(PromptSearcher):
             self._trust()
 
     def _right(self, scores: Scores) -> FloatArray:
-        """(C, Q) what was right, pair by pair; NaN where the caller had values alone."""
+        """(C, Q) what was right, pair by pair; NaN where it was not asked, or the caller had values alone."""
         if scores.objective is not None:
             return np.full((len(scores.candidates), len(self.queries)), np.nan)
         return scores.dense("value")

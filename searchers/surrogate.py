@@ -58,8 +58,8 @@ class Surrogate:
         Args:
             prompts, rows: (n,) and their parts.
             values: (n,) of the objective, which the Gaussian process learns.
-            right: (n, Q) pair by pair, whether the answer was right, which other models learn; NaN where only the
-                value is known.
+            right: (n, Q) pair by pair, whether the answer was right, which other models learn; NaN where it was not
+                asked, all of a row where only the value is known.
         """
         self.fitted = len(prompts)
         if self.process is None:
@@ -112,7 +112,9 @@ class Surrogate:
     def _fit_models(self, prompts: Sequence[TextPrompt], values: FloatArray, right: FloatArray) -> None:
         """An ensemble: each on two thirds of the prompts, drawn anew."""
         rng = np.random.default_rng(self.fitted)
-        if not np.isin(right, (0.0, 1.0)).all():  # values alone, or shares: right is what is better than most prompts
+        known = ~np.isnan(right)
+        if not known.any(axis=1).all() or not np.isin(right[known], (0.0, 1.0)).all():
+            # Values alone, or shares: right is what is better than most prompts.
             right = np.repeat((values > np.median(values))[:, None].astype(np.float64), right.shape[1], axis=1)
         size = max(2, int(SHARE * len(prompts)))
         self.models = []

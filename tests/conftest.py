@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from rayprompt.lm.source import LMSource
 from rayprompt.reward.demonstrations import Demonstrations, read_demonstrations
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.store import ScoreStore
+from rayprompt.study.loop import SearchLoop, SearchPlan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -87,6 +90,28 @@ def problem() -> Problem:
 def view(problem: Problem) -> Problem:
     """What a searcher sees of it."""
     return problem.for_search()
+
+
+@pytest.fixture(scope="session")
+def few(problem: Problem) -> Problem:
+    """The bundled task with few examples."""
+    parts = {name: rows[:16] for name, rows in problem.task.parts().items()}
+    return Problem(dataclasses.replace(problem.task, splits={"default": parts}), "tiny-masked")
+
+
+def plan_of(folder: Path, budget: int, name: str = "one", store: Path | None = None, **more: Any) -> SearchPlan:
+    """A search of its own in a folder."""
+    ScoreStore(store or folder).prepare()
+    return SearchPlan(name, budget, 5, str(folder), str(store or folder), **more)
+
+
+def finish(loop: SearchLoop, steps: int = 10**6) -> SearchLoop:
+    """Run a search to its end, or for so many generations."""
+    for _ in range(steps):
+        if loop.end is not None:
+            break
+        loop.step()
+    return loop
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -279,62 +278,55 @@ def test_the_random_baseline_draws_deep_prompts_too(view: Problem) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(problem: Problem) -> Problem:
-    """The bundled task with few examples."""
-    parts = {name: rows[:16] for name, rows in problem.task.parts().items()}
-    return Problem(dataclasses.replace(problem.task, splits={"default": parts}), "tiny-masked")
-
-
-@pytest.fixture(scope="module")
-def found(kept_pool: None, small: Problem, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
+def found(kept_pool: None, few: Problem, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
     out = tmp_path_factory.mktemp("deep") / "study"
     settings = {**SMALL, "alpha": 2.0}
-    return rayprompt.search(small, searcher="cma-es-deep", budget=16 * 50, settings=settings, out=out, scorers=1)
+    return rayprompt.search(few, searcher="cma-es-deep", budget=16 * 50, settings=settings, out=out, scorers=1)
 
 
-def test_result_and_files(found: rayprompt.Result, small: Problem, pool: ScoringPool) -> None:
+def test_result_and_files(found: rayprompt.Result, few: Problem, pool: ScoringPool) -> None:
     best, study = found.best_prompt, found.study_dir
     assert isinstance(best, SoftPrompt)
     assert (found.evaluations, found.end) == (16 * 48, "rounds=2")
     assert found.searcher_metrics["round"] == 2
     manifest = yaml.safe_load((study / "study.yaml").read_text())
     space = manifest["searcher"]["subspace"]
-    assert (space["layers"], space["hidden"], len(space["scales"])) == ([0, 1, 2, 3], small.lm.hidden_size, 4)
+    assert (space["layers"], space["hidden"], len(space["scales"])) == ([0, 1, 2, 3], few.lm.hidden_size, 4)
     assert best.subspace.form == space
     tensors = load_file(study / "prompt.safetensors")
-    vectors = pool.vectors(best, small.vectors)
+    vectors = pool.vectors(best, few.vectors)
     assert set(tensors) == {"prompt", "token_ids", "layer.1", "layer.2", "layer.3"}
     for layer in range(1, 4):
         assert np.array_equal(tensors[f"layer.{layer}"], vectors[layer])
-    exported = read_prompt_file(study / "prompt.json").on(small)
+    exported = read_prompt_file(study / "prompt.json").on(few)
     assert exported == best
-    assert rayprompt.evaluate(exported, small, on="test", pool=pool).estimate == found.test
+    assert rayprompt.evaluate(exported, few, on="test", pool=pool).estimate == found.test
     assert found.decoded is not None
     assert len(found.decoded.prompt.token_ids or ()) == 5
-    again = DeepCMAESSearcher(small, budget=50, **{**SMALL, "alpha": 2.0})
+    again = DeepCMAESSearcher(few, budget=50, **{**SMALL, "alpha": 2.0})
     assert again.space.subspace == best.subspace  # measured here as by the pool
 
 
 def test_the_same_run_whatever_is_shared_and_with_two_scorers(
-    found: rayprompt.Result, small: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: rayprompt.Result, few: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**SMALL, "alpha": 2.0}
     for name, more in (("two", {"scorers": 2}), ("native", {"scorers": 1, "tune_native": True})):
         again = rayprompt.search(
-            small, searcher="cma-es-deep", budget=16 * 50, settings=settings, out=tmp_path / name, **more
+            few, searcher="cma-es-deep", budget=16 * 50, settings=settings, out=tmp_path / name, **more
         )
         assert again.best_prompt == found.best_prompt
         assert (again.train, again.dev, again.test) == (found.train, found.dev, found.test)
 
 
 def test_a_larger_budget_goes_on_where_it_ended_as_if_it_had_been_there_from_the_start(
-    found: rayprompt.Result, small: Problem, tmp_path: Path
+    found: rayprompt.Result, few: Problem, tmp_path: Path
 ) -> None:
     settings, study = {**SMALL, "alpha": 2.0}, tmp_path / "first"
     arguments: dict[str, Any] = {"searcher": "cma-es-deep", "settings": settings, "scorers": 1}
-    rayprompt.search(small, budget=16 * 50, out=study, **arguments)
-    more = rayprompt.resume(study, budget=16 * 100, task=small.task, scorers=1)
-    whole = rayprompt.search(small, budget=16 * 100, out=tmp_path / "whole", **arguments)
+    rayprompt.search(few, budget=16 * 50, out=study, **arguments)
+    more = rayprompt.resume(study, budget=16 * 100, task=few.task, scorers=1)
+    whole = rayprompt.search(few, budget=16 * 100, out=tmp_path / "whole", **arguments)
     assert (more.evaluations, more.end) == (whole.evaluations, whole.end) == (16 * 96, "rounds=4")
     assert more.replay_differs == 0
     assert more.best_prompt == whole.best_prompt
@@ -342,31 +334,31 @@ def test_a_larger_budget_goes_on_where_it_ended_as_if_it_had_been_there_from_the
 
 
 def test_a_larger_budget_is_not_forgotten_where_the_search_was_interrupted(
-    small: Problem, tmp_path: Path, kept_pool: None
+    few: Problem, tmp_path: Path, kept_pool: None
 ) -> None:
     """study.yaml has the larger budget then, and the searcher's plan is still that of the smaller one."""
     settings, study = {**SMALL, "alpha": 2.0}, tmp_path / "study"
-    rayprompt.search(small, searcher="cma-es-deep", settings=settings, budget=16 * 50, out=study, scorers=1)
+    rayprompt.search(few, searcher="cma-es-deep", settings=settings, budget=16 * 50, out=study, scorers=1)
     manifest = yaml.safe_load((study / "study.yaml").read_text())
     (study / "study.yaml").write_text(yaml.safe_dump({**manifest, "budget": 16 * 100}))
     (study / "result.json").unlink()
-    again = rayprompt.resume(study, task=small.task, scorers=1)
+    again = rayprompt.resume(study, task=few.task, scorers=1)
     assert (again.evaluations, again.end) == (16 * 96, "rounds=4")
 
 
 def test_a_search_goes_on_with_the_scales_that_it_began_with(
-    small: Problem, pool: ScoringPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Problem, pool: ScoringPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a comparison too, where each trial asks for them: measured elsewhere they would have other last bits."""
     ScoreStore(tmp_path).prepare()
     plan = SearchPlan("one", 16 * 30, 3, str(tmp_path), str(tmp_path))
-    first = SearchLoop(make(small.for_search(), 30, alpha=2.0), pool, plan)
+    first = SearchLoop(make(few.for_search(), 30, alpha=2.0), pool, plan)
     for _ in range(3):
         first.step()
     first.close()
     for shards in (tmp_path / "snapshots").glob("*.snapshot"):  # it goes through its record again
         shards.unlink()
-    view = small.for_search()
+    view = few.for_search()
     view.layer_scales = {}
     monkeypatch.setattr(type(pool), "hidden_stds", lambda *a, **k: dict.fromkeys((1, 2, 3), 1.0))
     again = SearchLoop(make(view, 30, alpha=2.0), pool, plan)
@@ -376,14 +368,14 @@ def test_a_search_goes_on_with_the_scales_that_it_began_with(
 
 
 def test_a_warm_start_from_another_space_does_not_load_the_lm(
-    found: rayprompt.Result, small: Problem, tmp_path: Path, kept_pool: None, monkeypatch: pytest.MonkeyPatch
+    found: rayprompt.Result, few: Problem, tmp_path: Path, kept_pool: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shallow = rayprompt.search(
-        small, searcher="random-soft", settings={"intrinsic_dim": 4, "length": 5}, budget=16 * 20, out=tmp_path / "a",
+        few, searcher="random-soft", settings={"intrinsic_dim": 4, "length": 5}, budget=16 * 20, out=tmp_path / "a",
         scorers=1,
     )  # fmt: skip
     monkeypatch.setattr("rayprompt.searcher.soft._measured_here", lambda *a: pytest.fail("the LM was loaded"))
-    view = Problem(small.task, "tiny-masked")
+    view = Problem(few.task, "tiny-masked")
     with pytest.raises(InputError, match="can be used here: cma-es-deep takes soft"):
         starting_points(make(view), shallow.study_dir)
     same = DeepCMAESSearcher(view, **{**SMALL, "alpha": 2.0})
@@ -392,11 +384,11 @@ def test_a_warm_start_from_another_space_does_not_load_the_lm(
         DeepCMAESSearcher(view, intrinsic_dim=4, p0=str(found.study_dir / "prompt.safetensors"))
 
 
-def test_it_begins_with_what_an_earlier_study_found(found: rayprompt.Result, small: Problem, tmp_path: Path) -> None:
+def test_it_begins_with_what_an_earlier_study_found(found: rayprompt.Result, few: Problem, tmp_path: Path) -> None:
     """Its scales are taken over with its prompts: the LM is not asked again."""
     settings = {**SMALL, "alpha": 2.0, "rounds": 1, "projection_seed": 0}
     again = rayprompt.search(
-        small, searcher="cma-es-deep", budget=16 * 40, seed=7, settings=settings, out=tmp_path / "warm",
+        few, searcher="cma-es-deep", budget=16 * 40, seed=7, settings=settings, out=tmp_path / "warm",
         warm_start=found.study_dir, scorers=1,
     )  # fmt: skip
     best = max(f["objective"] for f in found.finalists)
@@ -404,16 +396,14 @@ def test_it_begins_with_what_an_earlier_study_found(found: rayprompt.Result, sma
     assert again.evaluations >= 16 * 24
 
 
-def test_a_deep_prompt_is_no_p0(found: rayprompt.Result, small: Problem) -> None:
+def test_a_deep_prompt_is_no_p0(found: rayprompt.Result, few: Problem) -> None:
     with pytest.raises(InputError, match="its prompt is a deep one, of several layers; p0 is of layer 0 alone"):
-        DeepCMAESSearcher(small, intrinsic_dim=4, p0=str(found.study_dir))
+        DeepCMAESSearcher(few, intrinsic_dim=4, p0=str(found.study_dir))
 
 
-def test_a_comparison_with_the_random_baseline_of_its_own_space(
-    kept_pool: None, small: Problem, tmp_path: Path
-) -> None:
+def test_a_comparison_with_the_random_baseline_of_its_own_space(kept_pool: None, few: Problem, tmp_path: Path) -> None:
     result = rayprompt.compare(
-        small.task, searchers=["cma-es-deep", "random-soft"], seeds=[0, 1], budget=16 * 48, objective="cross_entropy",
+        few.task, searchers=["cma-es-deep", "random-soft"], seeds=[0, 1], budget=16 * 48, objective="cross_entropy",
         settings={"cma-es-deep": SMALL, "random-soft": {"intrinsic_dim": 4, "length": 5, "layers": "all"}},
         baselines=[], out=tmp_path / "compared", scorers=1,
     )  # fmt: skip

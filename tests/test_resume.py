@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import PoolOf, task_of
+from conftest import PoolOf, finish, plan_of, task_of
 from ray import cloudpickle
 
 import rayprompt
@@ -31,7 +31,7 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.files import Folder
 from rayprompt.store.store import ScoreStore
-from rayprompt.study.loop import STALLED_AFTER, SearchLoop, SearchPlan
+from rayprompt.study.loop import STALLED_AFTER, SearchLoop
 from rayprompt.study.prepare import study_dir
 from rayprompt.study.snapshots import Snapshots, freeze
 from rayprompt.study.trace import read_run
@@ -64,19 +64,6 @@ def small(problem: Problem) -> Problem:
     task = problem.task
     splits = {"default": {**task.parts(), "train": task.examples("train")[:32]}}
     return Problem(dataclasses.replace(task, splits=splits), "tiny-masked")
-
-
-def plan_of(folder: Path, budget: int, name: str = "one", store: Path | None = None, **more: Any) -> SearchPlan:
-    ScoreStore(store or folder).prepare()
-    return SearchPlan(name, budget, 5, str(folder), str(store or folder), **more)
-
-
-def finish(loop: SearchLoop, steps: int = 10**6) -> SearchLoop:
-    for _ in range(steps):
-        if loop.end is not None:
-            break
-        loop.step()
-    return loop
 
 
 def search_of(problem: Problem, **kwargs: Any) -> Watched:

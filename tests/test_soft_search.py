@@ -33,21 +33,14 @@ SMALL = {"length": 5, "intrinsic_dim": 20, "alpha": 10.0}
 
 
 @pytest.fixture(scope="module")
-def small(problem: Problem) -> Problem:
-    """The bundled task with few examples."""
-    parts = {name: rows[:16] for name, rows in problem.task.parts().items()}
-    return Problem(dataclasses.replace(problem.task, splits={"default": parts}), "tiny-masked")
-
-
-@pytest.fixture(scope="module")
-def found(kept_pool: None, small: Problem, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
+def found(kept_pool: None, few: Problem, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
     out = tmp_path_factory.mktemp("soft") / "study"
     return rayprompt.search(
-        small, searcher="cma-es", budget=16 * 100, settings={**SMALL, "dev": "all"}, out=out, scorers=1
+        few, searcher="cma-es", budget=16 * 100, settings={**SMALL, "dev": "all"}, out=out, scorers=1
     )
 
 
-def test_result_and_files(found: rayprompt.Result, small: Problem, pool: ScoringPool) -> None:
+def test_result_and_files(found: rayprompt.Result, few: Problem, pool: ScoringPool) -> None:
     study = found.study_dir
     content = json.loads((study / "result.json").read_text())
     check(content)
@@ -64,7 +57,7 @@ def test_result_and_files(found: rayprompt.Result, small: Problem, pool: Scoring
     assert all(f["n"] == 16 for f in found.finalists)
     assert found.dev.value == max(f["dev"] for f in found.finalists)
     tensors = load_file(study / "prompt.safetensors")
-    assert tensors["prompt"].shape == (5, small.lm.width)
+    assert tensors["prompt"].shape == (5, few.lm.width)
     assert tensors["token_ids"].tolist() == list(best.subspace.tokens)
     manifest = yaml.safe_load((study / "study.yaml").read_text())
     assert manifest["searcher"]["subspace"]["digest"] == best.subspace.digest
@@ -72,17 +65,17 @@ def test_result_and_files(found: rayprompt.Result, small: Problem, pool: Scoring
     assert found.decoded is not None
     text = found.decoded.prompt
     assert len(text.token_ids or ()) == 5
-    again = rayprompt.evaluate(text, small, on="test", pool=pool)
+    again = rayprompt.evaluate(text, few, on="test", pool=pool)
     assert again.estimate == found.decoded.test
     # So is what was exported.
-    exported = read_prompt_file(study / "prompt.json").on(small)
+    exported = read_prompt_file(study / "prompt.json").on(few)
     assert exported == best
-    assert rayprompt.evaluate(exported, small, on="test", pool=pool).estimate == found.test
+    assert rayprompt.evaluate(exported, few, on="test", pool=pool).estimate == found.test
 
 
-def test_a_study_is_the_p0_of_the_next(found: rayprompt.Result, small: Problem, pool: ScoringPool) -> None:
+def test_a_study_is_the_p0_of_the_next(found: rayprompt.Result, few: Problem, pool: ScoringPool) -> None:
     """z = 0 gives the score of the study's winner; the candidate says which vectors it begins with."""
-    searcher = CMAESSearcher(small, intrinsic_dim=20, p0=str(found.study_dir))
+    searcher = CMAESSearcher(few, intrinsic_dim=20, p0=str(found.study_dir))
     assert searcher.space.subspace.length == 5
     zero = searcher.space.prompt(np.zeros(20))
     ours = rayprompt.score([zero, found.best_prompt], searcher.problem, pool=pool)
@@ -97,7 +90,7 @@ def test_a_study_is_the_p0_of_the_next(found: rayprompt.Result, small: Problem, 
 
 
 def test_a_search_with_p0_from_a_study_resumes_without_it(
-    found: rayprompt.Result, small: Problem, tmp_path: Path
+    found: rayprompt.Result, few: Problem, tmp_path: Path
 ) -> None:
     gone = tmp_path / "first"
     gone.mkdir()
@@ -105,16 +98,16 @@ def test_a_search_with_p0_from_a_study_resumes_without_it(
         (gone / name).write_bytes((found.study_dir / name).read_bytes())
     settings = {"intrinsic_dim": 10, "p0": str(gone)}
     study = tmp_path / "second"
-    first = rayprompt.search(small, searcher="random-soft", budget=16 * 20, settings=settings, out=study, scorers=1)
+    first = rayprompt.search(few, searcher="random-soft", budget=16 * 20, settings=settings, out=study, scorers=1)
     (gone / "prompt.json").unlink()
-    again = rayprompt.resume(study, budget=16 * 40, task=small.task, scorers=1)
+    again = rayprompt.resume(study, budget=16 * 40, task=few.task, scorers=1)
     assert again.evaluations == 16 * 40
     assert first.best_prompt.subspace.p0 != "zeros"  # type: ignore[union-attr]
 
 
-def test_a_soft_search_goes_on_where_its_record_ends(pool: ScoringPool, small: Problem, tmp_path: Path) -> None:
+def test_a_soft_search_goes_on_where_its_record_ends(pool: ScoringPool, few: Problem, tmp_path: Path) -> None:
     def search() -> CMAESSearcher:
-        return CMAESSearcher(small.for_search(), **SMALL)
+        return CMAESSearcher(few.for_search(), **SMALL)
 
     quiet = finish(SearchLoop(search(), pool, plan_of(tmp_path / "quiet", 16 * 110 + 5)))
     plan = plan_of(tmp_path / "s", 16 * 110 + 5, flush_seconds=1e9, snapshot_seconds=1e9)
@@ -131,35 +124,35 @@ def test_a_soft_search_goes_on_where_its_record_ends(pool: ScoringPool, small: P
     assert [second.report()[n] for n in names] == [quiet.report()[n] for n in names]
 
 
-def test_text_found_on_a_proxy_is_measured_on_the_model(small: Problem, tmp_path: Path) -> None:
+def test_text_found_on_a_proxy_is_measured_on_the_model(few: Problem, tmp_path: Path) -> None:
     study = tmp_path / "study"
     found = rayprompt.search(
-        small.task, model="tiny-causal", proxy_model="tiny-masked", searcher="random-soft", budget=16 * 20,
+        few.task, model="tiny-causal", proxy_model="tiny-masked", searcher="random-soft", budget=16 * 20,
         settings=SMALL, out=study, scorers=1,
     )  # fmt: skip
     check(json.loads((study / "result.json").read_text()))
     assert (found.model, found.proxy_model) == ("tiny-causal", "tiny-masked")
     assert isinstance(found.best_prompt, TextPrompt)
-    target = Problem(small.task, "tiny-causal")
+    target = Problem(few.task, "tiny-causal")
     assert found.best_prompt == target.prompt(found.best_prompt.text)
     assert found.evaluations == 16 * 20
     kinds = ScoreStore(study).candidates().to_pylist()
     assert {row["kind"] for row in kinds if row["origin"] == "search"} == {"soft"}
     # A finished study is not run again; its record names both LMs.
-    assert rayprompt.resume(study, task=small.task).to_json() == found.to_json()
+    assert rayprompt.resume(study, task=few.task).to_json() == found.to_json()
     record = yaml.safe_load((study / "study.yaml").read_text())
     assert (record["model"]["name"], record["target"]["name"]) == ("tiny-masked", "tiny-causal")
     alone = rayprompt.evaluate(found.best_prompt.text, target, on="test")
     assert alone.estimate == found.test
 
 
-def test_a_text_that_is_too_long_for_another_lm_is_cut(small: Problem) -> None:
+def test_a_text_that_is_too_long_for_another_lm_is_cut(few: Problem) -> None:
     long = " ".join(["wonderful"] * 300)
-    prompt = fitting(small, long)
-    assert fits(small, prompt)
+    prompt = fitting(few, long)
+    assert fits(few, prompt)
     assert 10 < len(prompt.text.split()) < 130
     assert long.startswith(prompt.text)
-    assert fitting(small, "it was") == small.prompt("it was")
+    assert fitting(few, "it was") == few.prompt("it was")
 
 
 def test_the_vectors_a_study_began_with_are_checked(problem: Problem, tmp_path: Path) -> None:
@@ -171,9 +164,9 @@ def test_the_vectors_a_study_began_with_are_checked(problem: Problem, tmp_path: 
 
 
 @pytest.mark.slow  # quick: what is taken from a store and a study, tests/test_generation.py and tests/test_resume.py
-def test_warm_starts(found: rayprompt.Result, small: Problem, tmp_path: Path) -> None:
+def test_warm_starts(found: rayprompt.Result, few: Problem, tmp_path: Path) -> None:
     """From a text study, its store, and a soft study: the first candidates are theirs, and the result is no worse."""
-    text = rayprompt.search(small, budget=16 * 60, seed=1, out=tmp_path / "text", scorers=1)
+    text = rayprompt.search(few, budget=16 * 60, seed=1, out=tmp_path / "text", scorers=1)
 
     def first_asks(study: Path) -> list[str]:
         rows = ScoreStore(study).candidates().to_pylist()
@@ -186,20 +179,20 @@ def test_warm_starts(found: rayprompt.Result, small: Problem, tmp_path: Path) ->
             for part in ("scores", "candidates", "store.json"):
                 (text.study_dir / part).rename(location / part)
         again = rayprompt.search(
-            small, searcher="random", budget=16 * 30, seed=2, warm_start=location, out=tmp_path / name, scorers=1
+            few, searcher="random", budget=16 * 30, seed=2, warm_start=location, out=tmp_path / name, scorers=1
         )
         keys = first_asks(tmp_path / name)
         assert keys[:3] == [f["key"] for f in best[:3]]
         assert again.evaluations == 16 * 30
         assert max(f["objective"] for f in again.finalists) >= best[0]["objective"]
     soft = rayprompt.search(
-        small, searcher="cma-es", budget=16 * 45, seed=9, settings={**SMALL, "projection_seed": 0},
+        few, searcher="cma-es", budget=16 * 45, seed=9, settings={**SMALL, "projection_seed": 0},
         warm_start=found.study_dir, out=tmp_path / "soft", scorers=1,
     )  # fmt: skip
     known = [f["key"] for f in sorted(found.finalists, key=lambda f: -f["objective"])]
     assert first_asks(tmp_path / "soft") == known
     assert max(f["objective"] for f in soft.finalists) >= max(f["objective"] for f in found.finalists)
-    assert rayprompt.resume(tmp_path / "soft", task=small.task).to_json() == soft.to_json()
+    assert rayprompt.resume(tmp_path / "soft", task=few.task).to_json() == soft.to_json()
 
 
 @pytest.mark.parametrize(

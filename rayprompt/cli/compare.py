@@ -23,12 +23,15 @@ from rayprompt.cli.options import (
     LMOption,
     ObjectiveOption,
     OutOption,
+    RaceErrorOption,
+    RaceOption,
     ScorersOption,
     StoreOption,
     is_given,
     parse_settings,
 )
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.racing import ERROR
 
 if TYPE_CHECKING:
     from rayprompt.comparison.outcome import Comparison
@@ -88,6 +91,8 @@ def compare(
     max_concurrent: Annotated[
         int | None, typer.Option(help="Runs side by side; as many as there is room for unless said.")
     ] = None,
+    race: RaceOption = False,
+    race_error: RaceErrorOption = ERROR,
     lm: LMOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
@@ -124,6 +129,8 @@ def compare(
         "finalists": finalists,
         "allow_leaks": allow_leaks,
         "max_concurrent": max_concurrent,
+        "race": race,
+        "race_error": race_error,
         "lm": parse_settings(lm or [], "--lm"),
         "address": address,
         "scorers": scorers,

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rayprompt.candidate import SoftPrompt, TextPrompt
+from rayprompt.racing import race_line
 from rayprompt.study.progress import Progress
 from rayprompt.study.results import VECTORS_FILE, Result
 
@@ -117,6 +118,8 @@ def _remarks(result: Result) -> list[str]:
         lines.append(
             f"searched on {result.proxy_model}, then decoded to text: all figures here are those of {result.model}"
         )
+    if result.race is not None:
+        lines.append(f"race: {race_line([result.race])}")
     if result.tokens and (result.written or result.cost is not None):
         money = "" if result.cost is None else f"; search and report cost {result.cost:.4g}"
         lines.append(f"the search took {result.tokens:,} tokens, {result.written:,} of them written{money}")

@@ -25,6 +25,8 @@ from rayprompt.cli.options import (
     ModelOption,
     ObjectiveOption,
     OutOption,
+    RaceErrorOption,
+    RaceOption,
     ScorersOption,
     SplitOption,
     StoreOption,
@@ -34,6 +36,7 @@ from rayprompt.cli.options import (
 )
 from rayprompt.cli.recommend import app as recommend
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
+from rayprompt.racing import ERROR
 from rayprompt.task import PARTS, load_task
 
 # Typer brings a click of its own in some versions and uses the installed one in others: the base of what it raises.
@@ -95,6 +98,8 @@ def search(
     batch_size: Annotated[
         int | None, typer.Option(help="With --tune-native: candidates of a trial; a generation unless said.")
     ] = None,
+    race: RaceOption = False,
+    race_error: RaceErrorOption = ERROR,
     proxy_model: Annotated[
         str | None, typer.Option(help="Search on this LM, decode what was found to text, and measure it on --model.")
     ] = None,
@@ -145,6 +150,8 @@ def search(
                 "allow_leaks": allow_leaks,
                 "tune_native": tune_native,
                 "batch_size": batch_size,
+                "race": race,
+                "race_error": race_error,
                 "proxy_model": proxy_model,
                 "warm_start": warm_start,
                 "lm": parse_settings(lm or [], "--lm"),

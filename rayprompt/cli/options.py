@@ -55,6 +55,12 @@ AnswerScorerOption = Annotated[
     str | None,
     typer.Option(help="Of a generation task: compares the two by match, contains, f1 or module:name."),
 ]
+RaceOption = Annotated[
+    bool, typer.Option("--race", help="Score candidates block by block, and drop those that cannot be a finalist.")
+]
+RaceErrorOption = Annotated[
+    float, typer.Option(help="With --race: the probability at which one as good as the last finalist may be lost.")
+]
 OutOption = Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")]
 
 

@@ -17,6 +17,7 @@ from rayprompt.comparison.outcome import COMPARISON_SCHEMA, BaselineOutcome, Run
 from rayprompt.comparison.plan import Run, Stratum
 from rayprompt.comparison.tables import EVALUATIONS, POINTS, SCORE, SECONDS, step_curve
 from rayprompt.errors import InputError, ScoringError, unknown
+from rayprompt.racing import race_of
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.settings import make_settings
 from rayprompt.searcher.soft import SoftSettings
@@ -228,6 +229,7 @@ def _outcome(closer: Closer, ended: Ended, choice: Choice, dev_curve: Sequence[t
         tokens_per_use=_tokens_per_use(closer, best),
         curve=tuple(tuple(row) for row in ended.trace.rows),
         dev_curve=tuple(dev_curve),
+        race=race_of(report["race_error"], report) if report.get("race_error") else None,
     )
 
 

@@ -32,6 +32,7 @@ from rayprompt.comparison.trials import run_searches
 from rayprompt.errors import InputError, Interrupted
 from rayprompt.lm.settings import LMSettings
 from rayprompt.objective import Objective, objective_name
+from rayprompt.racing import ERROR, error_of, race_line
 from rayprompt.scoring.cluster import TRIAL_CPUS, plan_scorers
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
@@ -74,6 +75,8 @@ def compare(
     finalists: int = defaults.FINALISTS,
     allow_leaks: bool = False,
     max_concurrent: int | None = None,
+    race: bool = False,
+    race_error: float = ERROR,
     lm: Mapping[str, Any] | None = None,
     address: str | None = None,
     scorers: int | None = None,
@@ -103,6 +106,7 @@ def compare(
             first searcher reaches in the end, in half of its runs.
         price_per_hour, price_per_million_tokens: of a scorer's device, or of the LM's input.
         max_concurrent: runs side by side; None is as many as the cluster has room for.
+        race, race_error: as for :func:`rayprompt.search`; a searcher that needs every candidate's full row does not race.
         lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
         data, out, store, finalists, allow_leaks, address, scorers, gpus_per_scorer, listener: as for
             :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
@@ -129,6 +133,7 @@ def compare(
         "price_per_million_tokens": price_per_million_tokens,
         "allow_leaks": allow_leaks,
         "max_concurrent": max_concurrent,
+        "race": error_of(race, race_error),
     }
     problems = problems_of(listed, names, splits, data, allow_leaks=allow_leaks, lm=LMSettings.of(lm))
     study = study_dir(out, f"compare-{'-'.join(dict.fromkeys(stratum[0] for stratum in problems))}")
@@ -365,6 +370,9 @@ def _remarks(job: Job, outcomes: Sequence[RunOutcome], tables: Sequence[Mapping[
             early.setdefault(f"{run.searcher} ended of itself ({run.end})", []).append(run.evaluations)
     for what, spent in early.items():
         remarks.append(f"{what} in {len(spent)} runs, after {min(spent):,} evaluations at the least")
+    for label in dict.fromkeys(run.searcher for run in outcomes if run.race is not None):
+        races = [run.race for run in outcomes if run.searcher == label and run.race is not None]
+        remarks.append(f"{label} raced: {race_line(races)}")
     for group in dict.fromkeys(entry.group for entry in job.entries):
         number = sum(entry.group == group for entry in job.entries)
         if number > 1:

@@ -22,6 +22,7 @@ from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.cluster import plan_scorers
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.race import check_objective, racing
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
@@ -80,8 +81,9 @@ class Job:
         search = safe_name(f"{self.id}_{run.name}")
         finalists, study = self.options["finalists"], str(self.study)
         return SearchPlan(
-            search, self.budget, finalists, study, self.store_at, SNAPSHOT_SECONDS, FLUSH_SECONDS, self.store == HERE
-        )
+            search, self.budget, finalists, study, self.store_at, SNAPSHOT_SECONDS, FLUSH_SECONDS, self.store == HERE,
+            race=self.options.get("race"),
+        )  # fmt: skip
 
     def ended(self, run: Run) -> tuple[dict[str, Any], Trace] | None:
         """The last report of a run and its curve; None where it has not come to an end."""
@@ -184,8 +186,20 @@ def check(job: Job) -> None:
     scheduler_of(options["scheduler"], job.budget)
     parse_target(options["target"])
     searches = searches_of(job, {})
+    full: dict[str, bool] = {}
     for run in job.runs:
-        check_room(job.problems[run.stratum], searches.searcher(run.name).outline)
+        searcher = searches.searcher(run.name)
+        check_room(job.problems[run.stratum], searcher.outline)
+        full[run.entry.label] = not searcher.partial_rows
+        if options.get("race") is not None and searcher.partial_rows:
+            check_objective(searcher)
+    if options.get("race") is not None and any(full.values()):
+        names = ", ".join(label for label, needs in full.items() if needs)
+        if all(full.values()):
+            raise InputError(f"--race: {names}: need every candidate's score on all examples; {racing()}")
+        job.remarks.append(
+            f"{names}: scored in full, for they need every candidate's score on all examples; others race"
+        )
 
 
 def searches_of(job: Job, pools: Mapping[str, ScoringPool]) -> Searches:

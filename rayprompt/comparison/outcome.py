@@ -41,6 +41,7 @@ class RunOutcome:
         tokens_per_use: tokens of the LM's input with the winner, mean over test.
         curve: rows (evaluations, own seconds, best objective, best score).
         dev_curve: rows (evaluations, own seconds, dev metric of the best by objective).
+        race: where candidates raced, its error rate, how many were dropped, and the evaluations which that has spared.
     """
 
     name: str
@@ -74,6 +75,7 @@ class RunOutcome:
     tokens_per_use: float
     curve: tuple[tuple[float, ...], ...]
     dev_curve: tuple[tuple[float, ...], ...]
+    race: Mapping[str, Any] | None = None
 
     @property
     def stratum(self) -> tuple[str, str, str]:
@@ -101,7 +103,8 @@ class RunOutcome:
         top = tuple(Estimate.from_json(e) for e in form["top"])
         return cls(
             **{
-                **{f.name: form[f.name] for f in fields(cls)},
+                **{f.name: form[f.name] for f in fields(cls) if f.name != "race"},
+                "race": form.get("race"),
                 **estimates,
                 **rows,
                 "top": top,

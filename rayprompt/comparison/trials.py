@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,10 @@ class Searches:
         return make_searcher(problem, run.entry.searcher, candidates, run.seed, objective, run.entry.settings)
 
     def loop(self, name: str) -> SearchLoop:
-        """The search of a run, where its files say that it stands."""
-        return SearchLoop(self.searcher(name), self.pools[self.runs[name].stratum[2]], self.plans[name])
+        """The search of a run, where its files say that it stands; it races if it is to and its searcher can."""
+        searcher, plan = self.searcher(name), self.plans[name]
+        plan = plan if searcher.partial_rows else replace(plan, race=None)
+        return SearchLoop(searcher, self.pools[self.runs[name].stratum[2]], plan)
 
 
 class ComparedSearch(SearchTrial):

@@ -91,11 +91,17 @@ class Evaluator:
         self.table.restore_asked(state)
         self.candidates = len(state["whole"]) + len(state["part"])
 
-    def score(self, candidates: Sequence[Candidate], token_ids: Sequence[tuple[int, ...]]) -> Scores:
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        token_ids: Sequence[tuple[int, ...]],
+        distinct: IntArray | None = None,
+    ) -> Scores:
         """Scores of ``candidates`` (C), whose tokens are ``token_ids``, on the examples of the part.
 
         New pairs are charged in the candidates' order; where the budget ends in between, the rest is not evaluated:
-        it has no rows, and ``Scores.complete`` says so.
+        it has no rows, and ``Scores.complete`` says so. ``distinct``: only these of the distinct examples
+        (:meth:`weights`) are asked for now; what was asked for before stands in the scores as well.
 
         Raises:
             ScoringError: the LM or the pool failed.
@@ -106,11 +112,15 @@ class Evaluator:
         used, first = np.unique(rows, return_index=True)
         order = np.argsort(first)
         used, first = used[order], first[order]
-        new = self._charge(used)
-        wanted = self.table.asked[rows]
+        now = np.ones(self.table.width, dtype=bool)
+        if distinct is not None:
+            now[:] = False
+            now.reshape(-1, self.samples)[distinct] = True
+        new = self._charge(used, now)
+        wanted = self.table.asked[rows] & now
         # Not only what is new: the file with the score of a pair that was asked for before may have been lost.
         run = self.table.asked[used] & ~self.table.known[used]
-        self.ledger.cache_hits += int(wanted.sum()) - int(run.sum())
+        self.ledger.cache_hits += int(wanted.sum()) - int((run & now).sum())
         if run.any():
             self._run([candidates[i] for i in first], [token_ids[i] for i in first], used, run)
         if not self.report:
@@ -124,10 +134,30 @@ class Evaluator:
         """What was asked for so far of ``candidates`` (C); nothing is scored or charged."""
         return self._collect(candidates, self.table.index(candidate.key for candidate in candidates))
 
-    def _charge(self, rows: IntArray) -> BoolArray:
-        """Charge what is new of distinct rows (C,), as far as the budget goes, and mark it as asked for: (C, E)."""
+    def recall(self, candidates: Sequence[Candidate], token_ids: Sequence[tuple[int, ...]]) -> Scores:
+        """What was asked for so far of ``candidates`` (C); nothing is charged, only a lost score is scored again."""
+        return self.score(candidates, token_ids, np.empty(0, dtype=np.int64))
+
+    def asked(self, candidates: Sequence[Candidate]) -> int:
+        """How many pairs of different candidates were asked for so far."""
+        return int(self.table.asked[self.table.index(candidate.key for candidate in candidates)].sum())
+
+    def new(self, candidates: Sequence[Candidate]) -> IntArray:
+        """Where the candidates of which nothing was asked for yet stand in the list, each once."""
+        rows = self.table.index(candidate.key for candidate in candidates)
+        _, first = np.unique(rows, return_index=True)
+        return np.asarray([i for i in np.sort(first) if not self.table.asked[rows[i]].any()], dtype=np.int64)
+
+    def weights(self) -> tuple[IntArray, IntArray]:
+        """(D,) how often each distinct example stands in the part, and where it does so first."""
+        first, count = np.unique(self.column[:: self.samples] // self.samples, return_counts=True)
+        assert (first == np.arange(len(first))).all()
+        return count, self.position[:: self.samples]
+
+    def _charge(self, rows: IntArray, now: BoolArray) -> BoolArray:
+        """Charge what is new ``now`` (E S,) of distinct rows (C,), as far as the budget goes, and mark it: (C, E S)."""
         asked = self.table.asked[rows]
-        new = ~asked
+        new = ~asked & now
         if self.report:
             self.ledger.report_evaluations += int(new.sum())
         else:

@@ -56,7 +56,8 @@ class PromptSearcher(Searcher):
         default_objective: what it maximises unless told otherwise.
         barrier: an ask needs the tells of all earlier asks.
         learns: later asks depend on what it was told; False for a baseline.
-        partial_rows: it can learn from candidates that were scored on some of the examples only.
+        partial_rows: it can learn from candidates that a race has dropped after some of the examples: ``values`` has
+            an estimate for them, below what they would have to reach.
 
     Args:
         problem: what to search on.
@@ -236,11 +237,11 @@ class PromptSearcher(Searcher):
     def values(self, scores: Scores) -> FloatArray:
         """(C,) what ``tell`` learns from: the objective, to be maximised; NaN = the candidate could not be evaluated.
 
-        Where the budget ended, candidates are evaluated in part or not at all (``scores.complete()``): NaN as well,
-        unless the searcher takes ``partial_rows``.
+        Where the budget ended, candidates are evaluated in part or not at all (``scores.complete()``): NaN as well.
+        For what a race has dropped it is an estimate, or -inf where a pair failed.
         """
-        values = self.objective(scores)
-        return values if self.partial_rows else np.where(scores.complete(), values, np.nan)
+        values = np.where(scores.complete(), self.objective(scores), np.nan)
+        return values if scores.estimate is None else np.where(scores.dropped, scores.estimate, values)
 
     # What Tune needs. A Tune trial is a batch of candidates: a generation, or a piece of one.
 

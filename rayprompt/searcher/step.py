@@ -16,6 +16,7 @@ from rayprompt.scores import Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.race import Racer
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,21 @@ class Step:
     differs: bool = False
 
 
-def score_generation(problem: Problem, evaluator: Evaluator, candidates: Sequence[Candidate]) -> Scores:
-    """Score candidates on the train examples, as far as the budget goes."""
+@dataclass(frozen=True)
+class Heat:
+    """A generation that races: whom against, best first (none: scored in full), and the how manieth generation."""
+
+    racer: Racer
+    finalists: Sequence[Candidate]
+    number: int
+
+
+def score_generation(
+    problem: Problem, evaluator: Evaluator, candidates: Sequence[Candidate], heat: Heat | None = None
+) -> Scores:
+    """Score candidates on the train examples, as far as the budget goes, or as far as they get in a race."""
+    if heat is not None:
+        return heat.racer.score(evaluator, candidates, heat.finalists, heat.number)
     return evaluator.score(candidates, [problem.token_ids(c) for c in candidates])
 
 
@@ -45,6 +59,7 @@ def ask_score_tell(
     *,
     recorded: Sequence[Candidate] | None = None,
     record: Callable[[Sequence[Candidate]], None] | None = None,
+    heat: Heat | None = None,
 ) -> Step:
     """Ask for a generation, score it as far as the budget goes, and tell. No candidates: nothing is left to ask for.
 
@@ -52,6 +67,7 @@ def ask_score_tell(
         searcher, evaluator: who asks, and who answers.
         recorded: what was asked for here by the process that this one replaces; it is scored and told again.
         record: called with the candidates when they are scored, before they are told.
+        heat: how they race; None: all are scored in full.
     """
     started = time.perf_counter()
     candidates = searcher.ask_generation()
@@ -60,7 +76,7 @@ def ask_score_tell(
         candidates = tuple(recorded)
     asked = time.perf_counter()
     before = evaluator.ledger.evaluations
-    scores = score_generation(searcher.problem, evaluator, candidates)
+    scores = score_generation(searcher.problem, evaluator, candidates, heat)
     scored = time.perf_counter()
     if candidates and record is not None:
         record(candidates)

@@ -22,7 +22,8 @@ from rayprompt.candidate import Candidate, candidate_from_json
 from rayprompt.objective import OBJECTIVES
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
-from rayprompt.searcher.step import Step, ask_score_tell
+from rayprompt.searcher.race import Racer
+from rayprompt.searcher.step import Heat, Step, ask_score_tell
 from rayprompt.store.files import Folder
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
@@ -46,6 +47,7 @@ class SearchPlan:
     snapshot_seconds: float = SNAPSHOT_SECONDS
     flush_seconds: float = FLUSH_SECONDS
     alone: bool = False  # knows only what it has scored itself: in a store of many searches its memory stays its own
+    race: float | None = None  # candidates race, with this error rate
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class SearchLoop:
         self.end: str | None = None
         self.replay_differs = 0
         self.trace = Trace()
+        self.racer = None if plan.race is None else Racer(searcher, plan.race)
         self.seconds = {"ask": 0.0, "score": 0.0, "tell": 0.0}
         self.snapshot_at = time.perf_counter()
         self.before_cut: tuple[int, bytes] | None = None
@@ -190,6 +193,9 @@ class SearchLoop:
             "loop_seconds": elapsed,
             **{f"{name}_seconds": value for name, value in self.seconds.items()},
             "replay_differs": self.replay_differs,
+            "race_error": self.plan.race or 0.0,
+            "race_dropped": 0 if self.racer is None else self.racer.dropped,
+            "race_spared": 0 if self.racer is None else self.racer.spared,
             "end": self.end or "",
             "error": "",
             "objective": self.searcher.objective_name,
@@ -226,6 +232,7 @@ class SearchLoop:
             self.evaluator,
             recorded=recorded,
             record=None if recorded is not None else lambda candidates: self.writer.add_asks(number, candidates),
+            heat=self._heat(number),
         )
         self.generation = number
         self.replay_differs += step.differs
@@ -234,7 +241,7 @@ class SearchLoop:
             best = self.finalists.best[0].candidate.to_json()
             self.trace.add(self.ledger.evaluations, self.own_seconds, self.best_objective, self.best_score, best)
         self.stale = 0 if step.new_pairs else self.stale + 1
-        if not step.scores.complete().all():
+        if not step.scores.settled().all():
             # A search that gets a larger budget goes on from here, as if it had had it from the start.
             self.before_cut = (number - 1, before)
         if not step.candidates:
@@ -247,6 +254,13 @@ class SearchLoop:
         ):
             self._snapshot()
 
+    def _heat(self, number: int) -> Heat | None:
+        """How a generation races: against the finalists, once there are as many as there may be."""
+        if self.racer is None:
+            return None
+        best = [f.candidate for f in self.finalists.best if f.complete]
+        return Heat(self.racer, best if len(best) == self.finalists.size else [], number)
+
     def _keep(self, step: Step) -> None:
         for name in self.seconds:
             self.seconds[name] += getattr(step, f"{name}_seconds")
@@ -258,9 +272,13 @@ class SearchLoop:
         metrics = np.where(np.isnan(values), np.nan, self.metric(scores, self.gold))
         counts = np.bincount(scores.candidate, minlength=len(values))
         rows = zip(step.candidates, values.tolist(), metrics.tolist(), counts.tolist(), complete.tolist(), strict=True)
-        for finalist in (Finalist(*row) for row in rows):
-            self._best(finalist)
-            self.finalists.add(finalist)
+        dropped = scores.dropped
+        for i, finalist in enumerate(Finalist(*row) for row in rows):
+            if not dropped[i]:
+                self._best(finalist)
+                self.finalists.add(finalist)
+        if dropped.any() and scores.estimate is not None:
+            self.score = max(self.score, float(scores.estimate[dropped].max()))
 
     def _best(self, found: Finalist) -> None:
         """Best so far. A candidate evaluated in part counts only while there is none evaluated in full."""
@@ -302,6 +320,7 @@ class SearchLoop:
             "seconds": dict(self.seconds),
             "replay_differs": self.replay_differs,
             "trace": self.trace.state(),
+            "race": None if self.racer is None else (self.racer.dropped, self.racer.spared),
         }
 
     def _restore(self, state: dict[str, Any] | None) -> None:
@@ -318,6 +337,8 @@ class SearchLoop:
         self.seconds = dict(state["seconds"])
         self.replay_differs = state["replay_differs"]
         self.trace = Trace.from_state(state.get("trace", Trace().state()))
+        if self.racer is not None:
+            self.racer.dropped, self.racer.spared = state["race"]
 
     def _replay(self, store: ScoreStore) -> None:
         """Go through the recorded generations since the snapshot; scores come from the store."""

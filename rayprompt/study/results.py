@@ -71,6 +71,7 @@ class Result:
         decoded: for a soft winner, the text whose tokens are nearest to it, and what that reaches by itself.
         proxy_model: the LM that was searched on, where that was not ``model``.
         searcher_metrics: what the searcher says of itself, such as why CMA-ES began anew.
+        race: where candidates raced, its error rate, how many were dropped, and the evaluations which that has spared.
         top: where the searcher alone nominates for dev, as papers do: test of the three best on dev, winner first.
     """
 
@@ -113,6 +114,7 @@ class Result:
     p_test: str = "exact McNemar"
     written: int = 0
     cost: float | None = None
+    race: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
@@ -139,6 +141,7 @@ class Result:
             **{name: getattr(self, name) for name in about},
             "proxy_model": self.proxy_model,
             "searcher_metrics": dict(self.searcher_metrics),
+            "race": None if self.race is None else dict(self.race),
             "top": [estimate.to_json() for estimate in self.top],
             "truncated": dict(self.truncated),
             "leaks": dict(self.leaks),

@@ -20,9 +20,11 @@ from rayprompt.lm.endpoint import is_endpoint
 from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.objective import Objective
+from rayprompt.racing import ERROR, error_of, race_of
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.searcher.race import Racer
 from rayprompt.searcher.soft import recall_start
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
@@ -78,6 +80,7 @@ class _Job:
     allow_leaks: bool = False
     native: dict[str, Any] | None = None  # a Tune trial per batch: {"batch_size": ...}
     points: list[Candidate] = field(default_factory=list)  # that the search begins with
+    race: float | None = None  # the error rate of the race, where candidates do race
     target: Problem | None = None  # where the LM that is searched on is a proxy: the problem on the LM that counts
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -90,7 +93,8 @@ class _Job:
     def plan(self) -> SearchPlan:
         store = str(self.study) if self.store == HERE else self.store
         search = safe_name(f"{self.id}_{self.trial}")
-        return SearchPlan(search, self.budget, self.finalists, str(self.study), store, SNAPSHOT_SECONDS, FLUSH_SECONDS)
+        times = (SNAPSHOT_SECONDS, FLUSH_SECONDS)
+        return SearchPlan(search, self.budget, self.finalists, str(self.study), store, *times, race=self.race)
 
 
 def search(
@@ -110,6 +114,8 @@ def search(
     allow_leaks: bool = False,
     tune_native: bool = False,
     batch_size: int | None = None,
+    race: bool = False,
+    race_error: float = ERROR,
     proxy_model: str | Path | None = None,
     warm_start: str | Path | None = None,
     lm: Mapping[str, Any] | None = None,
@@ -141,6 +147,8 @@ def search(
         tune_native: make each batch of candidates a Tune trial, instead of the whole search one: slower, the same
             candidates, the same result. Candidates are scored whole.
         batch_size: candidates of such a trial; None is the searcher's generation.
+        race: score candidates on blocks of examples, and stop with those that cannot be a finalist any more.
+        race_error: the probability at which a candidate as good as the last finalist may be lost by that.
         proxy_model: search on this LM instead; what was found there is decoded to text, and dev and test are scored
             on ``model``. The budget counts evaluations of the proxy.
         warm_start: a finished study's directory, whose finalists are scored first, or a store, whose best are.
@@ -178,6 +186,11 @@ def search(
         check_native(problem, budget)
     if finalists < 1:
         raise InputError(f"finalists {finalists}: must be 1 or more")
+    error = error_of(race, race_error)
+    if error is not None:
+        if tune_native:
+            raise InputError("--race with --tune-native: there candidates are scored whole; leave one of them out")
+        Racer(agent, error)  # refuses what cannot race
     study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
     check_room(problem, agent.outline)
     if target is not None:
@@ -185,7 +198,7 @@ def search(
     job = _Job(
         problem, agent, study, budget, finalists, store_location(store), Cluster(address, scorers, gpus_per_scorer),
         listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
-        {"batch_size": batch_size} if tune_native else None, points, target,
+        {"batch_size": batch_size} if tune_native else None, points, error, target,
     )  # fmt: skip
     return _run(job)
 
@@ -249,7 +262,7 @@ def resume(
     job = _Job(
         problem, agent, path, budget or spent, record["finalists"], record["store"],
         Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"],
-        record["tune_native"], points, target, record,
+        record["tune_native"], points, record.get("race"), target, record,
     )  # fmt: skip
     return _run(job)
 
@@ -304,6 +317,7 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         "allow_leaks": job.allow_leaks,
         "tune_native": job.native,
         "points": [point.to_json() for point in job.points],
+        "race": job.race,
         "target": _target(job),
         "test_opened": list(job.record.get("test_opened", [])),
         **now,
@@ -394,6 +408,7 @@ def _result(
         timings=timings,
         proxy_model=None if job.target is None else job.problem.lm.name,
         searcher_metrics=last["searcher"],
+        race=None if job.race is None else race_of(job.race, last),
         cost=None if costs == (None, None) else sum(cost or 0.0 for cost in costs),
     )
 
@@ -457,8 +472,9 @@ def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None)
 def _summary(job: _Job) -> str:
     problem, searcher, budget = job.problem, job.searcher, job.budget
     parts = problem.task.parts(problem.split)
+    race = "" if job.race is None else f", racing (error {job.race:g})"
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in parts.items())
     return (
         f"task {problem.task.name} ({sizes}), model {problem.lm.name}, searcher {searcher.name}, "
-        f"objective {searcher.objective_name}, budget {budget:,}, seed {searcher.seed}"
+        f"objective {searcher.objective_name}, budget {budget:,}, seed {searcher.seed}{race}"
     )

@@ -12,6 +12,7 @@ from ray import cloudpickle, tune
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.errors import InputError
+from rayprompt.racing import ERROR, error_of
 from rayprompt.scoring.cluster import trial_resources
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
@@ -33,6 +34,8 @@ def search_trainable(
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
+    race: bool = False,
+    race_error: float = ERROR,
 ) -> type[tune.Trainable]:
     """A trainable whose trial is a whole search on ``problem``'s train examples, reported generation by generation.
 
@@ -49,6 +52,7 @@ def search_trainable(
         pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some, or takes those of
             another trainable of this process with the same LM and options.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it, as for ``search``.
+        race, race_error: as for ``search``; a trial whose searcher needs full rows does not race.
 
     Raises:
         InputError: no cluster at the address, or it cannot hold the scorers.
@@ -58,6 +62,7 @@ def search_trainable(
     if not isinstance(problem, Problem):
         raise InputError(f"search_trainable({problem!r}): give a Problem, as in search_trainable(Problem('reviews'))")
     Ledger(budget)  # refuses what is no budget
+    error = error_of(race, race_error)
     folder = store_location(out or Path("rayprompt-studies") / f"tune-{secrets.token_hex(3)}")
     ScoreStore(folder).prepare()
     give_back = None
@@ -68,7 +73,7 @@ def search_trainable(
         )
     view = problem.for_search()
     pool.add(view.part("train"))
-    job = cloudpickle.dumps((view, pool, budget, folder))
+    job = cloudpickle.dumps((view, pool, budget, folder, error))
     trainable: type[tune.Trainable] = type("PromptSearch", (ConfiguredSearch,), {"job": job, "__module__": __name__})
     if give_back is not None:
         weakref.finalize(trainable, give_back)
@@ -92,7 +97,7 @@ class ConfiguredSearch(SearchTrial):
         """Make the search that ``config`` describes."""
         if "searcher" not in config:
             raise InputError("the trial's config has no 'searcher'; give one in param_space, as {'searcher': 'random'}")
-        view, pool, budget, folder = cloudpickle.loads(self.job)
+        view, pool, budget, folder, race = cloudpickle.loads(self.job)
         searcher = make_searcher(
             view,
             config["searcher"],
@@ -102,7 +107,8 @@ class ConfiguredSearch(SearchTrial):
             config.get("settings", {}),
         )
         name = safe_name(f"{self.trial_id}_{searcher.name}-s{searcher.seed}")
-        plan = SearchPlan(name, budget, defaults.FINALISTS, folder, folder)
+        race = race if searcher.partial_rows else None
+        plan = SearchPlan(name, budget, defaults.FINALISTS, folder, folder, race=race)
         super().setup(config, cloudpickle.dumps((searcher, pool, plan)))
 
     def step(self) -> dict[str, Any]:
