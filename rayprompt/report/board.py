@@ -14,6 +14,7 @@ from rayprompt.comparison.curves import Curve, Point, mean_curve
 from rayprompt.comparison.significance import Interval, Ranking, compare_all, interval
 from rayprompt.comparison.tables import EVALUATIONS, OBJECTIVE, SCORE, SECONDS, by_stratum, step_curve
 from rayprompt.report.model import Baseline, Run, Stratum, Study
+from rayprompt.study.statistics import Estimate
 
 POINTS = 40  # of a curve
 ENOUGH = 2  # runs of a searcher, to be held against another's
@@ -97,12 +98,21 @@ class Arena:
     @property
     def best(self) -> Run | None:
         """The run whose winner is best on dev; test has no say. None where dev was opened for none."""
-        ended = [run for run in self.runs if run.dev is not None]
-        return max(ended, key=lambda run: (run.dev.value if run.dev else 0.0, run.best_score), default=None)
+        return next((run for run in by_dev(self.runs) if run.dev is not None), None)
 
     def baseline(self, name: str, split: str) -> Baseline | None:
         """The first of that name on a split."""
         return next((b for b in self.baselines if b.name == name and b.split == split), None)
+
+
+def by_dev(runs: Sequence[Run]) -> list[Run]:
+    """The runs, best on dev first; of equal ones the best on train, by metric and by objective, then the earlier."""
+
+    def merit(run: Run) -> tuple[float, ...]:
+        values = (run.dev.value if run.dev else -math.inf, run.best_score, run.best_objective)
+        return tuple(value if math.isfinite(value) else -math.inf for value in values)
+
+    return sorted(runs, key=merit, reverse=True)
 
 
 def arenas_of(studies: Sequence[Study]) -> tuple[list[Arena], list[str]]:
@@ -139,9 +149,7 @@ def arenas_of(studies: Sequence[Study]) -> tuple[list[Arena], list[str]]:
 
 def _has(arena: Arena, baseline: Baseline) -> bool:
     """Whether the same prompt stands there already: it was measured by several studies."""
-    return any(
-        (b.name, b.stratum, b.test) == (baseline.name, baseline.stratum, baseline.test) for b in arena.baselines
-    )
+    return any((b.name, b.stratum, b.test) == (baseline.name, baseline.stratum, baseline.test) for b in arena.baselines)
 
 
 def _filled(arena: Arena, ambiguous: bool) -> Arena:
@@ -170,11 +178,10 @@ def _of_table(form: Mapping[str, Any], runs: Sequence[Run]) -> Row:
         for run in runs
         if run.group == form["searcher"] and label in (None, run.searcher) and run.winner is not None
     )
-    estimates = [Interval.from_json(form[name]) for name in ("test", "dev", "score")]
+    test, dev, train = (Interval.from_json(form[name]) for name in ("test", "dev", "score"))
     if len(ours) == 1:
-        only = ours[0]
-        estimates[:2] = [_of_one(only.test), _of_one(only.dev)]
-    return Row(form["searcher"], ours, *estimates, letters=form["letters"], table=form)
+        test, dev = (found or mean for found, mean in ((of_one(ours[0].test), test), (of_one(ours[0].dev), dev)))
+    return Row(form["searcher"], ours, test, dev, train, letters=form["letters"], table=form)
 
 
 def _pooled(arena: Arena) -> tuple[list[Row], list[str]]:
@@ -237,15 +244,21 @@ def _whole(row: Row) -> bool:
     return all(run.test is not None for run in row.runs)
 
 
-def _of_one(estimate: Any) -> Interval | None:
+def of_one(estimate: Estimate | None) -> Interval | None:
     """The interval of one measured prompt is that of its examples."""
-    return None if estimate is None else Interval(estimate.value, *estimate.ci95, estimate.n, "examples")
+    return None if estimate is None else of_examples(estimate)
+
+
+def of_examples(estimate: Estimate) -> Interval:
+    """A measured prompt with the interval of its examples."""
+    low, high = estimate.ci95
+    return Interval(estimate.value, low, high, estimate.n, "examples")
 
 
 def _mean(runs: Sequence[Run], of: Callable[[Run], Any]) -> Interval | None:
     runs = [run for run in runs if of(run) is not None]
     if len(runs) == 1:
-        return _of_one(of(runs[0]))
+        return of_one(of(runs[0]))
     return _mean_value(runs, lambda run: float(of(run).value))
 
 
@@ -285,9 +298,7 @@ def charts_of(arena: Arena) -> list[Chart]:
         Chart("dev", f"dev {arena.metric} of the best by objective", evaluations, _series(arena, _dev), levels)
     )
     seconds = "seconds of the search alone: asking, telling, and one scorer's work"
-    charts.append(
-        Chart("seconds", f"best {arena.metric} on train", seconds, _series(arena, _column(SCORE, SECONDS)))
-    )
+    charts.append(Chart("seconds", f"best {arena.metric} on train", seconds, _series(arena, _column(SCORE, SECONDS))))
     return [chart for chart in charts if chart.series]
 
 

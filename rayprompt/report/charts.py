@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from rayprompt.comparison.curves import Point
 from rayprompt.comparison.significance import Interval
@@ -14,13 +15,15 @@ WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 622, 14, 290  # of the plot, in the units of the viewBox
 STYLES = 8  # colours and dashes in the style sheet; markers beside them
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down", "plus", "ring")
-WHISKER_WIDTH, WHISKER_HEIGHT = 150, 22
+
+
+Place = Callable[[float, float], tuple[float, float]]  # from values to the drawing
 
 
 def number(value: float, digits: int = 3) -> str:
     """A figure for people: as many digits as tell something."""
     if not math.isfinite(value):
-        return "–"
+        return "-"
     if value == 0 or abs(value) < 1000:
         return f"{value:.{digits}f}" if abs(value) >= 10**-digits or value == 0 else f"{value:.2g}"
     return f"{value:,.0f}"
@@ -62,9 +65,9 @@ def figure(chart: Chart, id_: str, *, share: bool, unit: str) -> Markup:
         "svg",
         tag("title", f"{chart.label} over {unit}"),
         tag("desc", "; ".join(_said(series) for series in chart.series)),
-        _axes(at, (x_low, x_high), (y_low, y_high), chart, unit),
-        tag("g", levels, class_="levels"),
+        _axes(at, (x_low, x_high), (y_low, y_high), unit),
         lines,
+        tag("g", levels, class_="levels"),
         tag("g", class_="hover"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -72,11 +75,9 @@ def figure(chart: Chart, id_: str, *, share: bool, unit: str) -> Markup:
         data_x0=f"{x_low:.6g}", data_x1=f"{x_high:.6g}", data_y0=f"{y_low:.6g}", data_y1=f"{y_high:.6g}",
         data_box=f"{LEFT} {TOP} {RIGHT} {BOTTOM}",
     )  # fmt: skip
-    single = all(series.runs == 1 for series in chart.series)
-    spread = "One run each: no interval." if single else "Bands: 95 % intervals of the mean over runs."
     return tag(
         "figure",
-        tag("figcaption", tag("strong", chart.label), " ", tag("span", spread, class_="quiet"), id=f"{id_}-caption"),
+        tag("figcaption", tag("strong", chart.label), id=f"{id_}-caption"),
         tag("ul", [_key(i, series) for i, series in enumerate(chart.series)], class_="legend"),
         tag("div", drawing, tag("div", class_="tip", hidden=True), class_="plot"),
         tag("details", tag("summary", "The same as a table"), _table(chart, xs, unit)),
@@ -90,17 +91,16 @@ def whisker(value: Interval, low: float, high: float, level: float | None) -> Ma
     """A mean and its interval between ``low`` and ``high``, beside others in a column; ``level`` is a line."""
 
     def at(x: float) -> str:
-        return f"{6 + (min(max(x, low), high) - low) / max(high - low, 1e-9) * (WHISKER_WIDTH - 12):.1f}"
+        return f"{3 + 94 * (min(max(x, low), high) - low) / max(high - low, 1e-9):.1f}%"
 
-    middle = WHISKER_HEIGHT / 2
-    parts = [tag("line", x1=6, x2=WHISKER_WIDTH - 6, y1=middle, y2=middle, class_="rail")]
+    across = {"y1": "50%", "y2": "50%"}
+    parts = [tag("line", x1="0%", x2="100%", **across, class_="rail")]
     if level is not None:
-        parts.append(tag("line", x1=at(level), x2=at(level), y1=1, y2=WHISKER_HEIGHT - 1, class_="mark-level"))
+        parts.append(tag("line", x1=at(level), x2=at(level), y1="5%", y2="95%", class_="mark-level"))
     if value.low is not None and value.high is not None:
-        parts.append(tag("line", x1=at(value.low), x2=at(value.high), y1=middle, y2=middle, class_="span"))
-    parts.append(tag("circle", cx=at(value.mean), cy=middle, r=4.5, class_="dot"))
-    box = f"0 0 {WHISKER_WIDTH} {WHISKER_HEIGHT}"
-    return tag("svg", parts, viewBox=box, class_="whisker", aria_hidden="true", focusable="false")
+        parts.append(tag("line", x1=at(value.low), x2=at(value.high), **across, class_="span"))
+    parts.append(tag("circle", cx=at(value.mean), cy="50%", r=4.5, class_="dot"))
+    return tag("svg", parts, class_="whisker", aria_hidden="true", focusable="false")
 
 
 def _x_range(xs: Sequence[float]) -> tuple[float, float]:
@@ -122,7 +122,7 @@ def _y_range(chart: Chart, share: bool) -> tuple[float, float]:
     return (max(0.0, low), min(1.0, high) if high < 1 + 2 * pad else high) if share else (low, high)
 
 
-def _axes(at, x_range, y_range, chart: Chart, unit: str) -> Markup:  # type: ignore[no-untyped-def]
+def _axes(at: Place, x_range: tuple[float, float], y_range: tuple[float, float], unit: str) -> Markup:
     parts = []
     for y in ticks(*y_range):
         height = f"{at(x_range[0], y)[1]:.1f}"
@@ -137,7 +137,7 @@ def _axes(at, x_range, y_range, chart: Chart, unit: str) -> Markup:  # type: ign
     return tag("g", parts, aria_hidden="true")
 
 
-def _line(index: int, series: Series, at) -> Markup:  # type: ignore[no-untyped-def]
+def _line(index: int, series: Series, at: Place) -> Markup:
     """The best so far is a step: it stays until there is a better one."""
     points = series.points
     means = [at(p.x, p.value.mean) for p in points]
@@ -162,7 +162,7 @@ def _edge(point: Point, *, high: bool) -> float:
 
 def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     found = list(points[:1])
-    for (_, y), (x, up) in zip(points, points[1:], strict=False):
+    for (_, y), (x, up) in pairwise(points):
         found += [(x, y), (x, up)] if y != up else [(x, y)]
     return found
 
@@ -195,8 +195,8 @@ def _level(name: str, height: float, y: float) -> Markup:
 def _key(index: int, series: Series) -> Markup:
     """A line of the legend: the stroke as it is drawn, and the name."""
     stroke = tag("path", d="M1 8H35", class_="line")
-    sample = tag("svg", tag("g", stroke, _marker(index, 18, 8), class_=f"series s{index % STYLES}"), viewBox="0 0 36 16",
-                 aria_hidden="true", focusable="false")  # fmt: skip
+    drawn = tag("g", stroke, _marker(index, 18, 8), class_=f"series s{index % STYLES}")
+    sample = tag("svg", drawn, viewBox="0 0 36 16", aria_hidden="true", focusable="false")
     runs = "" if series.runs == 1 else f" ({series.runs} runs)"
     return tag("li", sample, tag("bdi", series.name), tag("span", runs, class_="quiet"))
 
@@ -226,7 +226,9 @@ def _table(chart: Chart, xs: Sequence[float], unit: str) -> Markup:
             value = values.get(x)
             text = "" if value is None else number(value.mean) + _interval(value)
             cells.append(tag("td", text, data_v=None if value is None else f"{value.mean:.6g}"))
-        rows.append(tag("tr", tag("th", f"{x:,.4g}" if x < 1000 else f"{x:,.0f}", scope="row", data_v=f"{x:.6g}"), cells))
+        rows.append(
+            tag("tr", tag("th", f"{x:,.4g}" if x < 1000 else f"{x:,.0f}", scope="row", data_v=f"{x:.6g}"), cells)
+        )
     caption = tag("caption", f"{chart.label}, mean and 95 % interval")
     table = tag("table", caption, head, tag("tbody", rows), class_="numbers")
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=f"{chart.label}, as a table")

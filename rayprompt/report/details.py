@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rayprompt.lm.settings import LMSettings
-from rayprompt.report.board import Arena
+from rayprompt.report.board import Arena, by_dev
 from rayprompt.report.examples import Matrix, Part
 from rayprompt.report.markup import Markup, join, printable, tag
 from rayprompt.report.model import Run, Study
@@ -35,7 +35,7 @@ def prompts(arena: Arena) -> Markup:
     """The winner of every run, and its finalists."""
     splits = len({run.split for run in arena.runs}) > 1
     studies = len(arena.studies) > 1
-    order = sorted(arena.runs, key=lambda run: (-(run.dev.value if run.dev else -1.0), run.searcher, run.seed))
+    order = by_dev(arena.runs)
     head: list[str | tuple[str, str]] = [
         "prompt",
         "searcher",
@@ -47,7 +47,7 @@ def prompts(arena: Arena) -> Markup:
         "95 %",
         ("train", "what was searched on flatters"),
         "evaluations",
-        "state",
+        "ended by",
     ]
     rows = [_run_row(run, studies, splits) for run in order[:MOST_RUNS]]
     winners = table(f"The winner of each run: {arena.title}", head, [rows], sorted_by=4 + splits + studies - 1)
@@ -90,17 +90,17 @@ def _left(number: int, most: int, what: str) -> Markup | None:
 # Examples
 
 
-def examples(named: Sequence[tuple[str, Matrix]], of: int = 1) -> tuple[Markup, list[Listed]]:
+def examples(named: Sequence[tuple[str, Matrix]], of: int, level: str) -> tuple[Markup, list[Listed]]:
     """The section, readable without the script, and what the script needs to hold any two prompts against each other.
 
-    ``of``: how many matrices there are on the page; each has its share of the room.
+    ``of``: how many matrices there are on the page, each has its share of the room; ``level`` of their headings.
     """
-    data = [_listed(study, matrix, MOST_BYTES // max(of, len(named))) for study, matrix in named]
-    blocks = [_block(study, matrix) for study, matrix in named]
+    data = [_listed(study, matrix, MOST_BYTES // of) for study, matrix in named]
+    blocks = [_block(study, matrix, level) for study, matrix in named]
     return join(blocks), data
 
 
-def _block( study: str, matrix: Matrix) -> Markup:
+def _block(study: str, matrix: Matrix, level: str) -> Markup:
     """One stratum: the two that say most, the best and the manual prompt, are written out."""
     part = "test" if "test" in matrix.parts else next(iter(matrix.parts))
     first, second = _pair(matrix, part)
@@ -110,8 +110,8 @@ def _block( study: str, matrix: Matrix) -> Markup:
     title = f"{', '.join(matrix.stratum)} ({study})"
     shown = tag("div", _against(matrix, part, first, second), class_="pair", aria_live="polite")
     note = tag("p", "; ".join([*caps, "test was opened for winners and baselines alone"]) + ".", class_="quiet")
-    return tag("div", tag("h4", title), note, shown, class_="compare", data_first=first,
-               data_second=second, data_part=part)  # fmt: skip
+    about = {"data_first": first, "data_second": second, "data_part": part}
+    return tag("div", tag(level, title), note, shown, class_="compare", **about)
 
 
 def _pair(matrix: Matrix, part: str) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def sign_test(wins: int, losses: int) -> float:
     if n == 0:
         return 1.0
     if n <= 1000:
-        return min(1.0, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n)
+        return float(min(1.0, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n))
     from scipy.stats import binom
 
     return min(1.0, 2 * float(binom.cdf(few, n, 0.5)))
@@ -188,7 +188,6 @@ def _listed(study: str, matrix: Matrix, room: int) -> Listed:
 def _listed_part(part: Part, room: int) -> Listed:
     wins = part.wins()
     known = np.isfinite(part.values)
-    scored = known.any(axis=1)
     both = known.astype(int) @ known.T.astype(int)
     spread = np.nan_to_num(np.nanmax(np.where(known, part.values, -1), axis=0)) - np.nanmin(
         np.where(known, part.values, 2), axis=0
@@ -196,7 +195,9 @@ def _listed_part(part: Part, room: int) -> Listed:
     chosen, rows = [], []
     for at in np.argsort(-spread, kind="stable").tolist():
         row: Listed = {"t": _clipped(part.texts[at], TEXT), "g": _clipped(part.gold[at], COMPLETION)}
-        wrote = {p: _clipped(part.completions[p, at], COMPLETION) for p in range(len(wins)) if (p, at) in part.completions}
+        wrote = {
+            p: _clipped(part.completions[p, at], COMPLETION) for p in range(len(wins)) if (p, at) in part.completions
+        }
         if wrote:
             row["c"] = wrote
         room -= len(json.dumps(row, ensure_ascii=True)) + 2 * len(wins)
@@ -204,18 +205,24 @@ def _listed_part(part: Part, room: int) -> Listed:
             break
         chosen.append(at)
         rows.append(row)
-    order = np.argsort(chosen, kind="stable") if chosen else []
+    order = sorted(range(len(chosen)), key=lambda i: chosen[i])  # as they stand in the task
     picked = [chosen[i] for i in order]
     return {
         "binary": part.binary,
         "n": int(part.values.shape[1]),
-        "scored": [bool(s) for s in scored],
+        "scored": known.any(axis=1).tolist(),
         "wins": wins.tolist(),
         "both": both.tolist(),
-        "p": [[float(f"{sign_test(int(wins[i, j]), int(wins[j, i])):.2g}") for j in range(i)] for i in range(len(wins))],
+        "p": [
+            [float(f"{sign_test(int(wins[i, j]), int(wins[j, i])):.2g}") for j in range(i)] for i in range(len(wins))
+        ],
         "examples": [rows[i] for i in order],
         "values": [_coded(row[picked], part.binary) for row in part.values],
     }
+
+
+def _p(wins: int, losses: int) -> float:
+    return float(f"{sign_test(wins, losses):.2g}")
 
 
 def _coded(values: Any, binary: bool) -> str | list[float | None]:

@@ -69,9 +69,7 @@ class Matrix:
     left_out: int = 0
 
 
-def matrices(
-    studies: Sequence[Study], tasks: Sequence[Task], remarks: list[str]
-) -> list[tuple[str, Matrix]]:
+def matrices(studies: Sequence[Study], tasks: Sequence[Task], remarks: list[str]) -> list[tuple[str, Matrix]]:
     """Of each study, named, and stratum; ``tasks``: those that are in memory already."""
     found = []
     for study in studies:
@@ -86,9 +84,7 @@ def matrices(
     return found
 
 
-def _matrix(
-    study: Study, stratum: Stratum, source: Source, tasks: Sequence[Task], remarks: list[str]
-) -> Matrix | None:
+def _matrix(study: Study, stratum: Stratum, source: Source, tasks: Sequence[Task], remarks: list[str]) -> Matrix | None:
     store = ScoreStore(source.store)
     every = _entries(study, stratum, _texts(store, source.report))
     entries = every[:MOST_PROMPTS]
@@ -177,9 +173,7 @@ def _contexts(store: ScoreStore, source: Source) -> set[str]:
     }
 
 
-def _task(
-    source: Source, split: str, tasks: Sequence[Task], study: str, remarks: list[str]
-) -> Task | None:
+def _task(source: Source, split: str, tasks: Sequence[Task], study: str, remarks: list[str]) -> Task | None:
     """The task, if it is still the one that was scored; its texts are shown beside the scores."""
     for task in tasks:
         if task.digest == source.task_digest:
@@ -230,9 +224,7 @@ def _read(
     return pa.concat_tables(pieces) if pieces else pa.table({})
 
 
-def _part(
-    rows: pa.Table, keys: Sequence[str], examples: Sequence[Example] | None, task: Task | None
-) -> Part | None:
+def _part(rows: pa.Table, keys: Sequence[str], examples: Sequence[Example] | None, task: Task | None) -> Part | None:
     if not len(rows):
         return None
     digests = rows.column("example").to_pylist()
@@ -258,7 +250,9 @@ def _part(
     values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     # An example that stands twice in its part counts twice, as in the metric.
     places = [column[name] for name in order]
-    spread = {(p, e): completions[p, at] for e, at in enumerate(places) for p in range(len(keys)) if (p, at) in completions}
+    spread = {
+        (p, e): completions[p, at] for e, at in enumerate(places) for p in range(len(keys)) if (p, at) in completions
+    }
     if examples is None or task is None:
         texts = tuple(f"example {name[:12]}" for name in order)
         return Part(values[:, places], texts, ("",) * len(order), spread)

@@ -126,9 +126,9 @@ class Run:
     def state(self) -> str:
         """How it stands, for people."""
         if self.winner is not None:
-            return "stopped by the scheduler" if self.end == STOPPED else f"ended: {self.end}"
+            return "the scheduler" if self.end == STOPPED else self.end
         if self.end:
-            return f"ended: {self.end}; dev and test not opened"
+            return f"{self.end}; dev and test not opened"
         return "not finished" if self.evaluations else "not begun"
 
 
@@ -211,5 +211,3 @@ class Study:
     def renamed(self, alias: str) -> Study:
         """The same under another name."""
         return replace(self, alias=alias, runs=tuple(replace(run, study=alias) for run in self.runs))
-
-

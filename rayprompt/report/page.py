@@ -7,12 +7,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rayprompt import __version__
 from rayprompt.errors import InputError
 from rayprompt.report.board import Arena, arenas_of
 from rayprompt.report.details import again, examples, prompts, settings
-from rayprompt.report.examples import matrices
+from rayprompt.report.examples import Matrix, matrices
 from rayprompt.report.markup import Markup, embedded, join, tag
 from rayprompt.report.model import Study
 from rayprompt.report.read import read_study
@@ -62,10 +63,10 @@ def render(studies: Sequence[Study], tasks: Sequence[Task] = ()) -> str:
     remarks = [f"{study.name}: {line}" if len(studies) > 1 else line for study in studies for line in study.remarks]
     named = matrices(studies, tasks, remarks)
     style, script = (_asset(name) for name in ("report.css", "report.js"))
-    main, data = [], []
-    if notes or remarks:
-        main.append(_notes([*notes, *remarks]))
+    main: list[Markup | None] = []
+    data: list[dict[str, Any]] = []
     several = len(arenas) > 1
+    main += [_notes([*notes, *remarks])] if several and (notes or remarks) else []
     for study in studies:
         whole = next((table for table in study.tables if table["task"] is None), None)
         if whole is not None:
@@ -73,15 +74,24 @@ def render(studies: Sequence[Study], tasks: Sequence[Task] = ()) -> str:
     for i, arena in enumerate(arenas):
         own = [(name, m) for name, m in named if (m.stratum[0], m.stratum[2]) == (arena.task, arena.model)]
         own = [(name, m) for name, m in own if name in {study.name for study in arena.studies}]
-        body, listed = _arena(arena, f"a{i}", own, several, len(named))
-        main.append(body)
+        parts, listed = _arena(arena, f"a{i}", own, several, len(named))
+        if several:
+            main.append(tag("section", tag("h2", arena.title), parts, id=f"a{i}", class_="arena"))
+        else:
+            main += [parts[0], _notes([*notes, *remarks]) if notes or remarks else None, *parts[1:]]
         data += listed
     main.append(_section("settings", "Settings and versions", [settings(study) for study in studies]))
     main.append(_section("again", "How to do it again", [_named_again(study, len(studies) > 1) for study in studies]))
     title = _title(studies, arenas)
     body = [
         tag("a", "Skip to the content", href="#main", class_="skip"),
-        tag("header", tag("p", "rayprompt", class_="brand"), tag("h1", title), tag("p", _subtitle(studies)), _nav(several)),
+        tag(
+            "header",
+            tag("p", "rayprompt", class_="brand"),
+            tag("h1", title),
+            tag("p", _subtitle(studies)),
+            _nav(several),
+        ),
         tag("main", main, id="main"),
         tag("footer", tag("p", f"Written by rayprompt {__version__}. This page loads nothing from anywhere.")),
         embedded({"matrices": data}, "data"),
@@ -94,16 +104,16 @@ def render(studies: Sequence[Study], tasks: Sequence[Task] = ()) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("link", rel="icon", href="data:,"),
-        tag("title", f"{title} – rayprompt"),
+        tag("title", f"{title} - rayprompt"),
         Markup(f"<style>{style}</style>"),
     ]
     return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', body), lang='en')}\n"
 
 
 def _arena(
-    arena: Arena, id_: str, named: Sequence[tuple[str, object]], several: bool, share: int
-) -> tuple[Markup, list[object]]:
-    """Everything on one task and LM."""
+    arena: Arena, id_: str, named: Sequence[tuple[str, Matrix]], several: bool, share: int
+) -> tuple[list[Markup], list[dict[str, Any]]]:
+    """The sections on one task and LM, what was found first."""
     at = "" if not several else f"{id_}-"
     level = "h3" if several else "h2"
     parts = [
@@ -113,14 +123,12 @@ def _arena(
         _section(f"{at}cost", "Cost", [cost(arena, id_)], level),
         _section(f"{at}prompts", "Prompts", [prompts(arena)], level),
     ]
-    data: list[object] = []
+    data: list[dict[str, Any]] = []
     if named:
-        shown, data = examples(named, share)  # type: ignore[arg-type]
+        shown, data = examples(named, share, "h4" if several else "h3")
         about = tag("p", "Which examples one prompt gets right and another does not.", class_="quiet")
         parts.append(_section(f"{at}examples", "Examples", [about, shown], level))
-    if not several:
-        return join(parts), data
-    return tag("section", tag("h2", arena.title), parts, id=id_, class_="arena"), data
+    return parts, data
 
 
 def _section(id_: str, title: str, content: Sequence[object], level: str = "h2") -> Markup:
@@ -129,7 +137,9 @@ def _section(id_: str, title: str, content: Sequence[object], level: str = "h2")
 
 def _notes(lines: Sequence[str]) -> Markup:
     heading = tag("h2", "What to know")
-    return tag("section", heading, tag("ul", [tag("li", line) for line in dict.fromkeys(lines)]), id="notes", class_="notes")
+    return tag(
+        "section", heading, tag("ul", [tag("li", line) for line in dict.fromkeys(lines)]), id="notes", class_="notes"
+    )
 
 
 def _nav(several: bool) -> Markup:

@@ -164,6 +164,7 @@
       const test = `p = ${p} (${here.binary ? "exact McNemar" : "sign test"}).`;
       lead.append(one, " against ", other, missing ? `: ${why}.` : ` on ${part.value}: ${counts}; ${test}`);
       const list = make("ol");
+      list.tabIndex = 0;
       let total = 0;
       here.examples.forEach((example, at) => {
         const [a, b] = [here.values[i][at], here.values[j][at]];

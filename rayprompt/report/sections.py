@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rayprompt.comparison.significance import Interval
-from rayprompt.report.board import Arena, Row, charts_of
+from rayprompt.report.board import Arena, Row, charts_of, of_examples
 from rayprompt.report.charts import figure, number, short, whisker
 from rayprompt.report.markup import Markup, join, tag
-from rayprompt.report.model import Prompt, Run
-from rayprompt.study.statistics import Estimate
+from rayprompt.report.model import Baseline, Prompt, Run
 
 Cell = Any  # text, markup, or (shown, value to sort by)
 COSTS = {
@@ -45,7 +44,9 @@ def table(
         for i, (name, title) in enumerate(names)
     ]
     parts = [tag("tbody", [tag("tr", _cells(row)) for row in body]) for body in bodies]
-    whole = tag("table", tag("caption", caption), tag("thead", tag("tr", cells)), parts, class_=f"sortable {class_ or ''}")
+    whole = tag(
+        "table", tag("caption", caption), tag("thead", tag("tr", cells)), parts, class_=f"sortable {class_ or ''}"
+    )
     return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
@@ -82,7 +83,9 @@ def prompt_text(prompt: Prompt) -> Markup:
     """A prompt, and of a soft one what can be said of it."""
     if prompt.text is None:
         about = f"soft prompt, {prompt.length} tokens, ‖z‖ {prompt.norm:.3g}"
-        near = tag("span", "nearest words: ", tag("q", prompt.near, class_="text"), class_="near") if prompt.near else None
+        near = (
+            tag("span", "nearest words: ", tag("q", prompt.near, class_="text"), class_="near") if prompt.near else None
+        )
         return tag("span", tag("span", about, class_="soft"), " ", tag("code", prompt.key[:8]), near)
     if not prompt.text:
         return tag("span", "(empty prompt)", class_="quiet")
@@ -103,13 +106,15 @@ def found(arena: Arena) -> Markup:
     for name, baseline in (("manual", manual), ("empty", empty)):
         if baseline is not None:
             gain = test.value - baseline.test.value
-            p = f", p = {best.p_manual:.2g}" if name == "manual" and best.p_manual is not None else ""
+            p = f", p\u00a0=\u00a0{best.p_manual:.2g}" if name == "manual" and best.p_manual is not None else ""
             gains.append(tag("li", tag("strong", f"{gain:+.3f}"), f" against the {name} prompt{p}"))
     several = len(arena.runs) > 1
     where = f", split {best.split}" if len({run.split for run in arena.runs}) > 1 else ""
     by = f"found by {best.searcher}, seed {best.seed}{where}" + ("; the best on dev of all runs" if several else "")
     if manual is not None and test.value <= manual.test.value:
-        gains.append(tag("li", "Nothing better than the manual prompt was found: more train and dev examples may help."))
+        gains.append(
+            tag("li", "Nothing better than the manual prompt was found: more train and dev examples may help.")
+        )
     left = tag(
         "div",
         tag("p", "Best prompt, picked on dev", class_="kicker"),
@@ -130,23 +135,23 @@ def found(arena: Arena) -> Markup:
 
 def _forest(arena: Arena, best: Run) -> Markup:
     """The best prompt and the baselines of its split, one under the other."""
-    lines: list[tuple[str, Estimate, str]] = []
+    lines: list[tuple[str, Interval, str]] = []
     if best.test is not None:
-        lines.append(("best prompt", best.test, "best"))
+        lines.append(("best prompt", of_examples(best.test), "best"))
     if best.decoded is not None:
-        lines.append(("the same as text", best.decoded, ""))
+        lines.append(("the same as text", of_examples(best.decoded), ""))
     for name in dict.fromkeys(b.name for b in arena.baselines):
-        ours = arena.baseline(name, best.split)
-        if ours is not None:
-            lines.append((f"{name}{', white box' if ours.white_box else ' prompt'}", ours.test, ""))
-    low = min(e.ci95[0] for _, e, _ in lines)
-    high = max(e.ci95[1] for _, e, _ in lines)
+        ours = [b for b in arena.baselines if (b.name, b.split) == (name, best.split)]
+        if ours:
+            label = f"{name}{', white box' if ours[0].white_box else ' prompt'}"
+            lines.append((label + ("" if len(ours) == 1 else f", mean of {len(ours)}"), _mean_of(ours), ""))
+    edges = [edge for _, e, _ in lines for edge in (e.mean, e.low, e.high) if edge is not None]
     rows = [
         tag(
             "li",
             tag("span", name, class_="who"),
-            whisker(Interval(e.value, *e.ci95, e.n, "examples"), low, high, None),
-            tag("span", f"{e.value:.3f} ", tag("span", bracket(e.ci95), class_="quiet"), class_="value"),
+            whisker(e, min(edges), max(edges), None),
+            tag("span", f"{e.mean:.3f} ", tag("span", bracket((e.low, e.high)), class_="quiet"), class_="value"),
             class_=kind or None,
         )
         for name, e, kind in lines
@@ -154,12 +159,19 @@ def _forest(arena: Arena, best: Run) -> Markup:
     return tag("ul", rows, class_="forest", aria_label="Test, with 95 % intervals of the examples")
 
 
+def _mean_of(baselines: Sequence[Baseline]) -> Interval:
+    """One prompt has the interval of its examples; the mean of several has none here."""
+    if len(baselines) == 1:
+        return of_examples(baselines[0].test)
+    return Interval(sum(b.test.value for b in baselines) / len(baselines), None, None, len(baselines), "none")
+
+
 def _so_far(arena: Arena) -> Markup:
     """Of what has not come to dev and test yet."""
     running = [run for run in arena.runs if math.isfinite(run.best_score)]
     best = max(running, key=lambda run: run.best_score, default=None)
     spent, whole = sum(run.evaluations for run in arena.runs), sum(run.budget for run in arena.runs)
-    facts = [
+    facts: list[Markup | None] = [
         tag("p", "Not finished", class_="kicker"),
         tag("p", f"{spent:,} of {whole:,} evaluations; dev and test have not been opened.", class_="lead"),
     ]
@@ -199,7 +211,9 @@ def leaderboard(arena: Arena) -> Markup:
     ]
     searchers = [_row(row, arena, extra, (low, high, level)) for row in arena.rows]
     others = [_baseline_row(name, arena, len(head), (low, high, level)) for name in _names(arena)]
-    board = table(f"Leaderboard: {arena.title}", head, [searchers, others], sorted_by=1 if shown else None, class_="board")
+    board = table(
+        f"Leaderboard: {arena.title}", head, [searchers, others], sorted_by=1 if shown else None, class_="board"
+    )
     return join([board, tag("ul", [tag("li", line) for line in _verdicts(arena)], class_="remarks")])
 
 
@@ -220,7 +234,7 @@ def _row(row: Row, arena: Arena, extra: bool, scale: tuple[float, float, float |
         area = form.get("area_objective") or form.get("area_score") or {}
         reached = form.get("to_target") or {}
         median = reached.get("median")
-        shown = f"{'–' if median is None else f'{median:,.0f}'} ({reached.get('reached', 0)}/{reached.get('of', 0)})"
+        shown = f"{'-' if median is None else f'{median:,.0f}'} ({reached.get('reached', 0)}/{reached.get('of', 0)})"
         more = [figures((form.get("test_top3") or {}).get("mean")), figures(area.get("mean")), (shown, median)]
     ended = sum(bool(run.winner) for run in row.runs)
     runs = f"{len(row.runs)}" if ended == len(row.runs) else f"{ended} of {len(row.runs)} closed"
@@ -239,17 +253,14 @@ def _row(row: Row, arena: Arena, extra: bool, scale: tuple[float, float, float |
 
 
 def _baseline_row(name: str, arena: Arena, width: int, scale: tuple[float, float, float | None]) -> list[Cell]:
-    """A baseline: one prompt has the interval of its examples, several the spread is not shown."""
     ours = [b for b in arena.baselines if b.name == name]
-    test = sum(b.test.value for b in ours) / len(ours)
     dev = sum(b.dev.value for b in ours) / len(ours)
-    one = ours[0].test if len(ours) == 1 else None
-    value = Interval(test, *(one.ci95 if one else (None, None)), len(ours), "examples")
+    value = _mean_of(ours)
     label = f"{name} ({'white box, ' if ours[0].white_box else ''}baseline)"
     cells: list[Cell] = [
         tag("span", label, class_="quiet"),
-        figures(test),
-        (bracket(one.ci95), one.ci95[0]) if one else ("", None),
+        figures(value.mean),
+        (bracket((value.low, value.high)), value.low),
         whisker(value, *scale),
         *([""] if _lettered(arena) else []),
         figures(dev),
@@ -313,7 +324,11 @@ def curves(arena: Arena, id_: str) -> Markup:
         figure(chart, f"{id_}-{chart.measure}", share=chart.measure != "objective", unit="evaluations")
         for chart in charts
     ]
-    hint = "Evaluations are distinct pairs of a candidate and a train example. "
+    single = all(series.runs == 1 for chart in charts for series in chart.series)
+    hint = (
+        "Evaluations are distinct pairs of a candidate and a train example. "
+        + ("One run each, so no interval. " if single else "Bands are 95 % intervals of the mean over runs. ")
+    )  # fmt: skip
     help_ = tag("span", "Point at a chart, or focus it and use the arrow keys, to read its values.", class_="js")
     return join([tag("p", hint, help_, class_="quiet"), tag("div", drawn, class_="charts")])
 
@@ -332,7 +347,9 @@ def cost(arena: Arena, id_: str) -> Markup:
             cells.append(count(value) if value is None or value >= 100 else figures(value, 1))
         form = row.table.get("cost") or {}
         rows.append([*cells, *([figures(form.get("price"), 4)] if priced else [])])
-        even = [f"{short(n)} uses against {name}" for name, n in (form.get("break_even") or {}).items() if n is not None]
+        even = [
+            f"{short(n)} uses against {name}" for name, n in (form.get("break_even") or {}).items() if n is not None
+        ]
         if even:
             lines.append(f"{row.name}: repaid in tokens after {', '.join(even)}")
     seconds = [

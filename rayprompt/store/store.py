@@ -300,7 +300,7 @@ class ScoreStore:
     def _tables(
         self, kind: str, shard: Shard, rows: int = BATCH_ROWS, columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
-        """A file's content, or some columns of it, in pieces; one whose content cannot be read is broken and skipped."""
+        """A file's content, or some of its columns, in pieces; one that cannot be read is broken and skipped."""
         folder = self.folder.child(kind)
         try:
             with folder.open(str(shard.name)) as stream:
