@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -58,7 +60,7 @@ def hostile_task() -> rayprompt.Task:
 def searched(kept_pool: None, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
     """A search on the bundled task whose prompts are hostile."""
     return rayprompt.search(
-        searcher="random", budget=64 * len(PHRASES), settings={"phrases": PHRASES}, scorers=1,
+        searcher="random", budget=64 * len(PHRASES), settings={"phrases": PHRASES}, scorers=1, finalists=8,
         out=tmp_path_factory.mktemp("report") / "searched",
     )  # fmt: skip
 
@@ -76,7 +78,7 @@ def compared(
     with pytest.MonkeyPatch.context() as monkey:
         monkey.setattr("rayprompt.comparison.compare.loaded", kept)
         return rayprompt.compare(
-            hostile_task, searchers=["random", "nevergrad", "random-soft"], seeds=2, budget=12 * 20, baselines=[],
+            hostile_task, searchers=["random", "nevergrad", "random-soft"], seeds=2, budget=12 * 40, baselines=[],
             settings={"*": {"length": 2}}, out=tmp_path_factory.mktemp("report") / "compared", max_concurrent=2,
         )  # fmt: skip
 
@@ -155,7 +157,7 @@ def test_it_is_made_for_those_who_do_not_see_it(page: Page) -> None:
     names = [name for name, _ in page.elements]
     levels = [int(name[1]) for name in names if re.fullmatch("h[1-6]", name)]
     assert levels.count(1) == 1
-    assert all(below - above <= 1 for above, below in zip(levels, levels[1:], strict=False))
+    assert all(below - above <= 1 for above, below in pairwise(levels))
     assert names.count("caption") == names.count("table")
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
     ids = [a["id"] for _, a in page.elements if "id" in a]
@@ -211,15 +213,14 @@ def test_every_colour_can_be_read() -> None:
 
 def test_what_was_found_by_a_search(searched: rayprompt.Result) -> None:
     page = page_of(searched.study_dir)
-    gain = searched.test.value - searched.baselines["manual"].test.value
     low, high = searched.test.ci95
-    assert f"{searched.test.value:.3f} 95 % interval [{low:.3f}, {high:.3f}], {searched.test.n}" in page.words.replace(
-        "accuracy", ""
-    ) or f"[{low:.3f}, {high:.3f}]" in page.words
-    assert f"{gain:+.3f}" in page.words
-    assert f"--budget {searched.budget}" in "".join(page.text)
+    assert f"Test accuracy{searched.test.value:.3f}95 % interval [{low:.3f}, {high:.3f}], 480 examples" in page.words
+    gain = searched.test.value - searched.baselines["manual"].test.value
+    assert f"{gain:+.3f} against the manual prompt, p = {searched.p_value:.2g}" in page.words
     manifest = (searched.study_dir / "study.yaml").read_text()
-    assert re.search(r"digest: (\w+)", manifest)[1] in page.words  # type: ignore[index]
+    assert all(digest in page.words for digest in re.findall(r"digest: (\w+)", manifest))
+    command = page.words.partition("# the same again, bit for bit on one device class ")[2].partition(" # ")[0]
+    assert f"--budget {searched.budget} \\ --seed {searched.seed}" in command
 
 
 def test_what_a_comparison_says(compared: rayprompt.Comparison) -> None:
@@ -227,9 +228,7 @@ def test_what_a_comparison_says(compared: rayprompt.Comparison) -> None:
     table = compared.tables[0]
     for row in table["rows"]:
         low, high = row["test"]["ci95"]
-        assert f"{row['searcher']} {row['test']['mean']:.3f} [{low:.3f}, {high:.3f}]" in re.sub(
-            r"(\d\.\d{3})\[", r"\1 [", page.words.replace(row["searcher"], row["searcher"] + " ")
-        ).replace("  ", " ")
+        assert f"{row['searcher']}{row['test']['mean']:.3f}[{low:.3f}, {high:.3f}]" in page.words
     for baseline in table["baselines"]:
         assert f"{baseline['name']} (baseline)" in page.words
     assert "nearest words" in page.words
@@ -418,3 +417,189 @@ def test_it_needs_neither_torch_nor_ray(searched: rayprompt.Result, tmp_path: Pa
     code += "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# In a browser: nothing goes wrong, tables sort, charts tell their values, nothing breaks on a phone
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if browser.missing():
+        pytest.skip(browser.missing())
+    with browser.browser(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def pages(
+    searched: rayprompt.Result, compared: rayprompt.Comparison, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Of a search, of a comparison, of both."""
+    both = tmp_path_factory.mktemp("pages") / "both.html"
+    write_report([searched.study_dir, compared.study_dir], both)
+    return [searched.study_dir / "report.html", compared.study_dir / "report.html", both]
+
+
+@pytest.fixture
+def shown(driver: Any, pages: list[Path]) -> Iterator[Any]:
+    """The comparison's, on a desktop; whatever a test does there, the console stays empty."""
+    driver.get_log("browser")
+    browser.show(driver, pages[1])
+    yield driver
+    assert driver.get_log("browser") == []
+
+
+def find(driver: Any, selector: str) -> list[Any]:
+    return list(driver.find_elements("css selector", selector))
+
+
+def test_no_page_says_anything_on_the_console_or_asks_the_network(driver: Any, pages: list[Path]) -> None:
+    driver.get_log("browser")
+    for page in pages:
+        for width, mode in ((1280, "light"), (390, "dark")):
+            browser.show(driver, page, width=width, mode=mode)
+            assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0
+            # None of the scripts in prompts and examples has run, nor become an element.
+            assert len(find(driver, "script")) == 2
+            assert not find(driver, "img")
+            with pytest.raises(Exception, match="no such alert"):
+                driver.switch_to.alert.accept()
+            assert driver.execute_script("return document.documentElement.classList.contains('scripted')")
+    assert driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390, 360])
+def test_nothing_hangs_over_the_edge(driver: Any, pages: list[Path], width: int) -> None:
+    for page in pages:
+        browser.show(driver, page, width=width)
+        wide = driver.execute_script(
+            "for (const d of document.querySelectorAll('details')) d.open = true;"
+            "return document.documentElement.scrollWidth"
+        )
+        assert wide <= width
+
+
+def test_dark_is_dark(driver: Any, pages: list[Path]) -> None:
+    colours = []
+    for mode in ("light", "dark"):
+        browser.show(driver, pages[1], mode=mode)
+        colours.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert colours == ["rgb(255, 255, 255)", "rgb(20, 23, 27)"]
+
+
+def test_hostile_prompts_are_shown_as_they_are(shown: Any) -> None:
+    assert any(HOSTILE in element.text for element in find(shown, ".compare strong"))
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(shown: Any) -> None:
+    board = find(shown, "table.board")[0]
+    headers = board.find_elements("css selector", "thead th")
+    names = [header.text.split("\n")[0].strip() for header in headers]
+
+    def values(column: str) -> list[float]:
+        at = names.index(column) + 1
+        cells = board.find_elements("css selector", f"tbody:first-of-type tr > :nth-child({at})")
+        return [float(cell.get_attribute("data-v")) for cell in cells]
+
+    assert headers[1].get_attribute("aria-sort") == "descending"
+    assert values("test accuracy") == sorted(values("test accuracy"), reverse=True)
+    for expected, down in (("descending", True), ("ascending", False)):
+        headers[names.index("dev")].find_element("css selector", "button").click()
+        assert headers[names.index("dev")].get_attribute("aria-sort") == expected
+        assert headers[1].get_attribute("aria-sort") is None
+        assert values("dev") == sorted(values("dev"), reverse=down)
+    button = headers[0].find_element("css selector", "button")
+    button.send_keys("\ue007")  # Enter
+    searchers = [th.text for th in board.find_elements("css selector", "tbody:first-of-type th")]
+    assert searchers == sorted(searchers, reverse=True)
+    assert len(board.find_elements("css selector", "tbody:nth-of-type(2) tr")) == 2  # baselines stay below
+
+
+def test_every_chart_has_a_line_for_every_searcher(shown: Any) -> None:
+    charts = find(shown, ".chart")
+    assert len(charts) == 4
+    for chart in charts:
+        lines = chart.find_elements("css selector", ".plot .series")
+        assert {line.get_attribute("data-name") for line in lines} == {"random", "nevergrad", "random-soft"}
+        for line in lines:
+            path = line.find_element("css selector", "path.line")
+            assert shown.execute_script("return arguments[0].getTotalLength()", path) > 20
+            assert path.value_of_css_property("stroke") != "none"
+
+
+def test_hover_and_arrow_keys_read_the_values(shown: Any, compared: rayprompt.Comparison) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    chart = shown.find_element("id", "a0-score")
+    plot = chart.find_element("css selector", ".plot")
+    tip = chart.find_element("css selector", ".tip")
+    assert not tip.is_displayed()
+    shown.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+    right = plot.size["width"] // 2 - 4
+    ActionChains(shown).move_to_element_with_offset(plot, right, 0).perform()
+    assert tip.is_displayed()
+    assert tip.text.startswith("480 evaluations")
+    for row in compared.tables[0]["rows"]:
+        assert f"{row['searcher']}\n{row['score']['mean']:.3f}" in tip.text
+    ActionChains(shown).move_to_element(find(shown, "h1")[0]).perform()
+    assert not tip.is_displayed()
+    shown.execute_script("arguments[0].focus()", plot)
+    said = []
+    for key in ("\ue010", "\ue012", "\ue011"):  # End, left, Home
+        plot.send_keys(key)
+        said.append(plot.get_attribute("aria-valuetext"))
+    assert said[0].startswith("480 evaluations: ")
+    assert len(set(said)) == 3
+    assert plot.get_attribute("role") == "slider"
+    assert tip.is_displayed()
+
+
+def test_any_two_prompts_can_be_held_against_each_other(shown: Any) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    data = json.loads(shown.find_element("id", "data").get_attribute("textContent"))["matrices"][0]
+    selects = [Select(element) for element in find(shown, ".controls select")]
+    first, second, part, kind = selects
+    assert [option.text for option in part.options] == ["train", "dev", "test"]
+    part.select_by_value("dev")
+    first.select_by_index(1)
+    second.select_by_index(3)
+    here = data["parts"]["dev"]
+    pairs = list(zip(here["values"][1], here["values"][3], strict=True))
+    wins, losses = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    text = find(shown, ".pair")[0].text
+    assert f"better on {wins}, worse on {losses}, alike on {12 - wins - losses} of 12 examples" in text
+    for name, number in (("better", wins), ("worse", losses), ("good", pairs.count(("1", "1")))):
+        kind.select_by_value(name)
+        items = find(shown, ".pair ol li")
+        assert len(items) == number
+        assert all("onerror=alert(2)> the film was" in item.text for item in items)
+
+
+def test_it_can_be_read_without_scripts(driver: Any, pages: list[Path]) -> None:
+    browser.show(driver, pages[1], scripts=False)
+    try:
+        source = driver.execute_cdp_cmd("DOM.getDocument", {"depth": -1})
+        body = driver.execute_cdp_cmd("DOM.querySelector", {"nodeId": source["root"]["nodeId"], "selector": "main"})
+        text = driver.execute_cdp_cmd("DOM.getOuterHTML", body)["outerHTML"]
+        assert "better on" in text
+        assert "<button" not in text
+        assert text.count("<figure") == 4
+    finally:
+        browser.show(driver, pages[1])
+
+
+def test_what_a_screen_reader_gets(shown: Any) -> None:
+    """Every control and every picture has a name in the browser's own accessibility tree."""
+    shown.execute_cdp_cmd("Accessibility.enable", {})
+    nodes = shown.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        if not node.get("ignored"):
+            role, name = (node.get(key, {}).get("value", "") for key in ("role", "name"))
+            found.setdefault(role, []).append(name)
+    for role in ("button", "combobox", "slider", "table", "link", "region"):
+        assert found[role], role
+        assert all(found[role]), role
+    assert len(found["slider"]) == 4
+    assert found["combobox"] == ["first prompt", "second prompt", "part", "examples"]

@@ -47,11 +47,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: ``points`` are means with intervals, over ``runs`` runs."""
+    """A line of a chart: ``points`` are means with intervals, over ``runs`` runs; ``index`` is that of its row."""
 
     name: str
     points: tuple[Point, ...]
     runs: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -319,12 +320,13 @@ def _dev(run: Run) -> list[tuple[float, float]]:
 def _series(
     arena: Arena, points: Callable[[Run], list[tuple[float, float]]], *, share: bool = True
 ) -> tuple[Series, ...]:
-    """A line for each row whose runs have a curve, all on one grid; what has not ended stops where its runs are.
+    """A line for each row whose runs have a curve, all on one grid. It ends where the last of its runs did; of runs
+    that have not ended, where the first of them stands.
 
     ``share``: intervals of values from 0 to 1 are cut there.
     """
     curves: dict[str, dict[Stratum, list[Curve]]] = {}
-    last: dict[str, float] = {}
+    ends: dict[str, dict[bool, list[float]]] = {}
     for row in arena.rows:
         for run in row.runs:
             known = [(x, y) for x, y in points(run) if math.isfinite(x) and math.isfinite(y)]
@@ -332,20 +334,21 @@ def _series(
                 continue
             curve = step_curve(known)
             curves.setdefault(row.name, {}).setdefault(run.stratum, []).append(curve)
-            if not run.end:
-                last[row.name] = min(last.get(row.name, math.inf), float(curve.x[-1]))
+            ends.setdefault(row.name, {}).setdefault(bool(run.end), []).append(float(curve.x[-1]))
     every = [curve for strata in curves.values() for listed in strata.values() for curve in listed]
     if not every:
         return ()
+    last = {name: min(at[False]) if False in at else max(at[True]) for name, at in ends.items()}
     grid = np.unique(np.concatenate([curve.x for curve in every]))
     if len(grid) > POINTS:
-        grid = np.linspace(grid[0], grid[-1], POINTS)
+        grid = np.union1d(np.linspace(grid[0], grid[-1], POINTS), list(last.values()))
+    places = {row.name: i for i, row in enumerate(arena.rows)}
     found = []
     for name, strata in curves.items():
-        means = [point for point in mean_curve(strata, grid) if point.x <= last.get(name, math.inf)]
+        means = [point for point in mean_curve(strata, grid) if point.x <= last[name]]
         if means:
             runs = sum(map(len, strata.values()))
-            found.append(Series(name, tuple(map(_cut, means)) if share else tuple(means), runs))
+            found.append(Series(name, tuple(map(_cut, means)) if share else tuple(means), runs, places[name]))
     return tuple(found)
 
 

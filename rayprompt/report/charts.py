@@ -59,7 +59,7 @@ def figure(chart: Chart, id_: str, *, share: bool, unit: str) -> Markup:
         up = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
         return LEFT + across * (RIGHT - LEFT), BOTTOM - up * (BOTTOM - TOP)
 
-    lines = [_line(i, series, at) for i, series in enumerate(chart.series)]
+    lines = [_line(series, at) for series in chart.series]
     levels = [_level(name, height, at(x_low, height)[1]) for name, height in chart.levels.items()]
     drawing = tag(
         "svg",
@@ -78,7 +78,7 @@ def figure(chart: Chart, id_: str, *, share: bool, unit: str) -> Markup:
     return tag(
         "figure",
         tag("figcaption", tag("strong", chart.label), id=f"{id_}-caption"),
-        tag("ul", [_key(i, series) for i, series in enumerate(chart.series)], class_="legend"),
+        tag("ul", [_key(series) for series in chart.series], class_="legend"),
         tag("div", drawing, tag("div", class_="tip", hidden=True), class_="plot"),
         tag("details", tag("summary", "The same as a table"), _table(chart, xs, unit)),
         class_="chart",
@@ -137,9 +137,9 @@ def _axes(at: Place, x_range: tuple[float, float], y_range: tuple[float, float],
     return tag("g", parts, aria_hidden="true")
 
 
-def _line(index: int, series: Series, at: Place) -> Markup:
+def _line(series: Series, at: Place) -> Markup:
     """The best so far is a step: it stays until there is a better one."""
-    points = series.points
+    index, points = series.index, series.points
     means = [at(p.x, p.value.mean) for p in points]
     parts = []
     if any(p.value.low is not None for p in points):
@@ -192,10 +192,10 @@ def _level(name: str, height: float, y: float) -> Markup:
     ])  # fmt: skip
 
 
-def _key(index: int, series: Series) -> Markup:
+def _key(series: Series) -> Markup:
     """A line of the legend: the stroke as it is drawn, and the name."""
     stroke = tag("path", d="M1 8H35", class_="line")
-    drawn = tag("g", stroke, _marker(index, 18, 8), class_=f"series s{index % STYLES}")
+    drawn = tag("g", stroke, _marker(series.index, 18, 8), class_=f"series s{series.index % STYLES}")
     sample = tag("svg", drawn, viewBox="0 0 36 16", aria_hidden="true", focusable="false")
     runs = "" if series.runs == 1 else f" ({series.runs} runs)"
     return tag("li", sample, tag("bdi", series.name), tag("span", runs, class_="quiet"))

@@ -38,10 +38,11 @@ def write_report(locations: Sequence[str | Path], out: Path | None = None, tasks
         InputError: one is not a study, or there is another file where the report should go.
         StoreError: it cannot be written.
     """
+    studies = [read_study(location) for location in locations]
     if out is None:
         out = Path(FILE) if len(locations) > 1 else Path(locations[0]).expanduser() / FILE
     check_out(out)
-    write_whole(out, render([read_study(location) for location in locations], tasks))
+    write_whole(out, render(studies, tasks))
     return out
 
 
