@@ -16,7 +16,6 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.task import PARTS, Example, Task, load_task
 
 MOST_PROMPTS = 16  # of a stratum
-COLUMNS = ["context", "candidate", "example", "sample", "split", "value"]
 
 
 @dataclass(frozen=True)
@@ -203,25 +202,37 @@ def _read(
     writes: bool,
 ) -> pa.Table:
     """The pairs of some prompts, a study's own before those of others."""
-    wanted = pa.array(sorted(keys), pa.string())
+    wanted, shown = pa.array(sorted(keys), pa.string()), pa.array([split])
+    names = ["candidate", "example", "sample", "value", *(["completion"] if writes else [])]
 
     def keep(table: pa.Table) -> pa.Table:
-        column = table.column("candidate").cast(pa.string())
-        table = table.filter(pc.is_in(column, wanted))
-        table = table.filter(pc.equal(table.column("split").cast(pa.string()), split))
-        names = pa.array(sorted(contexts), pa.string())
-        shorts = pc.utf8_slice_codeunits(table.column("context").cast(pa.string()), 0, 16)
-        table = table.filter(pc.is_in(shorts, names))
-        plain = {name: table.column(name).cast(pa.string()) for name in ("candidate", "example")}
-        return pa.table({**plain, **{name: table.column(name) for name in table.column_names[3:] if name != "split"}})
+        table = table.filter(_is_in(table, "candidate", wanted))
+        table = table.filter(_is_in(table, "split", shown))
+        own = pc.index_in(table.column("search").cast(pa.string()), searches)
+        plain = {name: table.column(name) for name in names}
+        plain |= {name: plain[name].cast(pa.string()) for name in ("candidate", "example")}
+        return pa.table({**plain, "rank": own.fill_null(len(searches))})
 
-    columns = [*COLUMNS, "completion"] if writes else COLUMNS
-    pieces = []
-    for search in dict.fromkeys((source.report, *source.searches, None)):
-        for context in sorted(contexts):
-            found = store.reduced("scores", columns, keep, search=search, part=part, context=context)
-            pieces += [table for table in found if len(table)]
-    return pa.concat_tables(pieces) if pieces else pa.table({})
+    searches = pa.array([source.report, *source.searches], pa.string())
+    columns = [*names, "split", "search"]
+    found = [
+        table
+        for context in sorted(contexts)
+        for table in store.reduced("scores", columns, keep, part=part, context=context)
+        if len(table)
+    ]
+    if not found:
+        return pa.table({})
+    whole = pa.concat_tables(found)
+    return whole.take(pa.array(np.argsort(whole.column("rank").to_numpy(), kind="stable")))
+
+
+def _is_in(table: pa.Table, name: str, wanted: pa.Array) -> pa.Array:
+    """(rows,) whether a dictionary column has one of some values; looks each value up once, not each row's."""
+    kept = [
+        pc.is_in(chunk.dictionary, wanted).take(chunk.indices).fill_null(False) for chunk in table.column(name).chunks
+    ]
+    return pa.chunked_array(kept, pa.bool_())
 
 
 def _part(rows: pa.Table, keys: Sequence[str], examples: Sequence[Example] | None, task: Task | None) -> Part | None:

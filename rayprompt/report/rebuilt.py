@@ -60,10 +60,13 @@ def _sums(store: ScoreStore, search: str) -> dict[str, tuple[int, float]]:
     """Candidate -> its pairs, and the sum of their values; a pair without an answer counts as not right."""
 
     def reduce(table: pa.Table) -> pa.Table:
-        names = table.column("candidate").cast(pa.string())
+        names = table.column("candidate")
         values = pc.if_else(pc.is_finite(table.column("value")), table.column("value"), 0.0)
-        grouped = pa.table({"candidate": names, "value": values}).group_by("candidate", use_threads=False)
-        return grouped.aggregate([("value", "count"), ("value", "sum")])
+        pieces = pa.table({"candidate": names, "value": values}).unify_dictionaries().combine_chunks()
+        codes = pieces.column("candidate").chunk(0) if len(pieces) else pa.array([], pa.string()).dictionary_encode()
+        grouped = pa.table({"code": codes.indices, "value": pieces.column("value")}).group_by("code", use_threads=False)
+        sums = grouped.aggregate([("value", "count"), ("value", "sum")])
+        return sums.append_column("candidate", codes.dictionary.take(sums.column("code")))
 
     counts: Counter[str] = Counter()
     totals: Counter[str] = Counter()
