@@ -281,7 +281,7 @@ def charts_of(arena: Arena) -> list[Chart]:
     evaluations = "evaluations: distinct pairs of candidate and train example"
     objectives = {run.objective for row in arena.rows for run in row.runs}
     charts = []
-    if len(objectives) == 1:
+    if len(objectives) == 1 and arena.metric not in objectives:
         name = next(iter(objectives))
         charts.append(
             Chart(

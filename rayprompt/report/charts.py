@@ -114,10 +114,12 @@ def _y_range(chart: Chart, share: bool) -> tuple[float, float]:
     edges = [e for s in chart.series for p in s.points for e in (p.value.low, p.value.high) if e is not None]
     values = [*means, *chart.levels.values()]
     low, high = min(values), max(values)
-    room = max(high - low, 0.02 * max(1.0, abs(high)))
+    if high - low < (least := 0.1 if share else 0.02 * max(1.0, abs(high))):
+        low, high = (low + high - least) / 2, (low + high + least) / 2
+    room = high - low
     low = min([low, *(e for e in edges if e >= low - room)])
     high = max([high, *(e for e in edges if e <= high + room)])
-    pad = 0.05 * max(high - low, 0.02)
+    pad = 0.05 * (high - low)
     low, high = low - pad, high + pad
     return (max(0.0, low), min(1.0, high) if high < 1 + 2 * pad else high) if share else (low, high)
 

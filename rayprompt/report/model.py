@@ -81,6 +81,7 @@ class Run:
         winner: picked on dev, with ``train``, ``dev`` and ``test``; None where dev was not opened yet.
         top: test of the best on dev, the winner first.
         decoded: test of the text nearest to a soft winner.
+        p_manual, p_test: of a paired test against the manual prompt on test, and what test that was.
         best_score, best_objective: the best on train; NaN where it is not known.
         curve: rows (evaluations, own seconds, best objective, best score), NaN where it is not known.
         dev_curve: rows (evaluations, own seconds, dev of the best by objective).
@@ -109,6 +110,7 @@ class Run:
     top: tuple[Estimate, ...] = ()
     decoded: Estimate | None = None
     p_manual: float | None = None
+    p_test: str = ""
     finalists: tuple[Finalist, ...] = ()
     best_score: float = float("nan")
     best_objective: float = float("nan")

@@ -129,6 +129,7 @@ def _closed(run: Run, result: Mapping[str, Any]) -> Run:
         top=tuple(Estimate.from_json(e) for e in result.get("top", [])),
         decoded=None if decoded is None else Estimate.from_json(decoded),
         p_manual=result["p_value_manual"],
+        p_test=result.get("p_test", ""),
         finalists=_finalists(result["finalists"], winner, test),
         best_score=run.best_score if math.isfinite(run.best_score) else max(scores, default=math.nan),
         evaluations=result["evaluations"],

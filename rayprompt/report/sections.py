@@ -107,6 +107,7 @@ def found(arena: Arena) -> Markup:
         if baseline is not None:
             gain = test.value - baseline.test.value
             p = f", p\u00a0=\u00a0{best.p_manual:.2g}" if name == "manual" and best.p_manual is not None else ""
+            p += f" ({best.p_test})" if p and best.p_test else ""
             gains.append(tag("li", tag("strong", f"{gain:+.3f}"), f" against the {name} prompt{p}"))
     several = len(arena.runs) > 1
     where = f", split {best.split}" if len({run.split for run in arena.runs}) > 1 else ""
@@ -211,9 +212,10 @@ def leaderboard(arena: Arena) -> Markup:
     ]
     searchers = [_row(row, arena, extra, (low, high, level)) for row in arena.rows]
     others = [_baseline_row(name, arena, len(head), (low, high, level)) for name in _names(arena)]
-    board = table(
-        f"Leaderboard: {arena.title}", head, [searchers, others], sorted_by=1 if shown else None, class_="board"
-    )
+    if not shown:  # dev and test are closed: what was searched on comes next to the name
+        at = [i for i, cell in enumerate(head) if i not in (1, 2, 3) and cell[0] != "dev"]
+        head, searchers = [head[i] for i in at], [[row[i] for i in at] for row in searchers]
+    board = table(f"Leaderboard: {arena.title}", head, [searchers, others], sorted_by=1, class_="board")
     return join([board, tag("ul", [tag("li", line) for line in _verdicts(arena)], class_="remarks")])
 
 
