@@ -191,7 +191,8 @@ def leaderboard(arena: Arena) -> Markup:
     """A row for each searcher, the baselines below, and what the tests say."""
     shown = [row for row in arena.rows if row.test is not None]
     edges = [e for row in shown if row.test for e in (row.test.mean, row.test.low, row.test.high) if e is not None]
-    edges += [b.test.value for b in arena.baselines]
+    for baseline in map(_mean_of, ([b for b in arena.baselines if b.name == name] for name in _names(arena))):
+        edges += [e for e in (baseline.mean, baseline.low, baseline.high) if e is not None]
     low, high = min(edges, default=0.0), max(edges, default=1.0)
     manual = [b.test.value for b in arena.baselines if b.name == "manual"]
     level = sum(manual) / len(manual) if manual else None
