@@ -241,6 +241,9 @@ def test_every_searcher_has_a_line_in_every_chart(compared: rayprompt.Comparison
     for chart in charts.values():
         assert {series.name for series in chart.series} == {"random", "nevergrad", "random-soft"}
         assert {series.runs for series in chart.series} == {2}
+    ((_, matrix),) = matrices([read_study(compared.study_dir)], [], [])
+    assert arena.best is not None
+    assert arena.best.winner == matrix.entries[0].prompt
     ends = {series.name: series.points[-1].value for series in charts["score"].series}
     for row in compared.tables[0]["rows"]:
         assert ends[row["searcher"]].mean == pytest.approx(row["score"]["mean"])

@@ -121,7 +121,7 @@ def _y_range(chart: Chart, share: bool) -> tuple[float, float]:
     high = max([high, *(e for e in edges if e <= high + room)])
     pad = 0.05 * (high - low)
     low, high = low - pad, high + pad
-    return (max(0.0, low), min(1.0, high) if high < 1 + 2 * pad else high) if share else (low, high)
+    return (max(0.0, low), min(1.0, high)) if share else (low, high)
 
 
 def _axes(at: Place, x_range: tuple[float, float], y_range: tuple[float, float], unit: str) -> Markup:

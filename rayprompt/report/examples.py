@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayprompt.errors import RayPromptError
+from rayprompt.report.board import by_dev
 from rayprompt.report.model import Prompt, Source, Stratum, Study
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.store.store import ScoreStore
@@ -119,7 +120,7 @@ def _entries(study: Study, stratum: Stratum, keys: Mapping[str, str]) -> list[En
 
     runs = [run for run in study.runs if run.stratum == stratum]
     several = len({run.searcher for run in runs}) > 1 or len(runs) > 1
-    ended = sorted((run for run in runs if run.winner and run.dev), key=lambda run: -(run.dev.value if run.dev else 0))
+    ended = [run for run in by_dev(runs) if run.winner is not None]
     first = {run.searcher: run for run in reversed(ended)}
     for run in ended:
         if run is first[run.searcher]:
