@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 import rayprompt
 
 # From the top down; a module may import from its own layer and from those below.
-LAYERS = ["cli", "testing", "comparison", "study", "searcher", "scoring", "reward", "lm", "plain"]
+LAYERS = ["cli", "testing", "report", "comparison", "study", "searcher", "scoring", "reward", "lm", "plain"]
 
 
 def layer_of(module: str) -> str:

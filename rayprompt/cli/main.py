@@ -35,6 +35,7 @@ from rayprompt.cli.options import (
     parse_settings,
 )
 from rayprompt.cli.recommend import app as recommend
+from rayprompt.cli.report import report
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.racing import ERROR
 from rayprompt.task import PARTS, load_task
@@ -375,6 +376,7 @@ def transfer(
 
 
 app.command()(compare)
+app.command()(report)
 
 stores = typer.Typer(help="Look into a score store, and tidy it.", rich_markup_mode=None)
 app.add_typer(stores, name="store")

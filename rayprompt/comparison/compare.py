@@ -39,6 +39,7 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
+from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
 from rayprompt.study.manifest import how_to_go_on, make_directory, read_manifest, recorded_searcher, write_manifest
 from rayprompt.study.prepare import HERE, store_location, study_dir
@@ -250,6 +251,7 @@ def _run(job: Job) -> Comparison:
         result = _verdict(job, outcomes, baselines, failed, loads, report)
         write_final_curves(job.study, outcomes)
         write_json(job.study / RESULT_FILE, result.to_json())
+        write_page(job.study, [problem.task for problem in job.problems.values()], job.listener)
     return result
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -141,9 +141,11 @@ def check_schema(kind: str, metadata: Mapping[bytes, bytes] | None, where: str) 
     return True
 
 
-def of_schema(kind: str, table: pa.Table) -> pa.Table:
-    """A table that was read, with the columns that files of an earlier version lack."""
+def of_schema(kind: str, table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table that was read, with the columns that files of an earlier version lack; all ``columns`` unless said."""
     schema = TABLES[kind][1]
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
     for field in schema:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -253,6 +253,28 @@ class ScoreStore:
         tables = self._again(read)
         return pa.concat_tables(tables) if tables else TABLES["candidates"][1].empty_table()
 
+    def reduced(
+        self,
+        kind: str,
+        columns: Sequence[str],
+        reduce: Callable[[pa.Table], pa.Table],
+        *,
+        search: str | None = None,
+        part: str | None = None,
+        context: str | None = None,
+    ) -> list[pa.Table]:
+        """What ``reduce`` makes of each piece of a table's files, oldest first, of which only ``columns`` are read.
+
+        For few of many rows: a piece has a million rows at the most, and what is kept of it is all that stays in
+        memory. A pair that stands in several files comes several times.
+        """
+
+        def read() -> list[pa.Table]:
+            shards = self._list(kind, search, part, context)
+            return [reduce(table) for shard in shards for table in self._tables(kind, shard, columns=columns)]
+
+        return self._again(read)
+
     def _shard(self, kind: str, folder: Folder, file: str, name: ShardName) -> Shard | None:
         """A file's footer, read once: files do not change. None where it is broken or gone."""
         if (kind, file) in self._shards:
@@ -275,13 +297,17 @@ class ScoreStore:
         self._shards[kind, file] = Shard(name, footer.num_rows, ours)
         return self._shards[kind, file]
 
-    def _tables(self, kind: str, shard: Shard, rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
-        """A file's content, in pieces; a file whose content cannot be read is broken and skipped."""
+    def _tables(
+        self, kind: str, shard: Shard, rows: int = BATCH_ROWS, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """A file's content, or some of its columns, in pieces; one that cannot be read is broken and skipped."""
         folder = self.folder.child(kind)
         try:
             with folder.open(str(shard.name)) as stream:
-                for batch in pq.ParquetFile(stream).iter_batches(batch_size=rows):
-                    yield of_schema(kind, pa.Table.from_batches([batch]))
+                file = pq.ParquetFile(stream)
+                has = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+                for batch in file.iter_batches(batch_size=rows, columns=has):
+                    yield of_schema(kind, pa.Table.from_batches([batch]), columns)
         except FileNotFoundError:
             raise FileGoneError(f"{folder.shown}/{shard.name}") from None
         except (pa.ArrowException, OSError) as error:

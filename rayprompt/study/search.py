@@ -30,6 +30,7 @@ from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.closing import TOP, Closer, Closing, decode
+from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import (
@@ -303,6 +304,7 @@ def _run(job: _Job) -> Result:
         estimates = {"train": result.train, "dev": result.dev, "test": result.test}
         write_json(job.study / "prompt.json", export_prompt(job.target or job.problem, result.best_prompt, estimates))
         write_json(job.study / "result.json", result.to_json())
+        write_page(job.study, [problem.task for problem in (job.target, job.problem) if problem], job.listener)
     return result
 
 

@@ -1,0 +1,39 @@
+"""``rayprompt report``: studies as a page that people look at."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayprompt.cli.options import JsonOption
+
+REPORT_SCHEMA = "rayprompt.report/1"
+
+
+def report(
+    studies: Annotated[
+        list[Path],
+        typer.Argument(metavar="STUDY...", help="Directories of searches or comparisons, finished or not."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file; STUDY/report.html unless said, of several ./report.html."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write what studies found as one HTML file that needs no network: leaderboard, curves, cost, prompts, examples."""
+    from rayprompt.report.page import write_report
+
+    path = write_report(studies, out)
+    print(f"report in {shlex.quote(str(path))}")
+    if json_:
+        content = {
+            "schema": REPORT_SCHEMA,
+            "report": str(path.resolve()),
+            "studies": [str(s.resolve()) for s in studies],
+        }
+        print(json.dumps({**content, "bytes": path.stat().st_size}, ensure_ascii=False), flush=True)

@@ -1,0 +1,1 @@
+"""The report of studies: one HTML file that needs nothing else."""
