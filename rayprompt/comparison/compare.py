@@ -107,7 +107,7 @@ def compare(
             first searcher reaches in the end, in half of its runs.
         price_per_hour, price_per_million_tokens: of a scorer's device, or of the LM's input.
         max_concurrent: runs side by side; None is as many as the cluster has room for.
-        race, race_error: as for :func:`rayprompt.search`; a searcher that needs every candidate's full row does not race.
+        race, race_error: as for :func:`rayprompt.search`; searchers that need full rows do not race.
         lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
         data, out, store, finalists, allow_leaks, address, scorers, gpus_per_scorer, listener: as for
             :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
