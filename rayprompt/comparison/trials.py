@@ -81,7 +81,7 @@ class ComparedSearch(SearchTrial):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another run."""
         self.cleanup()
-        self.loop, self.failure, self.stepped = None, "", False
+        self.loop, self.meter, self.failure, self.stepped = None, None, "", False
         self._begin(new_config)
         return True
 

@@ -43,7 +43,8 @@ def run_native(
     """
     begun = time.perf_counter()
     searcher.most_candidates = plan.budget // len(set(searcher.problem.digests("train")))
-    desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget)
+    names = {"study": plan.study, "run": name, "searcher": searcher.name}
+    desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget, names)
     collect = Collect(searcher, plan, listener)
     tuner = tuner_of(
         searcher, desk.trainable(report_errors=True), plan.study, experiment_name(Path(plan.study), name), [collect]
