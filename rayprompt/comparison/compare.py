@@ -14,7 +14,7 @@ import ray
 
 from rayprompt import defaults
 from rayprompt.budget import Ledger
-from rayprompt.comparison.closing import BASELINES, close_all, write_final_curves
+from rayprompt.comparison.closing import BASELINES, close_all, finish_runs, write_final_curves
 from rayprompt.comparison.job import Job, TaskLike, begin, check, problems_of, searches_of, summary
 from rayprompt.comparison.outcome import (
     COMPARISON_SCHEMA,
@@ -44,6 +44,7 @@ from rayprompt.study.prepare import HERE, store_location, study_dir
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import write_json
 from rayprompt.study.session import Cluster, connected, loaded
+from rayprompt.study.trackers import Trackers
 from rayprompt.task import Task
 
 SEEDS = 5
@@ -75,6 +76,8 @@ def compare(
     allow_leaks: bool = False,
     max_concurrent: int | None = None,
     lm: Mapping[str, Any] | None = None,
+    wandb: str | None = None,
+    mlflow: str | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -104,7 +107,7 @@ def compare(
         price_per_hour, price_per_million_tokens: of a scorer's device, or of the LM's input.
         max_concurrent: runs side by side; None is as many as the cluster has room for.
         lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
-        data, out, store, finalists, allow_leaks, address, scorers, gpus_per_scorer, listener: as for
+        data, out, store, finalists, allow_leaks, wandb, mlflow, address, scorers, gpus_per_scorer, listener: as for
             :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
 
     Raises:
@@ -129,6 +132,7 @@ def compare(
         "price_per_million_tokens": price_per_million_tokens,
         "allow_leaks": allow_leaks,
         "max_concurrent": max_concurrent,
+        "trackers": Trackers(wandb, mlflow).to_json(),
     }
     problems = problems_of(listed, names, splits, data, allow_leaks=allow_leaks, lm=LMSettings.of(lm))
     study = study_dir(out, f"compare-{'-'.join(dict.fromkeys(stratum[0] for stratum in problems))}")
@@ -245,6 +249,7 @@ def _run(job: Job) -> Comparison:
         result = _verdict(job, outcomes, baselines, failed, loads, report)
         write_final_curves(job.study, outcomes)
         write_json(job.study / RESULT_FILE, result.to_json())
+        finish_runs(job, outcomes)
     return result
 
 
@@ -305,6 +310,7 @@ def _search(job: Job, pools: Mapping[str, ScoringPool]) -> dict[str, str]:
         total=len(job.runs), ended=job.over_before,
         stopped=lambda name, evaluations: job.mark_stopped(by_name[name], evaluations),
         most_at_a_time=job.options["max_concurrent"],
+        trackers=job.trackers,
     )  # fmt: skip
     for run in waiting:
         if job.was_stopped(run) and job.ended(run) is None:
