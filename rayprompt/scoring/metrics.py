@@ -1,7 +1,8 @@
 """What a run tells Ray's metrics. Every metric stands in :data:`METRICS`; Prometheus has it as ``ray_<name>``.
 
-A process collects and sends about once a second, which costs next to nothing; Ray sends on every ten seconds. Metrics
-are for people who watch: where they cannot be sent, nothing else changes.
+A process collects and sends about once a second, which costs next to nothing; Ray sends on every ten seconds, and
+forgets a gauge that was not set for twenty. Metrics are for people who watch: where they cannot be sent, nothing else
+changes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import contextlib
 import logging
 import math
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 SEND_SECONDS = 1.0
+KEEP_SECONDS = 5.0
 SEARCH = ("study", "run", "searcher", "task", "model")
 POOL = ("model",)
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -95,6 +99,7 @@ class Meter:
     def __init__(self, tags: Mapping[str, str]) -> None:
         self.tags = {key: os.path.basename(value) if os.path.isabs(value) else value for key, value in tags.items()}
         self.made: dict[str, Any] = {}
+        self.shown: dict[str, float] = {}
         self.off = False
 
     def count(self, name: str, more: float) -> None:
@@ -103,8 +108,16 @@ class Meter:
             self._send(name, "inc", (more,))
 
     def show(self, name: str, value: float) -> None:
-        """Set a gauge. What is no number, as the best score before there is one, is left out."""
+        """Set a gauge, and keep it up. What is no number, as the best score before there is one, is left out."""
         if math.isfinite(value):
+            if not self.shown:
+                threading.Thread(target=_keep_up, args=(weakref.ref(self),), daemon=True).start()
+            self.shown[name] = value
+            self._send(name, "set", (value,))
+
+    def repeat(self) -> None:
+        """Set the gauges once more."""
+        for name, value in list(self.shown.items()):
             self._send(name, "set", (value,))
 
     def observe(self, name: str, values: Iterable[float]) -> None:
@@ -133,6 +146,17 @@ class Meter:
         return self.made[name]
 
 
+def _keep_up(reference: weakref.ref[Meter]) -> None:
+    """As long as there is the meter."""
+    while True:
+        time.sleep(KEEP_SECONDS)
+        meter = reference()
+        if meter is None or meter.off:
+            return
+        meter.repeat()
+        del meter
+
+
 class SearchMeter:
     """Metrics of one search in this process.
 
@@ -140,15 +164,15 @@ class SearchMeter:
         study: its directory or URI, of which the last part is shown.
         run: the name of the search in the study.
         searcher, task, model: what it is made of.
-        report: where the search stands: nothing of that is counted.
+        counted: the counts of what was done before, which are not counted again.
     """
 
     def __init__(
-        self, *, study: str, run: str, searcher: str, task: str, model: str, report: Mapping[str, Any]
+        self, *, study: str, run: str, searcher: str, task: str, model: str, counted: Mapping[str, Any]
     ) -> None:
         names = {"study": Path(study).name, "run": run, "searcher": searcher, "task": task, "model": model}
         self.meter = Meter(names)
-        self.counted = {key: float(report.get(key, 0.0)) for key in COUNTED}
+        self.counted = {key: float(counted.get(key, 0.0)) for key in COUNTED}
         self.sent_at = -math.inf
 
     def update(self, report: Mapping[str, Any], *, now: bool = False) -> None:

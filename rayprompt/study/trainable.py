@@ -170,7 +170,7 @@ class DeskActor:
         self.at_work: asyncio.Task[None] | None = None
         self.best_score = self.best_objective = float("-inf")
         names = {"study": store or "", "run": search, "searcher": "", **names}
-        self.meter = SearchMeter(**names, task=problem.task.name, model=problem.lm.name, report=self._report())
+        self.meter = SearchMeter(**names, task=problem.task.name, model=problem.lm.name, counted=self._report())
 
     async def score(self, config: dict[str, Any]) -> dict[str, Any]:
         """The result of a trial with this config."""

@@ -79,7 +79,7 @@ class SearchTrial(tune.Trainable):
             searcher=label if isinstance(label, str) else loop.searcher.name,
             task=problem.task.name,
             model=problem.lm.name,
-            report=loop.report(),
+            counted=loop.taken_up,
         )
 
     def _failed(self, report: dict[str, Any]) -> dict[str, Any]:
