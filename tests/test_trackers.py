@@ -89,7 +89,7 @@ def test_mlflow_holds_every_run_of_a_comparison(runs: Any, tmp_path: Path) -> No
     for outcome in found.runs:
         run = by_name[outcome.name]
         assert run.data.params["searcher"] == outcome.searcher
-        assert run.data.metrics["final/test"] == outcome.test
+        assert run.data.metrics["final/test"] == outcome.test.value
 
 
 def test_a_search_with_a_trial_a_batch_is_one_run(runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ EXPERIMENT = "rayprompt"
 SEARCH_TAG = "rayprompt.search"
 MOST_CHARACTERS = 5000  # of a tag
 MOST_METRICS = 1000  # of a request
+# With a server that does not answer; MLflow's own is minutes, and a search waits for its callbacks.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 class MLflowRuns(Tracked, MLflowLoggerCallback):
@@ -36,6 +38,8 @@ class MLflowRuns(Tracked, MLflowLoggerCallback):
         uri, experiment = place(given)
         if uri is not None and uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants to be told
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         super().__init__(tracking_uri=uri, experiment_name=experiment)
         self.given = given
         self.begin(searches, listener)
