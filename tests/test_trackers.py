@@ -59,13 +59,13 @@ def test_mlflow_holds_the_search(
     ((first, curve),) = runs(experiment="reviews")
     assert first.info.status == "FINISHED"
     assert [step for step, _ in curve] == [512]
-    more = rayprompt.resume(tmp_path / "one", budget=4096, scorers=1)
+    more = rayprompt.resume(tmp_path / "one", budget=2048, scorers=1)
     ((found, curve),) = runs(experiment="reviews")
     assert found.info.run_id == first.info.run_id
     assert found.info.status == "FINISHED"
     steps = [step for step, _ in curve]
     assert steps == sorted(set(steps))
-    assert (steps[0], steps[-1]) == (512, 4096)
+    assert (steps[0], steps[-1]) == (512, 2048)
     assert curve[-1][1] == more.train.value
     about = {"searcher": "random", "seed": "0", "task": "reviews", "model": "tiny-masked", "settings/length": "4"}
     assert about.items() <= found.data.params.items()

@@ -135,10 +135,16 @@ class Tracked(LoggerCallback):
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         """As Tune calls it."""
-        last = self.held.get(trial) or {}
         self._send_held(trial)
+        last = self.held.pop(trial, {})
         ended = "FINISHED" if last.get("done") else "KILLED"
         self._try(self.end, trial, "FAILED" if failed or last.get("error") else ended)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """As Tune calls it; what was interrupted has come to no end."""
+        for trial in list(self.held):
+            self.log_trial_end(trial)
+        super().on_experiment_end(trials, **info)
 
     def _send_held(self, trial: Any) -> None:
         result = self.held.get(trial)
