@@ -183,7 +183,7 @@ def test_where_mlflow_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert place("./runs") == ((tmp_path / "runs").as_uri(), "rayprompt")
     assert place("http://host:5000") == ("http://host:5000", "rayprompt")
     assert place("http://host:5000#mine") == ("http://host:5000", "mine")
-    assert place("databricks#/Users/me/mine") == ("databricks", "/Users/me/mine")
+    assert place("databricks#/Shared/mine") == ("databricks", "/Shared/mine")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert place("reviews") == (None, "reviews")
     for uri in ("https://me:secret@host", "https://secret@host#x"):
