@@ -12,6 +12,7 @@ import typer
 
 from rayprompt import __version__, defaults
 from rayprompt.cli.compare import compare
+from rayprompt.cli.grafana import app as grafana
 from rayprompt.cli.options import (
     AddressOption,
     AnswerScorerOption,
@@ -22,6 +23,7 @@ from rayprompt.cli.options import (
     JsonOption,
     LeaksOption,
     LMOption,
+    MLflowOption,
     ModelOption,
     ObjectiveOption,
     OutOption,
@@ -31,8 +33,10 @@ from rayprompt.cli.options import (
     SplitOption,
     StoreOption,
     TaskArgument,
+    WandbOption,
     is_given,
     parse_settings,
+    with_defaults,
 )
 from rayprompt.cli.recommend import app as recommend
 from rayprompt.cli.report import report
@@ -110,6 +114,8 @@ def search(
     lm: LMOption = None,
     extractor: ExtractorOption = None,
     answer_scorer: AnswerScorerOption = None,
+    wandb: WandbOption = None,
+    mlflow: MLflowOption = None,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -158,6 +164,8 @@ def search(
                 "lm": parse_settings(lm or [], "--lm"),
                 "extractor": extractor,
                 "answer_scorer": answer_scorer,
+                "wandb": wandb,
+                "mlflow": mlflow,
                 "address": address,
                 "scorers": scorers,
                 "gpus_per_scorer": gpus_per_scorer,
@@ -381,6 +389,7 @@ app.command()(report)
 stores = typer.Typer(help="Look into a score store, and tidy it.", rich_markup_mode=None)
 app.add_typer(stores, name="store")
 app.add_typer(recommend, name="recommend")
+app.add_typer(grafana, name="grafana")
 StoreArgument = Annotated[str, typer.Argument(help="A store's directory or URI; a study's directory is one, too.")]
 
 
@@ -442,7 +451,8 @@ def run(application: Callable[..., Any], arguments: list[str] | None) -> int:
     """The exit code; every expected error is one line on standard error."""
     try:
         # Outside standalone mode an early exit (--help, --version) is handed back as its code.
-        code = application(args=arguments, standalone_mode=False, prog_name="rayprompt")
+        given = with_defaults(sys.argv[1:] if arguments is None else arguments)
+        code = application(args=given, standalone_mode=False, prog_name="rayprompt")
     except RayPromptError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

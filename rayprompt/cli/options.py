@@ -61,6 +61,21 @@ RaceOption = Annotated[
 RaceErrorOption = Annotated[
     float, typer.Option(help="With --race: the probability at which one as good as the last finalist may be lost.")
 ]
+WandbOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[PROJECT]",
+        help="Show the runs in this project of Weights & Biases, 'rayprompt' unless said; WANDB_API_KEY holds the key.",
+    ),
+]
+MLflowOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[EXPERIMENT]",
+        help="Show the runs in this experiment of MLflow, 'rayprompt' unless said; or a folder or tracking URI, which "
+        "may have #EXPERIMENT behind it. MLFLOW_TRACKING_URI, else the folder mlruns, unless said.",
+    ),
+]
 OutOption = Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")]
 
 
@@ -86,3 +101,14 @@ def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, str]:
             raise InputError(f"{option} {key}: given twice")
         settings[key] = text
     return settings
+
+
+def with_defaults(arguments: list[str]) -> list[str]:
+    """``--wandb`` and ``--mlflow`` without a value have one."""
+    found: list[str] = []
+    for i, argument in enumerate(arguments):
+        found.append(argument)
+        last = i + 1 == len(arguments) or arguments[i + 1].startswith("-")
+        if argument in ("--wandb", "--mlflow") and last:
+            found.append("rayprompt")
+    return found

@@ -105,6 +105,13 @@ def write_final_curves(study: Path, outcomes: Sequence[RunOutcome]) -> None:
         write_final(study / outcome.name, outcome.evaluations, _scalars(outcome), _text(outcome))
 
 
+def finish_runs(job: Job, outcomes: Sequence[RunOutcome]) -> None:
+    """The same for W&B and MLflow."""
+    for outcome in outcomes:
+        search = safe_name(f"{job.id}_{outcome.name}")
+        job.trackers.finish(search, outcome.evaluations, _scalars(outcome), _text(outcome))
+
+
 def _choose(closer: Closer, ended: Ended, objective: str | None) -> Choice:
     return closer.choose(
         [candidate_from_json(f["candidate"]) for f in ended.report["finalists"]],

@@ -14,7 +14,7 @@ import ray
 
 from rayprompt import defaults
 from rayprompt.budget import Ledger
-from rayprompt.comparison.closing import BASELINES, close_all, write_final_curves
+from rayprompt.comparison.closing import BASELINES, close_all, finish_runs, write_final_curves
 from rayprompt.comparison.job import Job, TaskLike, begin, check, problems_of, searches_of, summary
 from rayprompt.comparison.outcome import (
     COMPARISON_SCHEMA,
@@ -46,6 +46,7 @@ from rayprompt.study.prepare import HERE, store_location, study_dir
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import write_json
 from rayprompt.study.session import Cluster, connected, loaded
+from rayprompt.study.trackers import Trackers
 from rayprompt.task import Task
 
 SEEDS = 5
@@ -79,6 +80,8 @@ def compare(
     race: bool = False,
     race_error: float = ERROR,
     lm: Mapping[str, Any] | None = None,
+    wandb: str | None = None,
+    mlflow: str | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -109,7 +112,7 @@ def compare(
         max_concurrent: runs side by side; None is as many as the cluster has room for.
         race, race_error: as for :func:`rayprompt.search`; searchers that need full rows do not race.
         lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
-        data, out, store, finalists, allow_leaks, address, scorers, gpus_per_scorer, listener: as for
+        data, out, store, finalists, allow_leaks, wandb, mlflow, address, scorers, gpus_per_scorer, listener: as for
             :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
 
     Raises:
@@ -135,6 +138,7 @@ def compare(
         "allow_leaks": allow_leaks,
         "max_concurrent": max_concurrent,
         "race": error_of(race, race_error),
+        "trackers": Trackers(wandb, mlflow).to_json(),
     }
     problems = problems_of(listed, names, splits, data, allow_leaks=allow_leaks, lm=LMSettings.of(lm))
     study = study_dir(out, f"compare-{'-'.join(dict.fromkeys(stratum[0] for stratum in problems))}")
@@ -252,6 +256,7 @@ def _run(job: Job) -> Comparison:
         write_final_curves(job.study, outcomes)
         write_json(job.study / RESULT_FILE, result.to_json())
         write_page(job.study, [problem.task for problem in job.problems.values()], job.listener)
+        finish_runs(job, outcomes)
     return result
 
 
@@ -312,6 +317,7 @@ def _search(job: Job, pools: Mapping[str, ScoringPool]) -> dict[str, str]:
         total=len(job.runs), ended=job.over_before,
         stopped=lambda name, evaluations: job.mark_stopped(by_name[name], evaluations),
         most_at_a_time=job.options["max_concurrent"],
+        trackers=job.trackers,
     )  # fmt: skip
     for run in waiting:
         if job.was_stopped(run) and job.ended(run) is None:

@@ -32,6 +32,7 @@ from rayprompt.study.prepare import HERE, check_room
 from rayprompt.study.progress import Listener, Progress
 from rayprompt.study.session import Cluster
 from rayprompt.study.trace import FOLDER, Trace, read_run
+from rayprompt.study.trackers import Trackers
 from rayprompt.task import Task, load_task
 
 TaskLike = str | Path | Mapping[str, Any] | Task
@@ -60,6 +61,11 @@ class Job:
     def spare_gpu(self) -> float:
         """Share of a GPU that the scorers leave to a searcher's own work."""
         return resources_of(self.entries).get("GPU", 0.0)
+
+    @property
+    def trackers(self) -> Trackers:
+        """Where the runs are shown besides."""
+        return Trackers.of(self.options.get("trackers") or {})
 
     @property
     def models(self) -> list[str]:
@@ -183,6 +189,7 @@ def check(job: Job) -> None:
     plan_scorers(everything, job.cluster.scorers, job.cluster.gpus_per_scorer)
     job.cluster = replace(job.cluster, spare_gpu=job.spare_gpu)
     check_baselines(options["baselines"])
+    job.trackers.check()
     scheduler_of(options["scheduler"], job.budget)
     parse_target(options["target"])
     searches = searches_of(job, {})

@@ -24,6 +24,7 @@ from rayprompt.study.loop import SearchLoop, SearchPlan
 from rayprompt.study.prepare import make_searcher, planned
 from rayprompt.study.progress import Listener, ProgressCallback
 from rayprompt.study.tensorboard import PromptBoard
+from rayprompt.study.trackers import NO_TRACKERS, Trackers
 from rayprompt.study.trial import SearchTrial
 from rayprompt.study.tuning import MOST_TRIAL_DEATHS, KeepLogs, quiet_tune
 
@@ -83,7 +84,7 @@ class ComparedSearch(SearchTrial):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another run."""
         self.cleanup()
-        self.loop, self.failure, self.stepped = None, "", False
+        self.loop, self.meter, self.failure, self.stepped = None, None, "", False
         self._begin(new_config)
         return True
 
@@ -132,6 +133,7 @@ def run_searches(
     scheduler: Make | None = None,
     stopped: Callable[[str, int], None] = lambda name, evaluations: None,
     most_at_a_time: int | None = None,
+    trackers: Trackers = NO_TRACKERS,
 ) -> dict[str, str]:
     """Run searches to their end as Tune trials; gives what failed: a run's name and its error.
 
@@ -146,6 +148,7 @@ def run_searches(
         scheduler: makes a Tune scheduler, for each task, split and LM its own.
         stopped: told the names of the runs that it stops, and after how many evaluations.
         most_at_a_time: trials side by side; None is as many as the cluster has room for.
+        trackers: where the runs are shown besides.
     """
     for stratum in {run.stratum for run in runs}:
         searches.pools[stratum[2]].add(searches.problem(stratum).part("train"))
@@ -161,6 +164,8 @@ def run_searches(
     def tell_stopped(trial: Trial, result: dict[str, Any]) -> None:
         stopped(name_of(trial), int(result["evaluations"]))
 
+    ids = {run.name: searches.plans[run.name].search for run in runs}
+    shown = trackers.callbacks(study, ids, listener)
     progress = ProgressCallback(listener, budget, total or len(runs), ended)
     tuner = tune.Tuner(
         trainable,
@@ -179,7 +184,7 @@ def run_searches(
             name=study.name,
             storage_path=str(study.parent),
             verbose=0,
-            callbacks=[KeepLogs(searches.plans), PromptBoard(), progress],
+            callbacks=[KeepLogs(searches.plans), PromptBoard(), progress, *shown],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
         ),

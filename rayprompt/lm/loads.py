@@ -86,6 +86,22 @@ def loads_of(table: Table, request: Request, passes: Sequence[tuple[Shape, IntAr
     ]
 
 
+def fill_of(load: Load, part: EncodedPart) -> float:
+    """The share of a load's forward passes that its pairs take up; the rest is padding and dummies.
+
+    Of passes with inputs end to end and of padded rows the share of their tokens, of those that write of their rows.
+    """
+    if isinstance(load, Draft):
+        return len(load.prompt) / (load.shape[2] * len(load.ends))
+    sizes = sizes_of(load.prompts)
+    if isinstance(load, Bucket):
+        lengths = part.reserving(load.front).lengths(sizes[load.prompt], load.example) + load.front
+        passes = -(-len(load.prompt) // load.rows)
+        return float(lengths.sum()) / (load.length * load.rows * passes)
+    inputs = Inputs.of(part, sizes, load.prompt, load.example, load.reuse, load.front)
+    return float(inputs.own.sum()) / (load.tokens * len(load.ends))
+
+
 def score_request(
     scorer: LMScorer,
     table: ShapeTable | PackTable,

@@ -14,7 +14,7 @@ import ray
 
 from rayprompt.lm.deep import hidden_stds
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.loads import Load
+from rayprompt.lm.loads import Load, fill_of
 from rayprompt.lm.projection import Bounded
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.soft import SoftBlock
@@ -23,6 +23,7 @@ from rayprompt.lm.tuning import Tuned, TuningPlan, tune
 from rayprompt.lm.write import Draft
 from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
+from rayprompt.scoring.metrics import FillMeter
 
 BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
 
@@ -72,6 +73,7 @@ class ScorerActor:
         self.parts: dict[str, EncodedPart] = {}
         self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.nbytes)
         self.lanes = lanes
+        self.meter = FillMeter(source.name)
         self.gate = threading.BoundedSemaphore(lanes)
         self.load_seconds = time.perf_counter() - started
 
@@ -115,9 +117,13 @@ class ScorerActor:
                 started = time.perf_counter()
                 answers, broken = self._answer(load, self.parts[key], block)
                 answers.seconds[:] = (time.perf_counter() - started) / len(answers)
+                self._look(load)
                 result.put(np.arange(done, done + len(answers)), answers)
                 done, breaks = done + len(answers), breaks + broken
         return pickle.dumps(BatchResult(result, breaks), protocol=5)
+
+    def _look(self, load: Load) -> None:
+        self.meter.look(lambda: fill_of(load, self.parts[load.part]))
 
     def _answer(self, load: Load, part: EncodedPart, block: SoftBlock | None) -> tuple[Answers, int]:
         if isinstance(load, Draft):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from rayprompt.lm.source import LMSource
 from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import ScorerInfo
+from rayprompt.scoring.metrics import PoolMeter
 from rayprompt.scoring.pool import NO_VECTORS, Cost, ScoringPool, answer_of
 
 MOST_DEATHS = 20  # of the actor, in one request of ours
@@ -51,8 +53,9 @@ class EndpointActor:
         assert source.endpoint is not None
         self.client = Client(source.endpoint, source.settings, key)
         self.request = ""
-        self.free = source.settings.in_flight
+        self.most = self.free = source.settings.in_flight
         self.waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self.meter = PoolMeter(source.name, self._state)
 
     async def ready(self) -> int:
         """Answers with its process id."""
@@ -67,12 +70,15 @@ class EndpointActor:
         if request != self.request:  # somebody asks anew: perhaps the service is there again
             self.request, self.client.dead = request, None
         tasks = [asyncio.ensure_future(self._ask(search, question)) for question in questions]
+        self.meter.wake()
+        began = time.perf_counter()
         try:
             found = await asyncio.gather(*tasks, return_exceptions=True)
         except asyncio.CancelledError:
             for task in tasks:
                 task.cancel()
             raise
+        self.meter.took(time.perf_counter() - began)
         replies = [one if isinstance(one, Reply) else _why(one) for one in found]
         return pickle.dumps(replies, protocol=5)
 
@@ -84,6 +90,13 @@ class EndpointActor:
         """Requests that were sent, those that had to be sent again, and those that wait for their turn."""
         waiting = sum(len(queue) for queue in self.waiting.values())
         return {"tried": self.client.tried, "failed": self.client.failed, "waiting": waiting}
+
+    def _state(self) -> dict[str, float]:
+        return {
+            "rayprompt_queue_depth": sum(len(queue) for queue in self.waiting.values()),
+            "rayprompt_in_flight": self.most - self.free,
+            "rayprompt_requests_again": self.client.failed,
+        }
 
     async def _ask(self, search: str, question: Question) -> Reply:
         await self._take(search)

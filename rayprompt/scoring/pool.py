@@ -140,7 +140,7 @@ class ScoringPool:
         router = (
             ray.remote(Router)
             .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, scheduling_strategy="DEFAULT")
-            .remote(names, plan.lanes + 1)
+            .remote(names, plan.lanes + 1, source.name)
         )
         return cls(source, router, handles, infos, {})
 

@@ -7,6 +7,7 @@ are bytes to it: it never looks inside.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.errors import ScoringError
+from rayprompt.scoring.metrics import PoolMeter
 
 RESTART_POLL_SECONDS = 0.5
 Answer = tuple[bytes | None, int]  # what a scorer answered, and to how many scorers the order was sent
@@ -38,7 +40,7 @@ class Router:
     Ray has restarted it.
     """
 
-    def __init__(self, scorers: list[str], in_flight: int) -> None:
+    def __init__(self, scorers: list[str], in_flight: int, model: str = "") -> None:
         # By name: a handle among the arguments would keep Ray from restarting a router that dies.
         self.scorers: list[Any] = [ray.get_actor(name) for name in scorers]
         self.in_flight = in_flight
@@ -48,6 +50,7 @@ class Router:
         self.lost: str | None = None
         self.restarts = 0
         self.background: set[asyncio.Task[None]] = set()
+        self.meter = PoolMeter(model, self._state)
 
     async def run(self, search: str, order: bytes, part: list[Any] | None, soft: list[Any] | None = None) -> Answer:
         """Have an order scored for ``search``; the answer is None if the scorer wants the part's examples.
@@ -60,7 +63,11 @@ class Router:
         job = _Job(order, part, soft, asyncio.get_running_loop().create_future())
         self.queues.setdefault(search, deque()).append(job)
         self._dispatch()
-        return await job.answer
+        self.meter.wake()
+        began = time.perf_counter()
+        answer = await job.answer
+        self.meter.took(time.perf_counter() - began)
+        return answer
 
     async def stats(self) -> dict[str, int]:
         """Queue depth, orders in flight, scorers alive, restarts."""
@@ -69,6 +76,14 @@ class Router:
             "in_flight": sum(self.busy),
             "alive": sum(self.alive),
             "restarts": self.restarts,
+        }
+
+    def _state(self) -> dict[str, float]:
+        return {
+            "rayprompt_queue_depth": sum(len(q) for q in self.queues.values()),
+            "rayprompt_in_flight": sum(self.busy),
+            "rayprompt_scorers_alive": sum(self.alive),
+            "rayprompt_restarts": self.restarts,
         }
 
     def _dispatch(self) -> None:

@@ -38,6 +38,8 @@ KEYS: dict[str, tuple[type, ...]] = {
     "out": (str,),
     "store": (str,),
     "lm": (dict,),
+    "wandb": (str,),
+    "mlflow": (str,),
     "scorers": (int,),
     "gpus_per_scorer": (int, float),
     "address": (str,),
@@ -67,6 +69,8 @@ COMPARISON_KEYS: dict[str, tuple[type, ...]] = {
     "race": (bool,),
     "race_error": (int, float),
     "lm": (dict,),
+    "wandb": (str,),
+    "mlflow": (str,),
     "scorers": (int,),
     "gpus_per_scorer": (int, float),
     "address": (str,),
@@ -139,7 +143,7 @@ def read_comparison_file(path: str | Path) -> StudyFile:
         if key in given:
             listed = given[key] if isinstance(given[key], list) else [given[key]]
             arguments[key] = [resolve(item, folder, *([path] if key == "tasks" else [])) for item in listed]
-    for key in LOCATIONS:
+    for key in (*LOCATIONS, "mlflow"):
         if key in arguments:
             arguments[key] = _resolved(key, arguments[key], folder, path)
     for label, own in arguments.get("settings", {}).items():
@@ -185,6 +189,8 @@ def _resolved(key: str, value: Any, folder: Path, path: Path) -> Any:
     if key == "settings":
         return {str(name): _setting(str(name), setting, folder) for name, setting in value.items()}
     if key in LOCATIONS and "://" not in value:
+        return _from(folder, value)
+    if key == "mlflow" and value.startswith((".", "~")):
         return _from(folder, value)
     if key in ("model", "proxy_model"):
         return _model(value, folder)

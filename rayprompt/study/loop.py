@@ -130,7 +130,9 @@ class SearchLoop:
         self.ledger.tokens = max(self.ledger.tokens, spent.tokens)
         self.ledger.written = max(self.ledger.written, spent.written)
         self.ledger.seconds = max(self.ledger.seconds, spent.seconds)
+        before = dataclasses.replace(self.ledger)
         self._replay(store)
+        self.taken_up = self._taken_up(before)
         self.resumed = self.generation > 0
         self.started, self.resumed_evaluations = time.perf_counter(), self.ledger.evaluations
 
@@ -339,6 +341,21 @@ class SearchLoop:
         self.trace = Trace.from_state(state.get("trace", Trace().state()))
         if self.racer is not None:
             self.racer.dropped, self.racer.spared = state["race"]
+
+    def _taken_up(self, before: Ledger) -> dict[str, float]:
+        """The counts of what was done before this process; ``before``: the ledger when the replay began.
+
+        Of what it went through again, only what the LM had to run is new.
+        """
+        new = self.ledger.lm_evaluations - before.lm_evaluations
+        return {
+            "evaluations": max(before.evaluations, self.ledger.evaluations - new),
+            "lm_evaluations": before.lm_evaluations,
+            "cache_hits": self.ledger.cache_hits,
+            "tokens": before.tokens,
+            "lm_seconds": before.seconds,
+            "candidates": self.evaluator.candidates - new // self.evaluator.size,
+        }
 
     def _replay(self, store: ScoreStore) -> None:
         """Go through the recorded generations since the snapshot; scores come from the store."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,21 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.study.loop import Finalist, Finalists, SearchPlan
 from rayprompt.study.progress import Listener, Progress
+from rayprompt.study.trackers import NO_TRACKERS, AsOne, Trackers, WholeSearch
 from rayprompt.study.trainable import SLOTS, Desk
-from rayprompt.study.tuning import MOST_TRIAL_DEATHS, quiet_tune, trial_error
+from rayprompt.study.tuning import MOST_TRIAL_DEATHS, parameters_of, quiet_tune, trial_error
 
 NO_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 STAGED = 3  # trials that wait for each that runs, so that its process is used again
 
 
 def run_native(
-    searcher: PromptSearcher, pool: ScoringPool, plan: SearchPlan, name: str, listener: Listener
+    searcher: PromptSearcher,
+    pool: ScoringPool,
+    plan: SearchPlan,
+    name: str,
+    listener: Listener,
+    trackers: Trackers = NO_TRACKERS,
 ) -> dict[str, Any]:
     """Run the search as a Tune experiment of its own and give a report like that of a search in one trial.
 
@@ -43,11 +49,16 @@ def run_native(
     """
     begun = time.perf_counter()
     searcher.most_candidates = plan.budget // len(set(searcher.problem.digests("train")))
-    desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget)
-    collect = Collect(searcher, plan, listener)
-    tuner = tuner_of(
-        searcher, desk.trainable(report_errors=True), plan.study, experiment_name(Path(plan.study), name), [collect]
-    )
+    names = {"study": plan.study, "run": name, "searcher": searcher.name}
+    desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget, names)
+    whole = WholeSearch(name, plan.study, parameters_of(searcher, plan))
+    runs = [
+        AsOne(logger, whole, lambda: bool(searcher.ended))
+        for logger in trackers.callbacks(plan.study, {name: plan.search}, listener)
+    ]
+    collect = Collect(searcher, plan, listener, runs)
+    trainable, folder = desk.trainable(report_errors=True), experiment_name(Path(plan.study), name)
+    tuner = tuner_of(searcher, trainable, plan.study, folder, [*runs, collect])
     try:
         with quiet_tune(), without_loggers():
             outcome = tuner.fit()
@@ -138,7 +149,10 @@ def experiment_name(study: Path, name: str) -> str:
 class Collect(Callback):
     """Keeps the results of the batches, by number, and tells the listener how it goes."""
 
-    def __init__(self, searcher: PromptSearcher, plan: SearchPlan, listener: Listener) -> None:
+    def __init__(
+        self, searcher: PromptSearcher, plan: SearchPlan, listener: Listener, runs: Sequence[AsOne] = ()
+    ) -> None:
+        self.runs = list(runs)
         self.search = f"{searcher.name} s{searcher.seed}"
         self.examples = len(searcher.problem.gold)
         self.distinct = len(set(searcher.problem.digests("train")))
@@ -158,17 +172,16 @@ class Collect(Callback):
         self.results.setdefault(trial.config["batch"], (trial.config, result))
         self.best = max(self.best, (result["score"], result["best_score"], result["best_prompt"]))
         elapsed = time.perf_counter() - self.started
-        self.listener(
-            Progress(
-                phase="search",
-                search=self.search,
-                evaluations=result["evaluations"],
-                budget=self.plan.budget,
-                best_score=self.best[1],
-                best_prompt=self.best[2],
-                evaluations_per_second=result["evaluations"] / max(elapsed, 1e-9),
-            )
-        )
+        now: dict[str, Any] = {
+            "evaluations": result["evaluations"],
+            "budget": self.plan.budget,
+            "best_score": self.best[1],
+            "best_prompt": self.best[2],
+            "evaluations_per_second": result["evaluations"] / max(elapsed, 1e-9),
+        }
+        self.listener(Progress(phase="search", search=self.search, **now))
+        for run in self.runs:
+            run.report({**now, "best_objective": self.best[0]})
 
     def report(self) -> dict[str, Any]:
         """Best, finalists and evaluations over all batches, in the order in which they were asked for."""
@@ -192,4 +205,4 @@ class Collect(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune snapshots callbacks; what shows the progress is not part of the experiment.
-        return {**self.__dict__, "listener": None, "results": {}}
+        return {**self.__dict__, "listener": None, "results": {}, "runs": []}

@@ -59,6 +59,7 @@ from rayprompt.study.prepare import (
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import VECTORS_FILE, Result, export_prompt, read_result, write_json
 from rayprompt.study.session import Cluster, session
+from rayprompt.study.trackers import NO_TRACKERS, Trackers
 from rayprompt.study.tuning import run_trial
 from rayprompt.study.warm import starting_points
 from rayprompt.task import Task
@@ -84,6 +85,7 @@ class _Job:
     race: float | None = None  # the error rate of the race, where candidates do race
     target: Problem | None = None  # where the LM that is searched on is a proxy: the problem on the LM that counts
     record: dict[str, Any] = field(default_factory=dict)
+    trackers: Trackers = NO_TRACKERS
 
     @property
     def trial(self) -> str:
@@ -122,6 +124,8 @@ def search(
     lm: Mapping[str, Any] | None = None,
     extractor: str | None = None,
     answer_scorer: str | None = None,
+    wandb: str | None = None,
+    mlflow: str | None = None,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -156,6 +160,8 @@ def search(
         lm: how the LM is run, as ``{"dtype": "bf16", "cache": "2GB"}``: see ``rayprompt.lm.settings.LMSettings``.
         extractor, answer_scorer: of a generation task, what finds the answer in a completion and what compares it with
             the gold one, where that is not as the task has it: see :class:`rayprompt.answers.Judge`.
+        wandb: a project of Weights & Biases that gets the search as a run; the key is in WANDB_API_KEY.
+        mlflow: an experiment of MLflow that does, a tracking URI or folder, or ``URI#EXPERIMENT``.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
         listener: told of the progress.
 
@@ -196,10 +202,12 @@ def search(
     check_room(problem, agent.outline)
     if target is not None:
         check_room(target)
+    trackers = Trackers(wandb, mlflow)
+    trackers.check()
     job = _Job(
         problem, agent, study, budget, finalists, store_location(store), Cluster(address, scorers, gpus_per_scorer),
         listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
-        {"batch_size": batch_size} if tune_native else None, points, error, target,
+        {"batch_size": batch_size} if tune_native else None, points, error, target, trackers=trackers,
     )  # fmt: skip
     return _run(job)
 
@@ -260,10 +268,12 @@ def resume(
         target = _on_proxy(problem, record["target"]["location"], record["allow_leaks"], given)
         target.lm = replace(target.lm, name=record["target"]["name"])
     check_room(problem, agent.outline)
+    trackers = Trackers.of(record.get("trackers") or {})
+    trackers.check()
     job = _Job(
         problem, agent, path, budget or spent, record["finalists"], record["store"],
         Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"],
-        record["tune_native"], points, record.get("race"), target, record,
+        record["tune_native"], points, record.get("race"), target, record, trackers,
     )  # fmt: skip
     return _run(job)
 
@@ -287,7 +297,7 @@ def _run(job: _Job) -> Result:
             content = _begin(job, pool, store)
             begun = time.perf_counter()
             run = run_trial if job.native is None else run_native
-            last = run(job.searcher, pool, job.plan, job.trial, job.listener)
+            last = run(job.searcher, pool, job.plan, job.trial, job.listener, job.trackers)
             timings["search"] = time.perf_counter() - begun
             timings["trial_start"] = timings["search"] - last["loop_seconds"]
             for name in ("ask", "score", "tell"):
@@ -305,6 +315,9 @@ def _run(job: _Job) -> Result:
         write_json(job.study / "prompt.json", export_prompt(job.target or job.problem, result.best_prompt, estimates))
         write_json(job.study / "result.json", result.to_json())
         write_page(job.study, [problem.task for problem in (job.target, job.problem) if problem], job.listener)
+        found = {"dev": result.dev.value, "test": result.test.value}
+        text = result.best_prompt.text if isinstance(result.best_prompt, TextPrompt) else result.best_prompt.key
+        job.trackers.finish(job.plan.search, result.evaluations, found, text)
     return result
 
 
@@ -321,6 +334,7 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         "points": [point.to_json() for point in job.points],
         "race": job.race,
         "target": _target(job),
+        "trackers": job.trackers.to_json(),
         "test_opened": list(job.record.get("test_opened", [])),
         **now,
     }

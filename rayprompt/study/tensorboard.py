@@ -30,7 +30,7 @@ class PromptBoard(TBXLoggerCallback):
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         """Scalars of a report, and the prompt where it is another one."""
         told = {**result, "searcher": None, "config": None}
-        numbers = {**_finite(told), **{f"searcher/{k}": v for k, v in _finite(result.get("searcher") or {}).items()}}
+        numbers = {**finite(told), **{f"searcher/{k}": v for k, v in finite(result.get("searcher") or {}).items()}}
         super().log_trial_result(iteration, trial, numbers)
         prompt = str(result.get("best_prompt") or result.get("best_key", ""))
         if prompt and self._shown.get(trial) != prompt:
@@ -54,7 +54,7 @@ def write_final(folder: Path, step: int, scalars: Mapping[str, float], text: str
         writer.add_text("final/prompt", text, global_step=step)
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers among some values: lists, texts and infinities are no scalars."""
     numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     return {k: v for k, v in numbers.items() if math.isfinite(v)}

@@ -8,7 +8,7 @@ import pickle
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +25,7 @@ from rayprompt.errors import InputError, RayPromptError, ScoringError
 from rayprompt.objective import OBJECTIVES, get_objective
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.evaluator import Evaluator
+from rayprompt.scoring.metrics import SearchMeter
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.step import score_generation
@@ -90,15 +91,26 @@ class Desk:
         self.actor = actor
 
     @classmethod
-    def open(cls, problem: Problem, pool: ScoringPool, store: str | None, search: str, budget: int) -> Desk:
-        """Start the actor. ``search`` names it in the store; ``budget`` is a hard limit on evaluations."""
+    def open(
+        cls,
+        problem: Problem,
+        pool: ScoringPool,
+        store: str | None,
+        search: str,
+        budget: int,
+        names: Mapping[str, str] | None = None,
+    ) -> Desk:
+        """Start the actor. ``search`` names it in the store; ``budget`` is a hard limit on evaluations.
+
+        ``names``: what its metrics are called by: study, run and searcher.
+        """
         view = problem.for_search()
         pool.add(view.part("train"))
         name = f"desk-{uuid.uuid4().hex[:12]}"
         actor: Any = (
             ray.remote(DeskActor)
             .options(name=name, num_cpus=0, max_restarts=-1, max_concurrency=1000, scheduling_strategy="DEFAULT")
-            .remote(cloudpickle.dumps((view, pool, store, safe_name(search), budget)))
+            .remote(cloudpickle.dumps((view, pool, store, safe_name(search), budget, dict(names or {}))))
         )
         _answer(actor.counts.remote())
         return cls(name, actor)
@@ -128,7 +140,7 @@ class DeskActor:
     """One evaluator, ledger and writer for all trials of a run; requests that wait together are scored together."""
 
     def __init__(self, content: bytes) -> None:
-        problem, pool, store, search, budget = pickle.loads(content)
+        problem, pool, store, search, budget, names = pickle.loads(content)
         self.problem: Problem = problem
         self.ledger = Ledger(budget)
         self.metric = OBJECTIVES[problem.task.metric]
@@ -156,6 +168,9 @@ class DeskActor:
             self.thread.submit(self._take_up, ScoreStore(store), search).result()
         self.waiting: list[tuple[dict[str, Any], asyncio.Future[dict[str, Any]]]] = []
         self.at_work: asyncio.Task[None] | None = None
+        self.best_score = self.best_objective = float("-inf")
+        names = {"study": store or "", "run": search, "searcher": "", **names}
+        self.meter = SearchMeter(**names, task=problem.task.name, model=problem.lm.name, counted=self._report())
 
     async def score(self, config: dict[str, Any]) -> dict[str, Any]:
         """The result of a trial with this config."""
@@ -167,7 +182,7 @@ class DeskActor:
 
     async def counts(self) -> dict[str, Any]:
         """The ledger, and the candidates."""
-        return {**asdict(self.ledger), "candidates": self.evaluator.candidates}
+        return self._counts()
 
     async def flush(self) -> None:
         """Write what is not written yet."""
@@ -175,14 +190,23 @@ class DeskActor:
 
     async def close(self) -> None:
         """Write everything, and make few files of many."""
+        self.meter.update(self._report(), now=True)
         if self.evaluator.writer is not None:
             await self._in_turn(self.evaluator.writer.close)
+
+    def _counts(self) -> dict[str, Any]:
+        return {**asdict(self.ledger), "candidates": self.evaluator.candidates}
+
+    def _report(self) -> dict[str, Any]:
+        best = {"best_score": self.best_score, "best_objective": self.best_objective}
+        return {**self._counts(), **best, "lm_seconds": self.ledger.seconds}
 
     async def _in_turn(self, work: Callable[[], Any]) -> None:
         """Do some work in the one thread that scores and writes."""
         await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
     def _write(self) -> None:
+        self.meter.update(self._report(), now=True)
         if self.evaluator.writer is not None and self.evaluator.writer.buffer.rows:
             self.evaluator.writer.flush()
 
@@ -219,8 +243,13 @@ class DeskActor:
                 writer.add_asks(config["batch"] + 1, batch)
             writer.tick()
         if len(batches) == 1:
-            return [self._result(scores, configs[0])]
-        return [self._result(self.evaluator.known(batch), c) for batch, c in zip(batches, configs, strict=True)]
+            results = [self._result(scores, configs[0])]
+        else:
+            results = [self._result(self.evaluator.known(b), c) for b, c in zip(batches, configs, strict=True)]
+        self.best_score = max(self.best_score, *(result["best_score"] for result in results))
+        self.best_objective = max(self.best_objective, *(result["score"] for result in results))
+        self.meter.update(self._report())
+        return results
 
     def _result(self, scores: Scores, config: dict[str, Any]) -> dict[str, Any]:
         values = _of_complete(scores, get_objective(config["objective"])(scores, self.problem.gold))

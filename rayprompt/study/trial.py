@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 
 from rayprompt.errors import RayPromptError
+from rayprompt.scoring.metrics import SearchMeter
 from rayprompt.study.loop import SearchLoop
 
 FAILED = "failed"
@@ -24,6 +25,7 @@ class SearchTrial(tune.Trainable):
     """
 
     loop: SearchLoop | None = None
+    meter: SearchMeter | None = None  # of the loop, once it has begun here
     failure: str = ""
     stepped = False  # whether this process has taken the search any further
 
@@ -43,6 +45,7 @@ class SearchTrial(tune.Trainable):
         if self.loop is None:
             return self._failed({"best_score": float("-inf")})
         self.stepped = True
+        self.meter = self.meter or self._meter(self.loop)
         try:
             self.loop.step()
             if self.loop.end is not None:
@@ -51,8 +54,11 @@ class SearchTrial(tune.Trainable):
             self.fail(error)
             with contextlib.suppress(Exception):  # the first failure is the one to tell of
                 self.loop.abandon()
-            return self._failed(self.loop.report())
-        return self.loop.report()
+            report = self._failed(self.loop.report())
+        else:
+            report = self.loop.report()
+        self.meter.update(report, now=report["done"])
+        return report
 
     def cleanup(self) -> None:
         """Tune ends the trial, because it is done or because somebody pressed Ctrl-C.
@@ -61,6 +67,20 @@ class SearchTrial(tune.Trainable):
         """
         if self.loop is not None and self.stepped and self.loop.end is None and not self.failure:
             self.loop.close()
+            if self.meter is not None:
+                self.meter.update(self.loop.report(), now=True)
+
+    def _meter(self, loop: SearchLoop) -> SearchMeter:
+        """Names are those of Tune's trial: a comparison has its own for searchers and runs."""
+        problem, label = loop.searcher.problem, (self.config or {}).get("searcher")
+        return SearchMeter(
+            study=loop.plan.study,
+            run=str(self.trial_name or loop.plan.search),
+            searcher=label if isinstance(label, str) else loop.searcher.name,
+            task=problem.task.name,
+            model=problem.lm.name,
+            counted=loop.taken_up,
+        )
 
     def _failed(self, report: dict[str, Any]) -> dict[str, Any]:
         return {**report, "end": FAILED, "error": self.failure, "done": True}

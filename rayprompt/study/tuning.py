@@ -25,13 +25,19 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import SearchPlan
 from rayprompt.study.progress import Listener, ProgressCallback
 from rayprompt.study.tensorboard import PromptBoard
+from rayprompt.study.trackers import NO_TRACKERS, Trackers
 from rayprompt.study.trial import FAILED, SearchTrial
 
 MOST_TRIAL_DEATHS = 50
 
 
 def run_trial(
-    searcher: PromptSearcher, pool: ScoringPool, plan: SearchPlan, name: str, listener: Listener
+    searcher: PromptSearcher,
+    pool: ScoringPool,
+    plan: SearchPlan,
+    name: str,
+    listener: Listener,
+    trackers: Trackers = NO_TRACKERS,
 ) -> dict[str, Any]:
     """Run the search as a Tune trial called ``name`` and give its last report.
 
@@ -47,12 +53,7 @@ def run_trial(
     study = Path(plan.study)
     tuner = tune.Tuner(
         trainable,
-        param_space={
-            "searcher": searcher.name,
-            "seed": searcher.seed,
-            "task": searcher.problem.task.name,
-            "model": searcher.problem.lm.name,
-        },
+        param_space=parameters_of(searcher, plan),
         tune_config=tune.TuneConfig(
             metric="best_score",
             mode="max",
@@ -63,7 +64,12 @@ def run_trial(
             name=study.name,
             storage_path=str(study.parent),
             verbose=0,
-            callbacks=[KeepLogs({name: plan}), PromptBoard(), ProgressCallback(listener, plan.budget)],
+            callbacks=[
+                KeepLogs({name: plan}),
+                PromptBoard(),
+                ProgressCallback(listener, plan.budget),
+                *trackers.callbacks(study, {name: plan.search}, listener),
+            ],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=MOST_TRIAL_DEATHS),
         ),
@@ -87,6 +93,22 @@ def run_trial(
         lost = "" if recorded >= last.get("training_iteration", 0) else "; its last scores could not be written"
         raise Interrupted(f"interrupted after {spent}{best}; dev and test were not opened{lost}")
     return last
+
+
+def parameters_of(searcher: PromptSearcher, plan: SearchPlan) -> dict[str, Any]:
+    """A trial's config: what TensorBoard, W&B and MLflow show as its parameters."""
+    problem = searcher.problem
+    given = {k: v for k, v in searcher._settings_dict().items() if v is not None}
+    return {
+        "searcher": searcher.name,
+        "seed": searcher.seed,
+        "task": problem.task.name,
+        "split": problem.split,
+        "model": problem.lm.name,
+        "budget": plan.budget,
+        "objective": searcher.objective_name,
+        "settings": {k: v if isinstance(v, str | int | float) else str(v) for k, v in given.items()},
+    }
 
 
 class KeepLogs(Callback):

@@ -1,0 +1,117 @@
+"""``rayprompt grafana install``: the dashboard of searches beside Ray's own, and on Ray's Metrics page.
+
+Ray writes its Grafana dashboards into a folder that Grafana reads again every few seconds. Its Metrics page shows one
+of them whole, the default one: the panels of rayprompt are put on top of it. A head node that starts writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import rayprompt
+from rayprompt.errors import InputError
+
+NAME = "rayprompt_grafana_dashboard.json"
+RAYS = "default_grafana_dashboard.json"  # what the tab Core of the Metrics page shows
+OURS = range(9000, 9100)  # ids of our panels: Ray's are smaller
+
+app = typer.Typer(help="The Grafana dashboard of searches.", rich_markup_mode=None)
+
+
+@app.callback()
+def root() -> None:
+    """The Grafana dashboard of searches."""
+
+
+@app.command()
+def install(
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="Where Grafana finds dashboards. RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR unless said, else where the "
+            "head node that runs here writes Ray's.",
+        ),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Also on the Metrics page of Ray's dashboard, above Ray's panels.")
+    ] = True,
+) -> None:
+    """Put the dashboard where Grafana finds Ray's. Run it on the head node, again whenever that was started anew."""
+    where = folder.expanduser() if folder is not None else default_folder()
+    if not where.is_dir():
+        raise InputError(
+            f"{where}: no folder of Grafana dashboards; start Ray's head node here (ray start --head), or say where it "
+            "is with --dir"
+        )
+    board = json.loads(dashboard_file().read_text(encoding="utf-8"))
+    _write(where / NAME, board)
+    rays = where / RAYS
+    if page and rays.is_file():
+        _write(rays, with_panels(_read(rays), board))
+        print(f"{where / NAME}: written, and put on Ray's Metrics page ({RAYS}); Grafana shows it within 10 s")
+    else:
+        print(f"{where / NAME}: written; Grafana shows it within 10 s as dashboard 'rayprompt'")
+
+
+def dashboard_file() -> Path:
+    """The dashboard, in the package or in the checkout beside it."""
+    package = Path(rayprompt.__file__).parent
+    found = [folder / "clusters" / "grafana" / "rayprompt.json" for folder in (package, package.parent)]
+    return next((path for path in found if path.is_file()), found[0])
+
+
+def default_folder() -> Path:
+    """Where the head node on this machine writes Ray's dashboards, as Ray itself finds it."""
+    given = os.environ.get("RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR")
+    if given:
+        return Path(given)
+    session = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "session_latest" / "metrics"
+    return Path(os.environ.get("RAY_METRICS_OUTPUT_ROOT") or session) / "grafana" / "dashboards"
+
+
+def with_panels(rays: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Ray's dashboard with our panels above its own and our variables behind its own; what was there of ours goes."""
+    theirs = [panel for panel in rays.get("panels", []) if panel.get("id") not in OURS]
+    height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in ours["panels"])
+    top = min((panel["gridPos"]["y"] for panel in theirs), default=0)
+    moved = [_moved(panel, height - top) for panel in theirs]
+    names = {variable["name"] for variable in ours["templating"]["list"]}
+    own = {"datasource", "SessionName"}  # Ray's dashboard has these, and its page sets them
+    variables = [v for v in rays.get("templating", {}).get("list", []) if v["name"] not in names - own]
+    have = {variable["name"] for variable in variables}
+    variables += [variable for variable in ours["templating"]["list"] if variable["name"] not in have]
+    templating = {**rays.get("templating", {}), "list": variables}
+    return {**rays, "panels": [*ours["panels"], *moved], "templating": templating}
+
+
+def _moved(panel: dict[str, Any], by: int) -> dict[str, Any]:
+    """A panel, or a row with the panels that are folded into it, that much lower."""
+    place = {**panel["gridPos"], "y": panel["gridPos"]["y"] + by}
+    inside = {"panels": [_moved(p, by) for p in panel["panels"]]} if panel.get("panels") else {}
+    return {**panel, "gridPos": place, **inside}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is no dashboard of Ray's ({error}); --no-page leaves it alone") from None
+    if not isinstance(content, dict) or not isinstance(content.get("panels"), list):
+        raise InputError(f"{path}: is no dashboard of Ray's; --no-page leaves it alone")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: Grafana may be reading."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
