@@ -34,14 +34,12 @@ from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.shapes import table_of
 from rayprompt.objective import OBJECTIVES
-from rayprompt.reward.demonstrations import Demonstrations
-from rayprompt.reward.model import RewardModel
-from rayprompt.scores import FloatArray, IntArray, Scores, right
+from rayprompt.scores import FloatArray, Scores, right
 from rayprompt.searcher.registry import load_searcher
+from rayprompt.testing.noise import NOISE
 
 OUT = Path(__file__).with_suffix(".json")
 BUDGET, SEEDS = 64_000, (0, 1, 2, 3, 4)
-NOISE = "reward_search:Noise"
 SEARCHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "nevergrad": ("nevergrad", {}),
@@ -57,18 +55,6 @@ INNER = {
 }  # fmt: skip
 MR_SPLIT = "16-13"
 RANKED, CHOSEN = 5000, 16
-
-
-class Noise(RewardModel):
-    """Random numbers."""
-
-    name = "noise"
-
-    def _fit(self, x: Any, data: Demonstrations, rng: np.random.Generator) -> None:
-        self.rng = rng
-
-    def _predict(self, x: Any, which: IntArray, prompts: Sequence[str]) -> FloatArray:
-        return self.rng.random((x.shape[0], len(which)))
 
 
 class Bench:

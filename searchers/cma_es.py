@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError
-from rayprompt.scores import FloatArray, Scores
-from rayprompt.searcher.base import PromptSearcher
+from rayprompt.scores import FloatArray
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
 from rayprompt.searcher.soft import SoftSettings, SoftSpace
 from searchers.cma_run import COVARIANCES, CMARun, check_choice, population_of, ranked
+from searchers.generations import Generation, GenerationSearcher
 
 RESTARTS = ("none", "ipop", "bipop")
 DEV = ("none", "mean", "generations", "all")
@@ -34,21 +33,10 @@ class CMAESSettings(SoftSettings):
     dev_every: int = setting(5, "with dev=generations: of every so many generations the best")
 
 
-@dataclass(eq=False)
-class Generation:
-    """What CMA-ES asked for at once: points x (C, d) as it drew them, and the losses (C,) that are known."""
-
-    points: list[FloatArray]
-    candidates: list[SoftPrompt]
-    strategy: int  # the how manieth run of CMA-ES drew them
-    handed_out: int = 0
-    losses: dict[int, float] = field(default_factory=dict)
-
-
-class CMAESSearcher(PromptSearcher):
+class CMAESSearcher(GenerationSearcher):
     """Black-Box Tuning: pycma's CMA-ES over z, where the soft prompt is A z + p0.
 
-    Its state is the losses that it was told: seeded, CMA-ES draws the same points again.
+    A candidate that it did not ask for it looks at in its next generation.
     """
 
     name = "cma-es"
@@ -75,40 +63,6 @@ class CMAESSearcher(PromptSearcher):
     def generation(self) -> int:
         return int(self.strategy.popsize)
 
-    def ask(self, n: int) -> list[Candidate]:
-        """What is left of the generation that is out, else a new one; at most ``n``."""
-        if not self.open or self.open[-1].handed_out == len(self.open[-1].candidates):
-            self._draw()
-        generation = self.open[-1]
-        batch: list[Candidate] = list(generation.candidates[generation.handed_out : generation.handed_out + n])
-        generation.handed_out += len(batch)
-        return batch
-
-    def tell(self, candidates: Sequence[Candidate], scores: Scores) -> None:
-        """CMA-ES learns from whole generations; what it did not ask for, it looks at in its next one.
-
-        A candidate that failed counts as worse than the worst of its generation. One that was not evaluated to the
-        end, because the budget ended, teaches nothing.
-        """
-        places: dict[str, list[tuple[Generation, int]]] = {}
-        for generation in self.open:
-            for i, c in enumerate(generation.candidates):
-                if i not in generation.losses:
-                    places.setdefault(c.key, []).append((generation, i))
-        for candidate, value, complete in zip(candidates, self.values(scores), scores.complete(), strict=True):
-            if not complete:
-                continue
-            if candidate.key in places:
-                for generation, index in places.pop(candidate.key):  # a point that was injected may stand there twice
-                    generation.losses[index] = -float(value) if np.isfinite(value) else math.inf
-            elif np.isfinite(value) and candidate.key not in self.known:
-                z = self.space.z(candidate)
-                if z is not None:
-                    self.known.add(candidate.key)
-                    self._inject(z)
-        for generation in [g for g in self.open if len(g.losses) == len(g.candidates)]:
-            self._learn(generation, [generation.losses[i] for i in range(len(generation.candidates))])
-
     def stop(self) -> dict[str, Any]:
         """pycma's stop tests, where nothing begins anew."""
         return dict(self.reasons)
@@ -127,28 +81,9 @@ class CMAESSearcher(PromptSearcher):
         mean = self.settings.dev in ("mean", "all") and self.mean is not None
         return [*bests, *([self.mean] if mean and self.mean is not None else [])]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "history": [tuple(event) for event in self.history],
-            "open": [(g.handed_out, dict(g.losses)) for g in self.open],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._blank()
-        for event, what in state["history"]:
-            if event == "draw":
-                self._draw()
-            elif event == "inject":
-                self._inject(np.frombuffer(what))
-            else:
-                self._learn(self.open[what[0]], list(what[1]))
-        for generation, (handed_out, losses) in zip(self.open, state["open"], strict=True):
-            generation.handed_out, generation.losses = handed_out, dict(losses)
-
     def _blank(self) -> None:
         self.rng = np.random.Generator(np.random.PCG64(self.seed))
-        self.open: list[Generation] = []
-        self.history: list[tuple[str, Any]] = []
+        self.open, self.history = [], []
         self.known: set[str] = set()  # keys of what was learned from in this run of CMA-ES
         self.bests: list[SoftPrompt] = []
         self.mean: SoftPrompt | None = None  # of the last distribution that was learned
@@ -175,16 +110,24 @@ class CMAESSearcher(PromptSearcher):
         self.open.append(Generation(points, [self.space.prompt(x) for x in points], len(self.stops)))
         self.history.append(("draw", None))
 
+    def _found(self, candidate: Candidate, loss: float) -> None:
+        """CMA-ES looks at it in its next generation, once."""
+        z = None if candidate.key in self.known else self.space.z(candidate)
+        if z is not None:
+            self.known.add(candidate.key)
+            self._inject(z)
+
+    def _again(self, event: str, what: Any) -> None:
+        self._inject(np.frombuffer(what))
+
     def _inject(self, z: FloatArray) -> None:
         """Have a point that CMA-ES did not draw in its next generation, as it is."""
         self.history.append(("inject", z.tobytes()))
         self.cma.inject(z)
 
     def _learn(self, generation: Generation, losses: list[float]) -> None:
-        number = self.open.index(generation)
-        self.history.append(("learn", (number, tuple(losses))))
-        del self.open[number]
-        if generation.strategy != len(self.stops):
+        self._close(generation, losses)
+        if generation.of != len(self.stops):
             return  # of a run of CMA-ES that has ended
         stopped = self.cma.tell(generation.points, losses)
         self.learned += 1

@@ -20,12 +20,11 @@ import rayprompt
 from rayprompt.candidate import Candidate, TextPrompt
 from rayprompt.comparison.plan import entries_of
 from rayprompt.errors import InputError
-from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.reward.gaussian import BlockRegression, GaussianProcess
-from rayprompt.reward.model import RewardModel
-from rayprompt.scores import FloatArray, IntArray, Scores
+from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.testing.noise import NOISE
 from searchers.parts import OPERATIONS, Parts, _change, edited, hashed
 from searchers.random import RandomSearcher
 from searchers.reward_model import CHANCE_ONLY, LEARNING, RANKING, WINDOW, RewardModelSearcher
@@ -33,21 +32,6 @@ from searchers.surrogate import Surrogate, by_draws, demonstrations
 
 pytestmark = [pytest.mark.usefixtures("unlogged"), pytest.mark.filterwarnings("ignore")]
 SMALL: dict[str, Any] = {"population": 8, "warmup": 16, "proposals": 120}
-
-
-class Noise(RewardModel):
-    """Random numbers: a surrogate that knows nothing."""
-
-    name = "noise"
-
-    def _fit(self, x: Any, data: Demonstrations, rng: np.random.Generator) -> None:
-        self.rng = rng
-
-    def _predict(self, x: Any, which: IntArray, prompts: Sequence[str]) -> FloatArray:
-        return self.rng.random((x.shape[0], len(which)))
-
-
-NOISE = f"{__name__}:Noise"
 
 
 def landscape(seed: int = 0) -> Any:

@@ -297,6 +297,7 @@ def _search_command(study: Study) -> str | None:
     parts += [_set(name, value) for name, value in about["settings"].items() if value is not None]
     parts += _lm((target or record["model"]).get("settings"))
     parts += ["--allow-leaks"] if record.get("allow_leaks") else []
+    parts += _race(record)
     return " \\\n  ".join(parts)
 
 
@@ -324,7 +325,7 @@ def _compare_command(study: Study) -> str | None:
     for option in ("objective", "scheduler", "target", "price_per_hour", "price_per_million_tokens"):
         value = record.get(option)
         parts += _option(f"--{option.replace('_', '-')}", value) if not isinstance(value, Mapping) else []
-    parts += _lm(record["models"][0].get("settings"))
+    parts += _lm(record["models"][0].get("settings")) + _race(record)
     parts += [
         _set(f"{entry['group']}.{name}", value)
         for entry in record["entries"]
@@ -336,6 +337,10 @@ def _compare_command(study: Study) -> str | None:
 
 def _option(name: str, value: Any) -> list[str]:
     return [] if value is None else [f"{name} {shlex.quote(str(value))}"]
+
+
+def _race(record: Mapping[str, Any]) -> list[str]:
+    return ["--race", f"--race-error {record['race']:g}"] if record.get("race") else []
 
 
 def _lm(form: Mapping[str, Any] | None) -> list[str]:

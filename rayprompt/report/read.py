@@ -11,6 +11,7 @@ from typing import Any
 from rayprompt.candidate import TextPrompt, digest
 from rayprompt.comparison.outcome import COMPARE_SCHEMA, RESULT_FILE, STOPPED
 from rayprompt.errors import InputError
+from rayprompt.racing import race_line
 from rayprompt.report.model import EMPTY, Baseline, Finalist, Prompt, Run, Source, Stratum, Study
 from rayprompt.report.rebuilt import rebuilt
 from rayprompt.store.schema import safe_name
@@ -103,6 +104,8 @@ def _search(path: Path, record: Mapping[str, Any]) -> Study:
         )
     if result["test_opened"] > 1:
         remarks.append(f"test was opened {result['test_opened']} times, with a growing budget")
+    if result.get("race"):
+        remarks.append(f"candidates raced: {race_line([result['race']])}")
     if result.get("proxy_model"):
         remarks.append(f"searched on {result['proxy_model']}, decoded to text; dev and test are of {result['model']}")
     return Study(

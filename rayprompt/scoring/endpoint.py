@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
-from rayprompt.candidate import SoftPrompt, Subspace
+from rayprompt.candidate import SoftPrompt
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
@@ -26,7 +26,8 @@ from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import ScorerInfo
 from rayprompt.scoring.metrics import PoolMeter
-from rayprompt.scoring.pool import NO_VECTORS, Cost, ScoringPool, answer_of
+from rayprompt.scoring.pool import NO_VECTORS, Cost, answer_of
+from rayprompt.scoring.unloaded import UnloadedPool
 
 MOST_DEATHS = 20  # of the actor, in one request of ours
 MOST_PAIRS = 16  # of an order: what has come is told of in such portions
@@ -133,8 +134,8 @@ class EndpointActor:
         self.free += 1
 
 
-class EndpointPool(ScoringPool):
-    """A :class:`ScoringPool` whose LM is behind a service: it takes text only, and may answer otherwise next time."""
+class EndpointPool(UnloadedPool):
+    """A pool whose LM is behind a service: it takes text only, and may answer otherwise next time."""
 
     deterministic = False
 
@@ -161,26 +162,6 @@ class EndpointPool(ScoringPool):
         ).remote(source, api_key(source.endpoint.url))
         ray.get(actor.ready.remote())
         return cls(source, actor)
-
-    def table_for(self, part: EncodedPart) -> Any:
-        """Nothing is shaped here."""
-        return self.shapes
-
-    @property
-    def tokens(self) -> int | None:  # type: ignore[override]
-        """Of a forward pass: not ours to say."""
-        return None
-
-    def keeps(self, part: EncodedPart) -> bool:
-        """There is nothing to keep."""
-        return True
-
-    def reuse(self, parts: Mapping[str, EncodedPart], space: Subspace | None = None) -> dict[str, Any]:
-        """Nothing that we know of."""
-        return {"shared": "none"}
-
-    def add(self, part: EncodedPart) -> None:
-        """Texts travel with the questions."""
 
     def stats(self) -> dict[str, int]:
         """Requests that were sent, and those that had to be sent again."""
@@ -286,21 +267,7 @@ class EndpointPool(ScoringPool):
         decoding = part.decoding
         return [Question(text, (), decoding, int(k)) for text, k in zip(texts, sample, strict=True)]
 
-    def nearest(
-        self, prompt: SoftPrompt, allowed: IntArray, p0: Mapping[str, FloatArray] = NO_VECTORS
-    ) -> list[tuple[int, ...]]:
-        raise self._text_only()
-
-    def vectors(self, prompt: SoftPrompt, p0: Mapping[str, FloatArray] = NO_VECTORS) -> dict[int, FloatArray]:
-        raise self._text_only()
-
-    def embed(self, texts: Sequence[str]) -> FloatArray:
-        raise self._text_only()
-
-    def tune(self, *arguments: Any, **options: Any) -> Any:
-        raise self._text_only()
-
-    def _text_only(self) -> InputError:
+    def no_lm(self) -> InputError:
         return InputError(f"model {self.source.name}: takes text only; what works with vectors needs an LM loaded here")
 
 

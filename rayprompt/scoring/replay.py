@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rayprompt.candidate import SoftPrompt, Subspace
+from rayprompt.candidate import Subspace
 from rayprompt.errors import InputError, ScoringError
-from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.replay import recorded
 from rayprompt.lm.source import LMSource
-from rayprompt.scores import FloatArray
 from rayprompt.scoring.actor import ScorerInfo
-from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
+from rayprompt.scoring.unloaded import UnloadedPool
 from rayprompt.store.store import ScoreStore
 
 
@@ -29,8 +27,8 @@ class NoTable:
         return {"layout": "replay", "study": self.study}
 
 
-class ReplayPool(ScoringPool):
-    """A :class:`ScoringPool` that knows what a study has stored, and nothing else.
+class ReplayPool(UnloadedPool):
+    """A pool that knows what a study has stored, and nothing else.
 
     Attributes:
         replays: the location of the store.
@@ -69,26 +67,6 @@ class ReplayPool(ScoringPool):
         chosen: dict[str, Any] = json.loads(max(found, key=lambda text: found[text]))
         return chosen
 
-    def table_for(self, part: EncodedPart) -> Any:
-        """Nothing is shaped here."""
-        return self.shapes
-
-    @property
-    def tokens(self) -> int | None:  # type: ignore[override]
-        """Of a forward pass: there are none."""
-        return None
-
-    def keeps(self, part: EncodedPart) -> bool:
-        """There is nothing to keep."""
-        return True
-
-    def reuse(self, parts: Mapping[str, EncodedPart], space: Subspace | None = None) -> dict[str, Any]:
-        """Nothing is computed."""
-        return {"shared": "none"}
-
-    def add(self, part: EncodedPart) -> None:
-        """Nothing travels."""
-
     def stats(self) -> dict[str, int]:
         """There is nothing to count."""
         return {}
@@ -102,24 +80,7 @@ class ReplayPool(ScoringPool):
         )
 
     def answers(self, *arguments: Any, **how: Any) -> Iterator[Any]:
-        raise self._no_lm()
-
-    def nearest(self, *arguments: Any, **how: Any) -> list[tuple[int, ...]]:
-        raise self._no_lm()
-
-    def vectors(self, *arguments: Any, **how: Any) -> dict[int, FloatArray]:
-        raise self._no_lm()
-
-    def embed(self, texts: Sequence[str]) -> FloatArray:
-        raise self._no_lm()
-
-    def tune(self, *arguments: Any, **options: Any) -> Any:
-        raise self._no_lm()
-
-    def hidden_stds(
-        self, part: EncodedPart, prompt: SoftPrompt, layers: Sequence[int], p0: Mapping[str, FloatArray] = NO_VECTORS
-    ) -> dict[int, float]:
-        raise self._no_lm()
+        raise self.no_lm()
 
     def recorded_scales(self, outline: Subspace) -> tuple[float, ...] | None:
         """The scales of a deep prompt's subspace, as the study had them."""
@@ -134,5 +95,5 @@ class ReplayPool(ScoringPool):
     def shutdown(self) -> None:
         """There is nothing to stop."""
 
-    def _no_lm(self) -> InputError:
+    def no_lm(self) -> InputError:
         return InputError(f"model {self.source.name}: a replay has the scores of {self.study}, not the LM")

@@ -18,6 +18,7 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.registry import load_searcher, searcher_paths
 
 STREAM = 0x52414345  # no searcher draws from this one
+SHARES = ("match", "contains", "f1")  # scorers of answers whose values are from 0 to 1
 
 
 class Racer:
@@ -126,7 +127,5 @@ def check_objective(searcher: PromptSearcher) -> None:
         raise InputError(
             f"--race: objective {name} is not a mean over examples with a greatest value; {', '.join(MOST)} are"
         )
-    if name == "accuracy" and judge is not None and ":" in judge.scorer:
-        raise InputError(
-            f"--race: the greatest value of answer scorer {judge.scorer} is not known; match, contains and f1 race"
-        )
+    if name == "accuracy" and judge is not None and judge.scorer not in SHARES:
+        raise InputError(f"--race: the greatest value of scorer {judge.scorer} is not known; {', '.join(SHARES)} race")
