@@ -278,7 +278,7 @@ def test_searchers_race_within_their_budget(ray_session: None, tmp_path: Path, n
     searched = [row for row in ScoreStore(tmp_path / "s").pairs().column("search").to_pylist() if "report" not in row]
     assert found.evaluations == 3333 == len(searched)
     assert found.race is not None
-    assert (found.race["dropped"] > 0) == ("soft" not in name)  # soft prompts begin too much alike
+    assert found.race["dropped"] > 0 or "soft" in name  # soft prompts begin much alike
     content = found.to_json()
     schema = Path(rayprompt.__file__).parent / "schemas" / "search-1.json"
     Draft202012Validator(json.loads(schema.read_text())).validate(content)

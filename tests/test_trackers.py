@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 import rayprompt
 from rayprompt.cli.main import app, run
@@ -90,6 +91,27 @@ def test_mlflow_holds_every_run_of_a_comparison(runs: Any, tmp_path: Path) -> No
         run = by_name[outcome.name]
         assert run.data.params["searcher"] == outcome.searcher
         assert run.data.metrics["final/test"] == outcome.test.value
+
+
+def test_a_process_of_wandb_that_dies_is_told_of(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    from rayprompt.study.wandb_runs import WandbRuns
+
+    @ray.remote
+    def dies() -> None:
+        raise RuntimeError("run initialization has timed out")
+
+    said: list[str] = []
+    tracker = WandbRuns("prompts", tmp_path, {}, lambda progress: said.append(progress.message))
+    future = dies.remote()
+    tracker._trial_logging_futures["one"] = future
+    tracker._logging_future_to_trial[future] = "one"
+    monkeypatch.setattr(tracker, "_cleanup_logging_actor", tracker._trial_logging_futures.pop)
+    tracker._cleanup_logging_actors(timeout=30)
+    assert not tracker._trial_logging_futures
+    assert said == ["note: W&B fails and is left out from here on: run initialization has timed out"]
 
 
 def test_a_search_with_a_trial_a_batch_is_one_run(runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

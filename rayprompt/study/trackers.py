@@ -166,7 +166,8 @@ class Tracked(LoggerCallback):
             work(*arguments)
         except Exception as error:
             self.broken = True
-            lines = str(error).strip().splitlines() or [type(error).__name__]
+            cause = getattr(error, "cause", None) or error  # of what a Ray task has raised
+            lines = str(cause).strip().splitlines() or [type(cause).__name__]
             self.listener(Progress("start", f"note: {self.tracker} fails and is left out from here on: {lines[0]}"))
 
     def __getstate__(self) -> dict[str, Any]:

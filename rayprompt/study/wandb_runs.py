@@ -72,6 +72,14 @@ class WandbRuns(Tracked, WandbLoggerCallback):
         arguments |= {"id": search[-MOST_CHARACTERS:], "environment": Secret(json.dumps(environment))}
         super()._start_logging_actor(trial, exclude_results, **arguments)
 
+    def _cleanup_logging_actors(self, timeout: int = 0, kill_on_timeout: bool = False) -> None:
+        """Say of what a process has died: Ray's own takes it for one that is done."""
+        futures = list(self._trial_logging_futures.values())
+        done = ray.wait(futures, num_returns=len(futures), timeout=timeout)[0] if futures else []
+        for future in done:
+            self._try(ray.get, future)
+        super()._cleanup_logging_actors(timeout, kill_on_timeout)
+
     def send(self, trial: Any, step: int, numbers: dict[str, float], prompt: str) -> None:
         """Numbers and the best prompt; W&B has them in the order of generations."""
         self._trial_queues[trial].put((_QueueItem.RESULT, {**numbers, "best_prompt": prompt}))
