@@ -66,6 +66,8 @@ class Racer:
         start, failed = 0, np.zeros(len(new), dtype=bool)
         for look in race.looks:
             which = np.flatnonzero(~race.dropped & ~failed)
+            if not len(which):
+                break
             block = race.order[start:look]
             some = [candidates[i] for i in new[which]]
             scores = evaluator.score(some, [ids[i] for i in new[which]], block)
