@@ -171,9 +171,9 @@ def test_error_rates() -> None:
 
 
 class FirstOnes(RandomSearcher):
-    """Random search that ends after 200 candidates; keeps what it was told."""
+    """Random search that ends after 120 candidates; keeps what it was told."""
 
-    most = 200
+    most = 120
 
     def __init__(self, problem: Problem, **kwargs: Any) -> None:
         super().__init__(problem, **kwargs)
@@ -197,19 +197,19 @@ class FirstOnes(RandomSearcher):
 
 
 def test_a_race_finds_what_full_scores_find_and_takes_less(pool: ScoringPool, problem: Problem, tmp_path: Path) -> None:
-    """The same 200 prompts: in full, and racing. The same finalists, estimates below them, every pair accounted for."""
+    """The same 120 prompts: in full, and racing. The same finalists, estimates below them, every pair accounted for."""
     full, race = FirstOnes(problem.for_search()), FirstOnes(problem.for_search())
-    whole = finish(SearchLoop(full, pool, plan_of(tmp_path / "full", 200 * 64)))
-    less = finish(SearchLoop(race, pool, plan_of(tmp_path / "race", 200 * 64, race=ERROR)))
+    whole = finish(SearchLoop(full, pool, plan_of(tmp_path / "full", 120 * 64)))
+    less = finish(SearchLoop(race, pool, plan_of(tmp_path / "race", 120 * 64, race=ERROR)))
     assert [keys for keys, _, _ in full.told] == [keys for keys, _, _ in race.told]
     assert [f.candidate.key for f in less.finalists.best] == [f.candidate.key for f in whole.finalists.best]
     assert less.finalists.best[0] == whole.finalists.best[0]
     less.close()
     report = less.report()
     dropped = sum(sum(out) for _, _, out in race.told)
-    assert (report["race_error"], report["race_dropped"], report["candidates"]) == (ERROR, dropped, 200)
-    assert report["evaluations"] == 200 * 64 - report["race_spared"] == len(ScoreStore(tmp_path / "race").pairs())
-    assert report["race_spared"] > 0.4 * 200 * 64
+    assert (report["race_error"], report["race_dropped"], report["candidates"]) == (ERROR, dropped, 120)
+    assert report["evaluations"] == 120 * 64 - report["race_spared"] == len(ScoreStore(tmp_path / "race").pairs())
+    assert report["race_spared"] > 0.4 * 120 * 64
     assert not any(race.told[0][2])  # nobody to race yet
     true = {k: v for keys, values, _ in full.told for k, v in zip(keys, values, strict=True)}
     told = [(k, v) for keys, values, out in race.told for k, v, o in zip(keys, values, out, strict=True) if o]
@@ -237,7 +237,7 @@ def test_a_race_that_dies_or_gets_more_budget_goes_on_as_if_nothing_had_been(
     pool: ScoringPool, problem: Problem, tmp_path: Path
 ) -> None:
     whole = FirstOnes(problem.for_search())
-    loop = finish(SearchLoop(whole, pool, plan_of(tmp_path / "whole", 3500, race=ERROR)))
+    loop = finish(SearchLoop(whole, pool, plan_of(tmp_path / "whole", 2600, race=ERROR)))
     begun = FirstOnes(problem.for_search())
     short = SearchLoop(begun, pool, plan_of(tmp_path / "parts", 2001, race=ERROR))
     finish(short, steps=3)  # dies: no snapshot, what is not flushed is lost
@@ -248,8 +248,8 @@ def test_a_race_that_dies_or_gets_more_budget_goes_on_as_if_nothing_had_been(
     finish(more).close()
     assert (more.end, more.ledger.evaluations) == ("budget", 2001)
     last = FirstOnes(problem.for_search())
-    end = finish(SearchLoop(last, pool, plan_of(tmp_path / "parts", 3500, race=ERROR)))
-    assert end.ledger.evaluations == loop.ledger.evaluations == 3500
+    end = finish(SearchLoop(last, pool, plan_of(tmp_path / "parts", 2600, race=ERROR)))
+    assert end.ledger.evaluations == loop.ledger.evaluations == 2600
     assert end.finalists.best == loop.finalists.best
     assert end.report()["race_dropped"] == loop.report()["race_dropped"]
     assert end.report()["race_spared"] == loop.report()["race_spared"]
@@ -273,19 +273,19 @@ def test_prompts_that_come_again_are_not_raced_again(pool: ScoringPool, problem:
 
 
 @pytest.mark.parametrize("name", ["random", "nevergrad", "reward-model", "random-soft", "nevergrad-soft"])
-def test_searchers_race_within_their_budget(ray_session: None, tmp_path: Path, name: str) -> None:
-    found = rayprompt.search(budget=3333, searcher=name, race=True, scorers=1, out=tmp_path / "s")
+def test_searchers_race_within_their_budget(few: Problem, tmp_path: Path, name: str) -> None:
+    found = rayprompt.search(few, budget=999, searcher=name, race=True, scorers=1, out=tmp_path / "s")
     searched = [row for row in ScoreStore(tmp_path / "s").pairs().column("search").to_pylist() if "report" not in row]
-    assert found.evaluations == 3333 == len(searched)
+    assert found.evaluations == 999 == len(searched)
     assert found.race is not None
     assert found.race["dropped"] > 0 or "soft" in name  # soft prompts begin much alike
     content = found.to_json()
     schema = Path(rayprompt.__file__).parent / "schemas" / "search-1.json"
     Draft202012Validator(json.loads(schema.read_text())).validate(content)
     if name == "random":
-        assert rayprompt.resume(tmp_path / "s").to_json() == content
-        more = rayprompt.resume(tmp_path / "s", budget=4000)
-        assert more.evaluations == 4000
+        assert rayprompt.resume(tmp_path / "s", task=few.task).to_json() == content
+        more = rayprompt.resume(tmp_path / "s", budget=1200, task=few.task)
+        assert more.evaluations == 1200
         assert more.race is not None
         assert more.race["error"] == 0.05
 
@@ -329,12 +329,12 @@ def test_what_cannot_race_is_said_in_a_line(
     assert not (tmp_path / "s").exists()
 
 
-def test_a_comparison_races_those_that_can(ray_session: None, tmp_path: Path) -> None:
+def test_a_comparison_races_those_that_can(few: Problem, tmp_path: Path) -> None:
     found = rayprompt.compare(
-        "reviews",
+        few.task,
         ["random", "cma-es"],
         seeds=1,
-        budget=2600,
+        budget=650,
         race=True,
         race_error=0.1,
         baselines=[],
@@ -347,7 +347,7 @@ def test_a_comparison_races_those_that_can(ray_session: None, tmp_path: Path) ->
     assert races["random"]["error"] == 0.1
     assert any("cma-es: scored in full, for they need every" in line for line in found.remarks)
     assert any(line.startswith("random raced: ") for line in found.remarks)
-    assert {run.evaluations for run in found.runs} == {2600}
+    assert {run.evaluations for run in found.runs} == {650}
     assert rayprompt.read_comparison(tmp_path / "c").runs == found.runs
 
 
