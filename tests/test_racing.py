@@ -122,7 +122,7 @@ def test_the_bets_are_those_of_the_formula() -> None:
             rest = sum(-reference[k] for k in order[t + 1 :])
             gone = gone or wealth >= 1 / ERROR or seen + rest < -1e-7
         assert race.dropped[i] == gone
-        assert race.sums[i] == pytest.approx(row and sum(row) - reference.sum())
+        assert race.sums[i] == pytest.approx(sum(row) - reference.sum())
         assert math.exp(race.log_wealth[i]) == pytest.approx(wealth, rel=1e-9)
 
 
@@ -357,7 +357,9 @@ def test_nevergrad_is_told_the_estimates(pool: ScoringPool, problem: Problem, tm
     assert loop.racer is not None
     assert loop.racer.dropped > 0
     told = sum(loss is not None for loss in searcher.losses.values())
-    assert told == loop.evaluator.candidates - (1 if loop.before_cut else 0) or told >= loop.evaluator.candidates - 16
+    cut = 16  # of the generation in which the budget ended, at most
+    assert loop.evaluator.candidates - cut <= told <= loop.evaluator.candidates
+    assert told > loop.evaluator.candidates - loop.racer.dropped  # more than were scored in full
 
 
 def test_every_objective_that_races_has_the_greatest_value_it_says(problem: Problem) -> None:

@@ -27,13 +27,14 @@ import rayprompt
 from rayprompt.cli.main import app, run
 from rayprompt.errors import InputError
 from rayprompt.report.board import arenas_of, charts_of
-from rayprompt.report.details import MOST_BYTES, _listed_part, sign_test, tallies
+from rayprompt.report.details import MOST_BYTES, _listed_part, tallies
 from rayprompt.report.examples import Part, matrices
 from rayprompt.report.markup import VOID, embedded, escaped, printable, tag
 from rayprompt.report.page import render, write_report
 from rayprompt.report.read import read_study
 from rayprompt.report.rebuilt import rebuilt
 from rayprompt.study.progress import Progress
+from rayprompt.study.statistics import sign_test
 
 pytestmark = pytest.mark.usefixtures("kept_pool")
 

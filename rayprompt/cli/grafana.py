@@ -43,6 +43,8 @@ def install(
     ] = True,
 ) -> None:
     """Put the dashboard where Grafana finds Ray's. Run it on the head node, again whenever that was started anew."""
+    from rayprompt.study.results import write_json
+
     where = folder.expanduser() if folder is not None else default_folder()
     if not where.is_dir():
         raise InputError(
@@ -50,10 +52,10 @@ def install(
             "is with --dir"
         )
     board = json.loads(dashboard_file().read_text(encoding="utf-8"))
-    _write(where / NAME, board)
+    write_json(where / NAME, board)
     rays = where / RAYS
     if page and rays.is_file():
-        _write(rays, with_panels(_read(rays), board))
+        write_json(rays, with_panels(_read(rays), board))
         print(f"{where / NAME}: written, and put on Ray's Metrics page ({RAYS}); Grafana shows it within 10 s")
     else:
         print(f"{where / NAME}: written; Grafana shows it within 10 s as dashboard 'rayprompt'")
@@ -105,13 +107,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("panels"), list):
         raise InputError(f"{path}: is no dashboard of Ray's; --no-page leaves it alone")
     return content
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: Grafana may be reading."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

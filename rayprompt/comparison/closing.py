@@ -109,7 +109,7 @@ def finish_runs(job: Job, outcomes: Sequence[RunOutcome]) -> None:
     """The same for W&B and MLflow."""
     for outcome in outcomes:
         search = safe_name(f"{job.id}_{outcome.name}")
-        job.trackers.finish(search, outcome.evaluations, _scalars(outcome), _text(outcome))
+        job.trackers.finish(search, outcome.evaluations, _scalars(outcome), _text(outcome), job.listener)
 
 
 def _choose(closer: Closer, ended: Ended, objective: str | None) -> Choice:

@@ -18,14 +18,37 @@ STOPPED = "scheduler"  # how a run ended that the Tune scheduler stopped
 
 
 @dataclass(frozen=True)
-class RunOutcome:
-    """One search of a comparison.
+class RunIdentity:
+    """Which search it is.
 
     Attributes:
         name: of the trial.
         searcher: its label in the comparison; ``group`` is the searcher it was drawn from, where Tune drew settings.
-        settings: those that were given.
+        settings: those that were given, or all as they were resolved.
         task, split, model, seed: what it ran on.
+    """
+
+    name: str
+    searcher: str
+    group: str
+    settings: Mapping[str, Any]
+    objective: str
+    task: str
+    split: str
+    model: str
+    seed: int
+
+    @property
+    def stratum(self) -> tuple[str, str, str]:
+        """Task, split, model."""
+        return self.task, self.split, self.model
+
+
+@dataclass(frozen=True)
+class RunOutcome(RunIdentity):
+    """One search of a comparison.
+
+    Attributes:
         end: why it ended; ``scheduler`` where a Tune scheduler stopped it.
         prompt: the winner on dev, in JSON form, with its key.
         train, dev, test: the winner's task metric.
@@ -44,15 +67,6 @@ class RunOutcome:
         race: where candidates raced, its error rate, how many were dropped, and the evaluations which that has spared.
     """
 
-    name: str
-    searcher: str
-    group: str
-    settings: Mapping[str, Any]
-    objective: str
-    task: str
-    split: str
-    model: str
-    seed: int
     end: str
     prompt: Mapping[str, Any]
     train: Estimate
@@ -76,11 +90,6 @@ class RunOutcome:
     curve: tuple[tuple[float, ...], ...]
     dev_curve: tuple[tuple[float, ...], ...]
     race: Mapping[str, Any] | None = None
-
-    @property
-    def stratum(self) -> tuple[str, str, str]:
-        """Task, split, model."""
-        return self.task, self.split, self.model
 
     @property
     def top_mean(self) -> float:

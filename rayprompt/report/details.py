@@ -17,6 +17,7 @@ from rayprompt.report.examples import Matrix, Part
 from rayprompt.report.markup import Markup, join, printable, tag
 from rayprompt.report.model import Run, Study
 from rayprompt.report.sections import Cell, bracket, count, figures, prompt_text, table
+from rayprompt.study.statistics import sign_test
 
 MOST_RUNS = 200  # rows of winners
 MOST_FINALISTS = 200
@@ -166,18 +167,6 @@ def tallies(part: Part, first: int, second: int) -> dict[str, int]:
     return {"wins": wins, "losses": losses, "alike": n - wins - losses, "n": n}
 
 
-def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p-value that wins and losses are equally likely: of right and wrong, McNemar's exact test."""
-    n, few = wins + losses, min(wins, losses)
-    if n == 0:
-        return 1.0
-    if n <= 1000:
-        return float(min(1.0, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n))
-    from scipy.stats import binom
-
-    return min(1.0, 2 * float(binom.cdf(few, n, 0.5)))
-
-
 def _listed(study: str, matrix: Matrix, room: int) -> Listed:
     """What the script gets: all counts, and of the examples as many as there is room for, those that divide first."""
     parts = {name: _listed_part(part, int(room * SHARES[name])) for name, part in matrix.parts.items()}
@@ -219,10 +208,6 @@ def _listed_part(part: Part, room: int) -> Listed:
         "examples": [rows[i] for i in order],
         "values": [_coded(row[picked], part.binary) for row in part.values],
     }
-
-
-def _p(wins: int, losses: int) -> float:
-    return float(f"{sign_test(wins, losses):.2g}")
 
 
 def _coded(values: Any, binary: bool) -> str | list[float | None]:

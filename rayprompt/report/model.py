@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rayprompt.candidate import SoftPrompt, TextPrompt, candidate_from_json
-from rayprompt.comparison.outcome import STOPPED
+from rayprompt.comparison.outcome import STOPPED, RunIdentity
 from rayprompt.errors import InputError
 from rayprompt.study.statistics import Estimate
 
@@ -69,13 +69,11 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One search.
+class Run(RunIdentity):
+    """One search, however far it has come.
 
     Attributes:
         study: the name of its study; ``name`` is its own in it.
-        searcher, group: its label, and the searcher it was drawn from where Tune drew settings.
-        settings: all of them, as they were resolved.
         digest: of its task and LM: runs of one stratum can be compared where these are the same.
         end: why it ended; empty where it has not.
         winner: picked on dev, with ``train``, ``dev`` and ``test``; None where dev was not opened yet.
@@ -90,16 +88,7 @@ class Run:
     """
 
     study: str
-    name: str
-    searcher: str
-    group: str
-    settings: Mapping[str, Any]
-    objective: str
-    task: str
-    split: str
-    model: str
     digest: str
-    seed: int
     budget: int
     search: str = ""
     end: str = ""
@@ -118,11 +107,6 @@ class Run:
     curve: tuple[tuple[float, ...], ...] = ()
     dev_curve: tuple[tuple[float, ...], ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def stratum(self) -> Stratum:
-        """Task, split, model."""
-        return self.task, self.split, self.model
 
     @property
     def state(self) -> str:

@@ -91,7 +91,7 @@ def render(studies: Sequence[Study], tasks: Sequence[Task] = ()) -> str:
             tag("p", "rayprompt", class_="brand"),
             tag("h1", title),
             tag("p", _subtitle(studies)),
-            _nav(several),
+            _nav(arenas, bool(data)),
         ),
         tag("main", main, id="main"),
         tag("footer", tag("p", f"Written by rayprompt {__version__}. This page loads nothing from anywhere.")),
@@ -143,10 +143,12 @@ def _notes(lines: Sequence[str]) -> Markup:
     )
 
 
-def _nav(several: bool) -> Markup:
-    names = ["found", "leaderboard", "curves", "cost", "prompts", "examples"]
-    titles = {"found": "Found"}
-    links = [tag("a", titles.get(n, n.capitalize()), href=f"#{'a0-' if several else ''}{n}") for n in names]
+def _nav(arenas: Sequence[Arena], compared: bool) -> Markup:
+    """Of several tasks or LMs a link each, of one a link to each of its sections."""
+    names = ["found", "leaderboard", "curves", "cost", "prompts", *(["examples"] if compared else [])]
+    links = [tag("a", name.capitalize(), href=f"#{name}") for name in names]
+    if len(arenas) > 1:
+        links = [tag("a", arena.title, href=f"#a{i}") for i, arena in enumerate(arenas)]
     links += [tag("a", "Settings", href="#settings"), tag("a", "Do it again", href="#again")]
     return tag("nav", links, aria_label="Sections")
 

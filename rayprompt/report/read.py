@@ -15,7 +15,7 @@ from rayprompt.racing import race_line
 from rayprompt.report.model import EMPTY, Baseline, Finalist, Prompt, Run, Source, Stratum, Study
 from rayprompt.report.rebuilt import rebuilt
 from rayprompt.store.schema import safe_name
-from rayprompt.study.results import SEARCH_SCHEMA
+from rayprompt.study.results import SEARCH_SCHEMA, go_on
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.trace import FOLDER, read_run
 from rayprompt.tables import read_json
@@ -316,13 +316,3 @@ def _outcome(file: Path, schema: str) -> Mapping[str, Any]:
     if content.get("schema") != schema:
         raise InputError(f"{file}: schema {content.get('schema')!r}; this version reads {schema!r}")
     return content
-
-
-def go_on(command: str, path: Path) -> str:
-    """What resumes a study."""
-    import shlex
-
-    return f"to go on: rayprompt {command} --resume {shlex.quote(str(path))}"
-
-
-__all__ = ["go_on", "read_study"]

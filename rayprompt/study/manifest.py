@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,6 +16,7 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.files import reason
+from rayprompt.study.results import go_on
 from rayprompt.study.whole import write_whole
 from rayprompt.task import BUNDLED, Task
 
@@ -163,10 +163,9 @@ def how_to_go_on(study: Path, command: str = "search") -> Iterator[None]:
     except (RayPromptError, KeyboardInterrupt) as error:
         if not (study / FILE).is_file() or isinstance(error, InputError):
             raise
-        go_on = f"to go on: rayprompt {command} --resume {shlex.quote(str(study))}"
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"interrupted; {go_on}") from None
-        raise type(error)(f"{error}; {go_on}") from None
+            raise Interrupted(f"interrupted; {go_on(command, study)}") from None
+        raise type(error)(f"{error}; {go_on(command, study)}") from None
 
 
 def class_path(searcher: type[PromptSearcher]) -> str:

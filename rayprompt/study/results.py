@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -294,6 +295,11 @@ def read_outcome(path: Path, schema: str, make: Callable[[Mapping[str, Any]], T]
         return make(content)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not {what} ({error!r})") from None
+
+
+def go_on(command: str, study: Path) -> str:
+    """How a study is taken up again, for people."""
+    return f"to go on: rayprompt {command} --resume {shlex.quote(str(study))}"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

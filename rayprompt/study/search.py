@@ -317,7 +317,7 @@ def _run(job: _Job) -> Result:
         write_page(job.study, [problem.task for problem in (job.target, job.problem) if problem], job.listener)
         found = {"dev": result.dev.value, "test": result.test.value}
         text = result.best_prompt.text if isinstance(result.best_prompt, TextPrompt) else result.best_prompt.key
-        job.trackers.finish(job.plan.search, result.evaluations, found, text)
+        job.trackers.finish(job.plan.search, result.evaluations, found, text, job.listener)
     return result
 
 

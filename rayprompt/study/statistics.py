@@ -127,10 +127,15 @@ def mcnemar(first: FloatArray, second: FloatArray) -> float:
 
     ``first`` and ``second`` hold 1 (right) or 0 per example.
     """
-    from scipy.stats import binomtest
-
     wins = int(((first > 0.5) & (second <= 0.5)).sum())
     losses = int(((first <= 0.5) & (second > 0.5)).sum())
+    return sign_test(wins, losses)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Exact two-sided p-value that wins and losses are equally likely."""
+    from scipy.stats import binomtest
+
     return 1.0 if wins + losses == 0 else float(binomtest(wins, wins + losses, 0.5).pvalue)
 
 

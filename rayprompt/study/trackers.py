@@ -6,7 +6,6 @@ is resumed goes on in its run. Keys come from the environment, and stay there.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
@@ -78,11 +77,13 @@ class Trackers:
             found.append(self._mlflow(searches, listener))
         return found
 
-    def finish(self, search: str, step: int, numbers: Mapping[str, float], prompt: str) -> None:
+    def finish(
+        self, search: str, step: int, numbers: Mapping[str, float], prompt: str, listener: Listener = silent
+    ) -> None:
         """Add to the run of a search what its closing report found: the winner, and its dev and test. MLflow only."""
         if self.mlflow is not None:
-            with contextlib.suppress(Exception):  # the report has it
-                self._mlflow({}).finish(search, step, {f"final/{k}": v for k, v in numbers.items()}, prompt)
+            runs = self._mlflow({}, listener)
+            runs.attempt(runs.finish, search, step, {f"final/{k}": v for k, v in numbers.items()}, prompt)
 
     def _mlflow(self, searches: Mapping[str, str], listener: Listener = silent) -> MLflowRuns:
         from rayprompt.study.mlflow_runs import MLflowRuns
@@ -125,7 +126,7 @@ class Tracked(LoggerCallback):
 
     def log_trial_start(self, trial: Any) -> None:
         """As Tune calls it."""
-        self._try(self.start, trial)
+        self.attempt(self.start, trial)
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         """As Tune calls it."""
@@ -138,7 +139,7 @@ class Tracked(LoggerCallback):
         self._send_held(trial)
         last = self.held.pop(trial, {})
         ended = "FINISHED" if last.get("done") else "KILLED"
-        self._try(self.end, trial, "FAILED" if failed or last.get("error") else ended)
+        self.attempt(self.end, trial, "FAILED" if failed or last.get("error") else ended)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """As Tune calls it; what was interrupted has come to no end."""
@@ -157,9 +158,10 @@ class Tracked(LoggerCallback):
         own = finite(searcher) if isinstance(searcher, Mapping) else {}
         numbers = {**finite(told), **{f"searcher/{k}": v for k, v in own.items()}}
         prompt = str(result.get("best_prompt") or result.get("best_key", ""))
-        self._try(self.send, trial, int(result.get("evaluations", 0)), numbers, prompt)
+        self.attempt(self.send, trial, int(result.get("evaluations", 0)), numbers, prompt)
 
-    def _try(self, work: Any, *arguments: Any) -> None:
+    def attempt(self, work: Any, *arguments: Any) -> None:
+        """Do it; where that fails say so, and do nothing more."""
         if self.broken:
             return
         try:

@@ -77,7 +77,7 @@ class WandbRuns(Tracked, WandbLoggerCallback):
         futures = list(self._trial_logging_futures.values())
         done = ray.wait(futures, num_returns=len(futures), timeout=timeout)[0] if futures else []
         for future in done:
-            self._try(ray.get, future)
+            self.attempt(ray.get, future)
         super()._cleanup_logging_actors(timeout, kill_on_timeout)
 
     def send(self, trial: Any, step: int, numbers: dict[str, float], prompt: str) -> None:
