@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rayprompt.study.progress import Progress
 from rayprompt.study.trackers import Trackers
 
 KEY = "key-of-w-and-b-0123456789012345678901234"
+PATIENCE = 60.0  # seconds
 SMALL: dict[str, Any] = {"searcher": "random", "seed": 1, "scorers": 1}
 
 pytestmark = pytest.mark.usefixtures("kept_pool")
@@ -127,6 +129,10 @@ def test_a_search_with_a_trial_a_batch_is_one_run(runs: Any, tmp_path: Path, mon
     assert run.info.status == "FINISHED"
     assert curve[-1] == (512, result.train.value)
     (file,) = study.glob("wandb/offline-run-*/*.wandb")
+    until = time.monotonic() + PATIENCE
+    while "exit" not in (kinds := [r.WhichOneof("record_type") for r in offline_records(file)]):
+        assert time.monotonic() < until, f"W&B's process, which writes the file, has come no further than {kinds}"
+        time.sleep(0.2)
     records = list(offline_records(file))
     (about,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
     assert (about.project, about.run_group, about.display_name) == ("prompts", "study", "random-s1")

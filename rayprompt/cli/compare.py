@@ -27,6 +27,7 @@ from rayprompt.cli.options import (
     RaceErrorOption,
     RaceOption,
     ScorersOption,
+    StartOrResumeOption,
     StoreOption,
     WandbOption,
     is_given,
@@ -87,7 +88,9 @@ def compare(
     ] = None,
     out: OutOption = None,
     store: StoreOption = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this comparison. Its snapshots are pickles.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="STUDY", help="Go on with this comparison. Its snapshots are pickles.")
+    ] = None,
     finalists: FinalistsOption = defaults.FINALISTS,
     allow_leaks: LeaksOption = False,
     max_concurrent: Annotated[
@@ -98,6 +101,7 @@ def compare(
     lm: LMOption = None,
     wandb: WandbOption = None,
     mlflow: MLflowOption = None,
+    start_or_resume: StartOrResumeOption = False,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -138,6 +142,7 @@ def compare(
         "lm": parse_settings(lm or [], "--lm"),
         "wandb": wandb,
         "mlflow": mlflow,
+        "start_or_resume": start_or_resume,
         "address": address,
         "scorers": scorers,
         "gpus_per_scorer": gpus_per_scorer,
@@ -151,7 +156,7 @@ def compare(
 
 
 def _run(
-    options: dict[str, Any], given: set[str], config: Path | None, pairs: Sequence[str], resume: Path | None
+    options: dict[str, Any], given: set[str], config: Path | None, pairs: Sequence[str], resume: str | None
 ) -> Comparison:
     """Merge the study file into the options, and run or resume."""
     from rayprompt.cli.display import note

@@ -106,7 +106,7 @@ def _remarks(result: Result) -> list[str]:
             "(other versions of libraries?): the record was kept, the run cannot be repeated bit for bit"
         )
     if isinstance(result.best_prompt, SoftPrompt):
-        lines.append(f"its vectors are in {result.study_dir / VECTORS_FILE}; 'as text' are the tokens nearest to them")
+        lines.append(f"its vectors are in {result.study_dir}/{VECTORS_FILE}; 'as text' are the tokens nearest to them")
     elif not result.round_trips:
         lines.append("the prompt's text does not give its tokens back: use the token ids in prompt.json")
     for part, count in result.truncated.items():

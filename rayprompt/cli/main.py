@@ -31,6 +31,7 @@ from rayprompt.cli.options import (
     RaceOption,
     ScorersOption,
     SplitOption,
+    StartOrResumeOption,
     StoreOption,
     TaskArgument,
     WandbOption,
@@ -92,8 +93,8 @@ def search(
     out: OutOption = None,
     store: StoreOption = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(help="Go on with this study; further, with a larger --budget. Its snapshots are pickles."),
+        str | None,
+        typer.Option(metavar="STUDY", help="Go on with it; further with a larger --budget. Its snapshots are pickles."),
     ] = None,
     finalists: FinalistsOption = defaults.FINALISTS,
     allow_leaks: LeaksOption = False,
@@ -116,6 +117,7 @@ def search(
     answer_scorer: AnswerScorerOption = None,
     wandb: WandbOption = None,
     mlflow: MLflowOption = None,
+    start_or_resume: StartOrResumeOption = False,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -166,6 +168,7 @@ def search(
                 "answer_scorer": answer_scorer,
                 "wandb": wandb,
                 "mlflow": mlflow,
+                "start_or_resume": start_or_resume,
                 "address": address,
                 "scorers": scorers,
                 "gpus_per_scorer": gpus_per_scorer,
@@ -337,7 +340,7 @@ def list_(
 @app.command()
 def transfer(
     studies: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="STUDY...", help="Directories of finished searches or comparisons, of one task."),
     ],
     models: Annotated[

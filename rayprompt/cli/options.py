@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,7 +75,16 @@ MLflowOption = Annotated[
         "may have #EXPERIMENT behind it. MLFLOW_TRACKING_URI, else the folder mlruns, unless said.",
     ),
 ]
-OutOption = Annotated[Path | None, typer.Option(help="The study's directory; new or empty.")]
+OutOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="The study's directory; new or empty. Also s3://BUCKET/DIR, gs://BUCKET/DIR."),
+]
+StartOrResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--start-or-resume", help="Go on with the study in --out if it has begun: for jobs that are submitted again."
+    ),
+]
 
 
 def is_given(context: typer.Context, name: str) -> bool:

@@ -16,7 +16,7 @@ REPORT_SCHEMA = "rayprompt.report/1"
 
 def report(
     studies: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="STUDY...", help="Directories of searches or comparisons, finished or not."),
     ],
     out: Annotated[
@@ -27,13 +27,16 @@ def report(
 ) -> None:
     """Write what studies found as one HTML file that needs no network: leaderboard, curves, cost, prompts, examples."""
     from rayprompt.report.page import write_report
+    from rayprompt.study.place import is_uri
 
     path = write_report(studies, out)
-    print(f"report in {shlex.quote(str(path))}")
+    there = out is None and len(studies) == 1 and is_uri(studies[0])
+    place = f"{studies[0]}/{path.name}" if there else str(path)
+    print(f"report in {shlex.quote(place)}")
     if json_:
         content = {
             "schema": REPORT_SCHEMA,
-            "report": str(path.resolve()),
-            "studies": [str(s.resolve()) for s in studies],
+            "report": place if there else str(path.resolve()),
+            "studies": [s if is_uri(s) else str(Path(s).expanduser().resolve()) for s in studies],
         }
         print(json.dumps({**content, "bytes": path.stat().st_size}, ensure_ascii=False), flush=True)

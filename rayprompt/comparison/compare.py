@@ -15,7 +15,7 @@ import ray
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.comparison.closing import BASELINES, close_all, finish_runs, write_final_curves
-from rayprompt.comparison.job import Job, TaskLike, begin, check, problems_of, searches_of, summary
+from rayprompt.comparison.job import Job, TaskLike, begin, check, problems_of, searches_of, summary, taken_up
 from rayprompt.comparison.outcome import (
     COMPARISON_SCHEMA,
     RESULT_FILE,
@@ -42,6 +42,7 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
 from rayprompt.study.manifest import how_to_go_on, make_directory, read_manifest, recorded_searcher, write_manifest
+from rayprompt.study.place import has_begun, opened, place_of
 from rayprompt.study.prepare import HERE, store_location, study_dir
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import write_json
@@ -82,6 +83,7 @@ def compare(
     lm: Mapping[str, Any] | None = None,
     wandb: str | None = None,
     mlflow: str | None = None,
+    start_or_resume: bool = False,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -112,8 +114,8 @@ def compare(
         max_concurrent: runs side by side; None is as many as the cluster has room for.
         race, race_error: as for :func:`rayprompt.search`; searchers that need full rows do not race.
         lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
-        data, out, store, finalists, allow_leaks, wandb, mlflow, address, scorers, gpus_per_scorer, listener: as for
-            :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
+        data, out, store, finalists, allow_leaks, wandb, mlflow, start_or_resume, address, scorers, gpus_per_scorer,
+            listener: as for :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
 
     Raises:
         InputError: something given cannot be used; nothing has been started.
@@ -141,14 +143,28 @@ def compare(
         "trackers": Trackers(wandb, mlflow).to_json(),
     }
     problems = problems_of(listed, names, splits, data, allow_leaks=allow_leaks, lm=LMSettings.of(lm))
-    study = study_dir(out, f"compare-{'-'.join(dict.fromkeys(stratum[0] for stratum in problems))}")
+    if start_or_resume and out is None:
+        raise InputError("--start-or-resume: needs --out, where the comparison is to be looked for")
+    begun = start_or_resume and out is not None and has_begun(out)
+    name = f"compare-{'-'.join(dict.fromkeys(stratum[0] for stratum in problems))}"
+    study = opened(out) if begun and out is not None else study_dir(out, name)
     job = Job(
         problems, entries, runs_of(entries, list(problems), seeds), seeds, study,
         f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", store_location(store), options,
         Cluster(address, scorers, gpus_per_scorer), listener, started,
     )  # fmt: skip
     check(job)
-    return _run(job)
+    if not begun:
+        return _run(job)
+    return _finished(study) or _run(taken_up(job, read_manifest(study, COMPARISON_SCHEMA)))
+
+
+def _finished(study: Path) -> Comparison | None:
+    """The outcome of a comparison that has come to its end with no run that failed."""
+    if not (study / RESULT_FILE).is_file():
+        return None
+    finished = read_comparison(study)
+    return None if finished.failed else replace(finished, study_dir=place_of(study))
 
 
 def resume_comparison(
@@ -176,12 +192,11 @@ def resume_comparison(
         ScoringError, StoreError, Interrupted: as for :func:`compare`.
     """
     started = time.perf_counter()
-    path = Path(study).expanduser().resolve()
+    path = opened(study)
     record = read_manifest(path, COMPARISON_SCHEMA)
-    if (path / RESULT_FILE).is_file():
-        finished = read_comparison(path)
-        if not finished.failed:
-            return replace(finished, study_dir=path)
+    finished = _finished(path)
+    if finished is not None:
+        return finished
     given = {task.name: task for task in tasks}
     problems: dict[Stratum, Problem] = {}
     settings = {
@@ -239,7 +254,7 @@ def _run(job: Job) -> Comparison:
     with how_to_go_on(job.study, "compare"), ExitStack() as until_written, connected(job.cluster, job.listener):
         groups = _together(job)
         make_directory(job.study)
-        until_written.enter_context(study_lock(job.study))
+        until_written.enter_context(study_lock(job.study, job.listener))
         content = begin(job, store)
         job.over_before = sum(job.ended(run) is not None for run in job.runs)
         for models in groups:
@@ -353,7 +368,7 @@ def _verdict(
         tables=tables,
         budget=job.budget,
         seeds=tuple(job.seeds),
-        study_dir=job.study,
+        study_dir=place_of(job.study),
         store=job.store_at,
         seconds=time.perf_counter() - job.started,
         report_evaluations=report.report_evaluations,

@@ -28,6 +28,7 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import class_path, task_location, versions, write_manifest
+from rayprompt.study.place import location_of
 from rayprompt.study.prepare import HERE, check_room
 from rayprompt.study.progress import Listener, Progress
 from rayprompt.study.session import Cluster
@@ -80,15 +81,15 @@ class Job:
     @property
     def store_at(self) -> str:
         """Where the scores are."""
-        return str(self.study) if self.store == HERE else self.store
+        return location_of(self.study) if self.store == HERE else self.store
 
     def plan(self, run: Run) -> SearchPlan:
         """What the search of a run is told."""
         search = safe_name(f"{self.id}_{run.name}")
-        finalists, study = self.options["finalists"], str(self.study)
+        finalists, study = self.options["finalists"], location_of(self.study)
         return SearchPlan(
             search, self.budget, finalists, study, self.store_at, SNAPSHOT_SECONDS, FLUSH_SECONDS, self.store == HERE,
-            race=self.options.get("race"),
+            race=self.options.get("race"), here=str(self.study),
         )  # fmt: skip
 
     def ended(self, run: Run) -> tuple[dict[str, Any], Trace] | None:
@@ -250,10 +251,42 @@ def begin(job: Job, store: ScoreStore) -> dict[str, Any]:
     }
     if job.record:
         _check_unchanged(job, content)
-        content = job.record
+        places = {kind: {was["name"]: was["location"] for was in content[kind]} for kind in ("tasks", "models")}
+        content = dict(job.record)
+        for kind, here in places.items():  # they may lie elsewhere by now
+            content[kind] = [{**was, "location": here[was["name"]]} for was in job.record[kind]]
     write_manifest(job.study, content, COMPARISON_SCHEMA)
     store.prepare()
     return content
+
+
+def taken_up(job: Job, record: Mapping[str, Any]) -> Job:
+    """A job that is given as a whole, as the one of which study.yaml holds the ``record``.
+
+    Raises:
+        InputError: it is another comparison.
+    """
+    where = f"the comparison in {location_of(job.study)} began with"
+    for name in record["options"]:
+        if record[name] != _plain(job.options.get(name)):
+            given = f"--{name.replace('_', '-')} {job.options.get(name)}"
+            raise InputError(f"{given}: {where} {record[name]}; give a new --out")
+    digests = {model["name"]: model["digest"] for model in record["models"]}
+    splits = {(was["name"], split): digest for was in record["tasks"] for split, digest in was["splits"].items()}
+    for what, was, now in (
+        ("--seeds", record["seeds"], job.seeds),
+        ("--searchers", [e["label"] for e in record["entries"]], [e.label for e in job.entries]),
+        ("--model", digests, {name: problem.lm.digest for (_, _, name), problem in job.problems.items()}),
+        ("TASK", splits, {(task, split): p.task.digest for (task, split, _), p in job.problems.items()}),
+    ):
+        if was != now:
+            raise InputError(f"{what}: {where} {was}, not {now}; give a new --out")
+    return replace(job, id=record["id"], store=record["store"], record=dict(record))
+
+
+def _plain(value: Any) -> Any:
+    """As YAML gives it back."""
+    return json.loads(json.dumps(value))
 
 
 def _resolved(job: Job) -> dict[str, Any]:

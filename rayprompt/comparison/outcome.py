@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError
+from rayprompt.study.place import is_uri
 from rayprompt.study.results import read_outcome
 from rayprompt.study.statistics import Estimate
 
@@ -182,7 +183,7 @@ class Comparison:
     tables: tuple[Mapping[str, Any], ...]
     budget: int
     seeds: tuple[int, ...]
-    study_dir: Path
+    study_dir: Path | str
     store: str
     seconds: float
     report_evaluations: int
@@ -219,7 +220,7 @@ class Comparison:
                 "tables": tuple(form["tables"]),
                 "remarks": tuple(form["remarks"]),
                 "seeds": tuple(form["seeds"]),
-                "study_dir": Path(form["study_dir"]),
+                "study_dir": form["study_dir"] if is_uri(form["study_dir"]) else Path(form["study_dir"]),
             }
         )
 

@@ -12,6 +12,7 @@ from rayprompt.comparison.outcome import COMPARISON_SCHEMA, RESULT_FILE, read_co
 from rayprompt.errors import InputError
 from rayprompt.lm.settings import LMSettings
 from rayprompt.study.manifest import FILE, kind_of, read_manifest
+from rayprompt.study.place import opened
 from rayprompt.study.results import Baseline, read_result
 from rayprompt.study.statistics import Estimate
 
@@ -69,7 +70,7 @@ def sources_of(location: str | Path) -> list[Source]:
     Raises:
         InputError: it is not a study's, or the study has not come to its end.
     """
-    path = Path(location).expanduser().resolve()
+    path = opened(location)
     if not path.is_dir():
         raise InputError(f"STUDY {location}: no such directory; a study's is wanted (rayprompt search --out DIR)")
     if not (path / FILE).is_file():

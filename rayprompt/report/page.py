@@ -18,6 +18,8 @@ from rayprompt.report.markup import Markup, embedded, join, tag
 from rayprompt.report.model import Study
 from rayprompt.report.read import read_study
 from rayprompt.report.sections import cost, curves, found, leaderboard, overall
+from rayprompt.store.files import Folder
+from rayprompt.study.place import is_uri, opened
 from rayprompt.study.whole import write_whole
 from rayprompt.task import Task
 
@@ -27,7 +29,7 @@ GENERATOR = "rayprompt report"
 
 
 def write_report(locations: Sequence[str | Path], out: Path | None = None, tasks: Sequence[Task] = ()) -> Path:
-    """Write the report of studies, finished or not, and give its path.
+    """Write the report of studies, finished or not, and give its path: here, also where the study is elsewhere.
 
     Args:
         locations: the studies' directories.
@@ -39,10 +41,13 @@ def write_report(locations: Sequence[str | Path], out: Path | None = None, tasks
         StoreError: it cannot be written.
     """
     studies = [read_study(location) for location in locations]
+    there = len(locations) == 1 and out is None and is_uri(locations[0])
     if out is None:
-        out = Path(FILE) if len(locations) > 1 else Path(locations[0]).expanduser() / FILE
+        out = Path(FILE) if len(locations) > 1 else opened(locations[0]) / FILE
     check_out(out)
     write_whole(out, render(studies, tasks))
+    if there:
+        Folder.at(locations[0]).write(FILE, out.read_bytes())
     return out
 
 

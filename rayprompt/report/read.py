@@ -15,6 +15,7 @@ from rayprompt.racing import race_line
 from rayprompt.report.model import EMPTY, Baseline, Finalist, Prompt, Run, Source, Stratum, Study
 from rayprompt.report.rebuilt import rebuilt
 from rayprompt.store.schema import safe_name
+from rayprompt.study.place import location_of, opened
 from rayprompt.study.results import SEARCH_SCHEMA, go_on
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.trace import FOLDER, read_run
@@ -36,7 +37,7 @@ def read_study(location: str | Path) -> Study:
     """
     import yaml
 
-    path = Path(location).expanduser().resolve()
+    path = opened(location, whole=True)
     if not path.is_dir():
         raise InputError(f"STUDY {location}: no such directory; a study's is wanted (rayprompt search --out DIR)")
     file = path / MANIFEST
@@ -308,7 +309,9 @@ def _finalists(forms: list[Mapping[str, Any]], winner: Prompt, test: Estimate) -
 
 
 def _store(path: Path, record: Mapping[str, Any]) -> str:
-    return str(path) if record["store"] == "." else str(record["store"])
+    if record["store"] != ".":
+        return str(record["store"])
+    return str(path) if (path / "scores").is_dir() else location_of(path)  # a whole study may have been fetched
 
 
 def _outcome(file: Path, schema: str) -> Mapping[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rayprompt.errors import InputError, StoreError
 from rayprompt.store.files import reason
+from rayprompt.study.place import carried_over, location_of
+from rayprompt.study.progress import Listener, Progress
 
 try:
     import fcntl
@@ -21,13 +23,19 @@ LOCK = ".lock"
 
 
 @contextmanager
-def study_lock(study: Path) -> Iterator[None]:
-    """Hold the study's lock, where its filesystem has locks.
+def study_lock(study: Path, listener: Listener) -> Iterator[None]:
+    """Hold the study's lock, where its filesystem has locks; of a study on object storage its lease.
+
+    The listener is told if that takes a while.
 
     Raises:
         InputError: another process holds it.
         StoreError: the study's directory cannot be written to.
     """
+    if location_of(study) != str(study):
+        with carried_over(study, lambda line: listener(Progress("start", line))):
+            yield
+        return
     try:
         opened = (study / LOCK).open("a+", encoding="utf-8")
     except OSError as error:

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,13 @@ class SearchPlan:
     snapshot_seconds: float = SNAPSHOT_SECONDS
     flush_seconds: float = FLUSH_SECONDS
     alone: bool = False  # knows only what it has scored itself: in a store of many searches its memory stays its own
+    here: str = ""  # the driver's directory of the study, where that lies elsewhere
     race: float | None = None  # candidates race, with this error rate
+
+    @property
+    def directory(self) -> Path:
+        """Where the driver has the study's files."""
+        return Path(self.here or self.study)
 
 
 @dataclass(frozen=True)

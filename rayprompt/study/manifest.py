@@ -16,12 +16,13 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.files import reason
+from rayprompt.study.place import STUDY_FILE, carry
 from rayprompt.study.results import go_on
 from rayprompt.study.whole import write_whole
 from rayprompt.task import BUNDLED, Task
 
 SCHEMA = "rayprompt.study/4"
-FILE = "study.yaml"
+FILE = STUDY_FILE
 PACKAGES = ("rayprompt", "ray", "torch", "transformers", "tokenizers", "numpy", "nevergrad", "cma", "pyarrow")
 
 
@@ -104,6 +105,7 @@ def write_manifest(study: Path, content: Mapping[str, Any], schema: str = SCHEMA
 
     text = yaml.safe_dump({"schema": schema, **content}, sort_keys=False, allow_unicode=True)
     write_whole(study / FILE, text)
+    carry(study)
 
 
 def kind_of(study: Path) -> str:

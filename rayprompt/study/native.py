@@ -51,14 +51,14 @@ def run_native(
     searcher.most_candidates = plan.budget // len(set(searcher.problem.digests("train")))
     names = {"study": plan.study, "run": name, "searcher": searcher.name}
     desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget, names)
-    whole = WholeSearch(name, plan.study, parameters_of(searcher, plan))
+    whole = WholeSearch(name, str(plan.directory), parameters_of(searcher, plan))
     runs = [
         AsOne(logger, whole, lambda: bool(searcher.ended))
-        for logger in trackers.callbacks(plan.study, {name: plan.search}, listener)
+        for logger in trackers.callbacks(plan.directory, {name: plan.search}, listener)
     ]
     collect = Collect(searcher, plan, listener, runs)
-    trainable, folder = desk.trainable(report_errors=True), experiment_name(Path(plan.study), name)
-    tuner = tuner_of(searcher, trainable, plan.study, folder, [*runs, collect])
+    trainable, folder = desk.trainable(report_errors=True), experiment_name(plan.directory, name)
+    tuner = tuner_of(searcher, trainable, str(plan.directory), folder, [*runs, collect])
     try:
         with quiet_tune(), without_loggers():
             outcome = tuner.fit()

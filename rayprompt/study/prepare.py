@@ -20,9 +20,9 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
 from rayprompt.study.lock import LOCK
+from rayprompt.study.place import P0_FILE, is_uri, new_place
 from rayprompt.task import Task
 
-P0_FILE = "p0.safetensors"  # in a study: the vectors that its soft prompts begin with
 HERE = "."  # a store that is the study's own directory, wherever that is moved to
 
 
@@ -139,11 +139,13 @@ def make_searcher(
 
 
 def study_dir(out: str | Path | None, name: str) -> Path:
-    """The directory of a new study; one that exists must be empty. It is not made yet.
+    """The directory of a new study; one that exists must be empty. It is not made yet; but what stands for a URI is.
 
     Raises:
         InputError: it exists and holds something, or cannot be made.
     """
+    if out is not None and is_uri(out):
+        return new_place(str(out))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
     path = Path(out) if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"

@@ -13,6 +13,7 @@ from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, TextPrompt, candid
 from rayprompt.errors import InputError
 from rayprompt.lm.vectors import P0, read_vectors, vectors_digest
 from rayprompt.searcher.problem import Problem
+from rayprompt.study.place import is_uri, location_of
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.whole import write_whole
 from rayprompt.tables import read_json, read_text
@@ -96,7 +97,7 @@ class Result:
     seconds: float
     evaluations_per_second: float
     end: str
-    study_dir: Path
+    study_dir: Path | str
     store: str
     task: str
     split: str
@@ -165,7 +166,7 @@ class Result:
                 "decoded": None if form.get("decoded") is None else Baseline.from_json(form["decoded"]),
                 "finalists": tuple(form["finalists"]),
                 "top": tuple(Estimate.from_json(e) for e in form.get("top", [])),
-                "study_dir": Path(form["study_dir"]),
+                "study_dir": form["study_dir"] if is_uri(form["study_dir"]) else Path(form["study_dir"]),
                 **{part: Estimate.from_json(form[part]) for part in ("train", "dev", "test")},
             }
         )
@@ -299,7 +300,7 @@ def read_outcome(path: Path, schema: str, make: Callable[[Mapping[str, Any]], T]
 
 def go_on(command: str, study: Path) -> str:
     """How a study is taken up again, for people."""
-    return f"to go on: rayprompt {command} --resume {shlex.quote(str(study))}"
+    return f"to go on: rayprompt {command} --resume {shlex.quote(location_of(study))}"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

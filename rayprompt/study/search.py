@@ -44,9 +44,9 @@ from rayprompt.study.manifest import (
 )
 from rayprompt.study.measure import context_of
 from rayprompt.study.native import run_native
+from rayprompt.study.place import P0_FILE, has_begun, location_of, opened, place_of
 from rayprompt.study.prepare import (
     HERE,
-    P0_FILE,
     bind,
     check_native,
     check_room,
@@ -94,10 +94,11 @@ class _Job:
 
     @property
     def plan(self) -> SearchPlan:
-        store = str(self.study) if self.store == HERE else self.store
+        at = location_of(self.study)
+        store = at if self.store == HERE else self.store
         search = safe_name(f"{self.id}_{self.trial}")
         times = (SNAPSHOT_SECONDS, FLUSH_SECONDS)
-        return SearchPlan(search, self.budget, self.finalists, str(self.study), store, *times, race=self.race)
+        return SearchPlan(search, self.budget, self.finalists, at, store, *times, race=self.race, here=str(self.study))
 
 
 def search(
@@ -126,6 +127,7 @@ def search(
     answer_scorer: str | None = None,
     wandb: str | None = None,
     mlflow: str | None = None,
+    start_or_resume: bool = False,
     address: str | None = None,
     scorers: int | None = None,
     gpus_per_scorer: float | None = None,
@@ -144,7 +146,7 @@ def search(
         data: where a public task's examples are: a folder; None is RAYPROMPT_DATA, else the Hugging Face hub.
         objective: what the searcher maximises: a name, ``module:function``, or such a function; None is its default.
         settings: the searcher's own settings.
-        out: the study's directory; None makes one under ``rayprompt-studies/``.
+        out: the study's directory, or URI, as ``s3://bucket/folder``; None makes one under ``rayprompt-studies/``.
         store: a directory (or URI) where scores are kept and looked up, shared with other studies; None is the
             study's own.
         finalists: how many of the best on train are scored on dev.
@@ -162,6 +164,8 @@ def search(
             the gold one, where that is not as the task has it: see :class:`rayprompt.answers.Judge`.
         wandb: a project of Weights & Biases that gets the search as a run; the key is in WANDB_API_KEY.
         mlflow: an experiment of MLflow that does, a tracking URI or folder, or ``URI#EXPERIMENT``.
+        start_or_resume: where a study has begun in ``out``, go on with it: what a job that may be killed and submitted
+            again runs. It must be the same search; its budget may be larger.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
         listener: told of the progress.
 
@@ -198,7 +202,10 @@ def search(
         if tune_native:
             raise InputError("--race with --tune-native: there candidates are scored whole; leave one of them out")
         Racer(agent, error)  # refuses what cannot race
-    study = study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
+    if start_or_resume and out is None:
+        raise InputError("--start-or-resume: needs --out, where the study is to be looked for")
+    begun = start_or_resume and out is not None and has_begun(out)
+    study = opened(out) if begun and out is not None else study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
     check_room(problem, agent.outline)
     if target is not None:
         check_room(target)
@@ -209,7 +216,7 @@ def search(
         listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
         {"batch_size": batch_size} if tune_native else None, points, error, target, trackers=trackers,
     )  # fmt: skip
-    return _run(job)
+    return _taken_up(job) if begun else _run(job)
 
 
 def resume(
@@ -239,16 +246,12 @@ def resume(
         ScoringError, StoreError, Interrupted: as for :func:`search`.
     """
     started = time.perf_counter()
-    path = Path(study).expanduser().resolve()
+    path = opened(study)
     record = read_manifest(path)
     spent = int(record["budget"])
-    if budget is not None and budget < spent:
-        raise InputError(f"--budget {budget}: the study in {path} has {spent}; a resumed study's budget can only grow")
-    if (path / "result.json").is_file():
-        # A study that was given more and has not come to its end still has the result of the smaller budget.
-        finished = read_result(path / "result.json")
-        if finished.budget == (budget or spent):
-            return finished
+    finished = _finished(path, spent, spent if budget is None else budget)
+    if finished is not None:
+        return finished
     problem = _recorded_problem(record, path, task)
     agent = make_searcher(
         problem,
@@ -278,6 +281,52 @@ def resume(
     return _run(job)
 
 
+def _taken_up(job: _Job) -> Result:
+    """Go on with the study in the job's directory, which must be of the same search.
+
+    Raises:
+        InputError: it is of another one, or had a larger budget.
+    """
+    record = read_manifest(job.study)
+    was, agent = record["searcher"], job.searcher
+    for name, before, now in (
+        ("--finalists", record["finalists"], job.finalists),
+        ("--tune-native", record["tune_native"], job.native),
+        ("--race", record.get("race"), job.race),
+        ("--proxy-model", (record["target"] or {}).get("digest"), job.target and job.target.lm.digest),
+    ):
+        if before != now:
+            raise InputError(f"{name}: the study in {location_of(job.study)} began with {before}; {now} is another one")
+    finished = _finished(job.study, int(record["budget"]), job.budget)
+    if finished is not None:
+        return finished
+    points = [candidate_from_json(form) for form in record["points"]]
+    batch, planned_then = (job.native or {}).get("batch_size"), was["planned_candidates"]
+    again = make_searcher(
+        job.problem, type(agent), planned_then, agent.seed, agent.objective_name, agent._settings_dict(), batch, points
+    )
+    if planned(job.problem, job.budget) > planned_then:
+        again.extend(planned(job.problem, job.budget))
+    return _run(replace(job, searcher=again, id=record["id"], points=points, record=record, store=record["store"]))
+
+
+def _finished(study: Path, spent: int, budget: int) -> Result | None:
+    """The result of a study of ``spent`` evaluations that was given ``budget``; None where it has some left.
+
+    Raises:
+        InputError: it had more.
+    """
+    if budget < spent:
+        raise InputError(
+            f"--budget {budget}: the study in {location_of(study)} has {spent}; a resumed study's budget can only grow"
+        )
+    if not (study / "result.json").is_file():
+        return None
+    # A study that was given more and has not come to its end still has the result of the smaller budget.
+    finished = read_result(study / "result.json")
+    return finished if finished.budget == budget else None
+
+
 def _run(job: _Job) -> Result:
     """Start what is needed, search, close, and write the result; tells how to go on if that fails on the way."""
     timings: dict[str, float] = {"prepare": time.perf_counter() - job.started}
@@ -292,7 +341,7 @@ def _run(job: _Job) -> Result:
         cluster = replace(job.cluster, spare_gpu=wanted.get("GPU", 0.0))
         with session(job.problem.lm, cluster, job.listener, timings) as pool:
             make_directory(job.study)
-            until_written.enter_context(study_lock(job.study))
+            until_written.enter_context(study_lock(job.study, job.listener))
             job.searcher.prepare(pool)
             content = _begin(job, pool, store)
             begun = time.perf_counter()
@@ -342,6 +391,8 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         for remark in check_unchanged(job.record, now, job.study):
             job.listener(Progress("start", f"note: {remark}"))
         content = {**job.record, "budget": job.budget, "pool": now["pool"]}
+        for part in ("task", "model"):  # they may lie elsewhere by now
+            content[part] = {**job.record[part], "location": now[part]["location"]}
         if job.target is not None and job.target.lm.digest != job.record["target"]["digest"]:
             raise InputError(f"{job.study}: model {job.target.lm.name} is another one than when the study began")
     for line in pool.unkept({"train": job.problem.part("train")}):
@@ -412,7 +463,7 @@ def _result(
         shape_breaks=last["shape_breaks"] + report.shape_breaks,
         test_opened=opened,
         seconds=time.perf_counter() - job.started,
-        study_dir=job.study,
+        study_dir=place_of(job.study),
         store=job.plan.store,
         task=problem.task.name,
         split=problem.split,

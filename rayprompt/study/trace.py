@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyarrow import ArrowException
+
 from rayprompt.store.files import Folder
+from rayprompt.study.place import location_of
 
 FOLDER = "runs"  # in a study: a JSON file for each search
 RUN_SCHEMA = "rayprompt.run/1"
@@ -63,9 +66,9 @@ def write_run(folder: Folder, search: str, report: dict[str, Any], trace: Trace)
 
 def read_run(study: Path, search: str) -> tuple[dict[str, Any], Trace] | None:
     """The last report and the trace of a search; None where it has not come to a stop, or its file was cut."""
-    file = study / FOLDER / f"{search}.json"
+    folder = Folder.at(location_of(study)).child(FOLDER)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(folder.read(f"{search}.json"))
         return content["report"], Trace.from_state(content["trace"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ArrowException, OSError, ValueError, KeyError, TypeError):
         return None

@@ -50,7 +50,7 @@ def run_trial(
         tune.with_parameters(SearchTrial, job=cloudpickle.dumps((searcher, pool, plan))),
         tune.PlacementGroupFactory([trial_resources(searcher.resources(searcher._settings_dict()))]),
     )
-    study = Path(plan.study)
+    study = plan.directory
     tuner = tune.Tuner(
         trainable,
         param_space=parameters_of(searcher, plan),
@@ -125,7 +125,7 @@ class KeepLogs(Callback):
         """Called before Tune's loggers open their files."""
         new = Path(trial.local_path)
         plan = self.plans[new.name]
-        old = Path(plan.study) / new.name
+        old = plan.directory / new.name
         last = ScoreStore(plan.store).last_generation(plan.search)
         for name, keep in (("result.json", kept_lines), ("progress.csv", kept_rows)):
             source = next((folder / name for folder in (new, old) if (folder / name).is_file()), None)

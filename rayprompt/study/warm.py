@@ -17,8 +17,10 @@ from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import Scores, right
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.files import Folder
 from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
+from rayprompt.study.place import is_uri, opened
 from rayprompt.study.results import read_result
 
 MOST_POINTS = 10  # taken from a store
@@ -32,10 +34,13 @@ def starting_points(searcher: PromptSearcher, location: str | Path) -> list[Cand
     Raises:
         InputError: there is neither, or it holds nothing that this search can begin with.
     """
-    path = Path(location)
+    study = location
+    if is_uri(location) and "result.json" in Folder.at(location).names():
+        study = opened(location)
+    path = Path(study)
     if (path / "result.json").is_file():
         found = _finalists(searcher, path)
-    elif "://" in str(location) or (path / "store.json").is_file():
+    elif is_uri(location) or (path / "store.json").is_file():
         found = _best_of_store(searcher, location)
     else:
         raise InputError(f"--warm-start {location}: neither a finished study (result.json) nor a store (store.json)")
@@ -56,7 +61,7 @@ def known_prompts(searcher: PromptSearcher, location: str | Path, most: int) -> 
         InputError: there is neither store nor finished study.
     """
     path = Path(location)
-    if "://" in str(location) or (path / "store.json").is_file():
+    if is_uri(location) or (path / "store.json").is_file():
         found = _best_of_store(searcher, location, most)
         if found:
             return found
