@@ -14,11 +14,24 @@ from conftest import REPOSITORY
 import rayprompt
 
 # From the top down; a module may import from its own layer and from those below.
-LAYERS = ["cli", "testing", "report", "comparison", "study", "searcher", "scoring", "reward", "lm", "plain"]
+LAYERS = [
+    "cli",
+    "clusterfiles",
+    "testing",
+    "report",
+    "comparison",
+    "study",
+    "searcher",
+    "scoring",
+    "reward",
+    "lm",
+    "plain",
+]
 
 
 def layer_of(module: str) -> str:
     part = module.split(".")[1] if "." in module else "plain"
+    part = "cli" if part == "__main__" else part
     return part if part in LAYERS else "plain"
 
 

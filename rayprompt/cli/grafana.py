@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-import rayprompt
+from rayprompt.clusterfiles.shipped import shipped
 from rayprompt.errors import InputError
 
 NAME = "rayprompt_grafana_dashboard.json"
@@ -62,10 +62,8 @@ def install(
 
 
 def dashboard_file() -> Path:
-    """The dashboard, in the package or in the checkout beside it."""
-    package = Path(rayprompt.__file__).parent
-    found = [folder / "clusters" / "grafana" / "rayprompt.json" for folder in (package, package.parent)]
-    return next((path for path in found if path.is_file()), found[0])
+    """The dashboard that comes with rayprompt."""
+    return shipped("grafana/rayprompt.json")
 
 
 def default_folder() -> Path:

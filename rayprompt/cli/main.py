@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rayprompt import __version__, defaults
+from rayprompt.cli.clusters import app as clusters
 from rayprompt.cli.compare import compare
 from rayprompt.cli.grafana import app as grafana
 from rayprompt.cli.options import (
@@ -393,6 +394,7 @@ stores = typer.Typer(help="Look into a score store, and tidy it.", rich_markup_m
 app.add_typer(stores, name="store")
 app.add_typer(recommend, name="recommend")
 app.add_typer(grafana, name="grafana")
+app.add_typer(clusters, name="clusters")
 StoreArgument = Annotated[str, typer.Argument(help="A store's directory or URI; a study's directory is one, too.")]
 
 

@@ -1,0 +1,1 @@
+"""Cluster files: what ``rayprompt clusters check`` finds in them, and what ``clusters init`` writes. No torch here."""
