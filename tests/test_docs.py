@@ -291,7 +291,7 @@ def test_readme_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
         if not line.startswith("rayprompt "):
             continue
         words = line.split("#")[0].split()
-        command = words[1:3] if words[1] in ("recommend", "store") else words[1:2]
+        command = words[1:3] if words[1] in ("recommend", "store", "clusters") else words[1:2]
         assert run(app, [*command, "--help"]) == 0
         text = capsys.readouterr().out
         for option in (w for w in words if w.startswith("--")):

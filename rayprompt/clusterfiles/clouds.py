@@ -10,6 +10,7 @@ from rayprompt.clusterfiles.findings import Findings
 from rayprompt.clusterfiles.located import Document, Place
 from rayprompt.clusterfiles.schema import anything
 
+STAYS = "the disk stays when the machine goes, and is billed on"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
@@ -78,6 +79,10 @@ def _check_aws(file: Document, findings: Findings) -> None:
                 "spot",
                 f"{name}: InstanceMarketOptions must be {{MarketType: spot}}, or be left out for on demand",
             )
+        for i, disk in enumerate(_node(file, name, "BlockDeviceMappings") or []):
+            if "Ebs" in disk and disk["Ebs"].get("DeleteOnTermination") is not True:
+                line = file.line(*place, "BlockDeviceMappings", i, "Ebs")
+                findings.add(line, "disk-stays", f"{name}: must have DeleteOnTermination: true, or {STAYS}")
     for name in _workers(file):
         if not _node(file, name, "IamInstanceProfile"):
             findings.add(
@@ -123,6 +128,11 @@ def _check_gcp(file: Document, findings: Findings) -> None:
     project = file.get("provider", "project_id")
     if not project:
         findings.add(file.line("provider", "project_id"), "project", "provider.project_id is missing: Ray must know it")
+    for name in _names(file):
+        for i, disk in enumerate(_node(file, name, "disks") or []):
+            if disk.get("autoDelete") is not True:
+                line = file.line("available_node_types", name, "node_config", "disks", i)
+                findings.add(line, "disk-stays", f"{name}: must have autoDelete: true, or {STAYS}")
     for name in _workers(file):
         place = ("available_node_types", name, "node_config")
         if _gcp_scheduling(file, name).get("onHostMaintenance") != "TERMINATE":
@@ -181,8 +191,9 @@ CLOUDS = {
             "InstanceType!": str,
             "IamInstanceProfile": dict,
             "InstanceMarketOptions": dict,
+            "BlockDeviceMappings": [{"Ebs": dict, **anything("DeviceName NoDevice VirtualName")}],
             **anything(
-                "AdditionalInfo BlockDeviceMappings CapacityReservationSpecification CpuOptions CreditSpecification "
+                "AdditionalInfo CapacityReservationSpecification CpuOptions CreditSpecification "
                 "DisableApiStop DisableApiTermination EbsOptimized EnablePrimaryIpv6 EnclaveOptions HibernationOptions "
                 "ImageId InstanceInitiatedShutdownBehavior Ipv6AddressCount Ipv6Addresses KernelId KeyName "
                 "LaunchTemplate LicenseSpecifications MaintenanceOptions MetadataOptions Monitoring NetworkInterfaces "
@@ -203,9 +214,10 @@ CLOUDS = {
         node={
             "machineType!": str,
             "guestAccelerators": [dict],
+            "disks": [dict],
             "serviceAccounts": [{"email!": str, "scopes!": list}],
             **anything(
-                "advancedMachineFeatures canIpForward confidentialInstanceConfig deletionProtection description disks "
+                "advancedMachineFeatures canIpForward confidentialInstanceConfig deletionProtection description "
                 "displayDevice hostname labels metadata minCpuPlatform networkInterfaces "
                 " networkPerformanceConfig params reservationAffinity resourcePolicies scheduling "
                 "shieldedInstanceConfig sourceMachineImage tags"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 _RAYS_OWN = re.compile(r"^(docker\.io/)?rayproject/ray(-\w+)?$")
-_PIP_RAY = re.compile(r"\bray(\[[\w,-]*\])?\s*((==|>=|~=|<=|<|>|@)\s*[^\s\"';&|]*)?")
+_RAY = re.compile(r"ray(\[[\w,-]*\])?([=<>~!@].*)?")  # a requirement of pip's that is Ray
 OLDEST_PYTHON = (3, 11)  # what rayprompt needs
 
 
@@ -57,10 +57,8 @@ def pip_problem(command: str, ray: str) -> str | None:
             continue
         if re.search(r"ray-wheels/latest|ray-3\.0\.0\.dev", found[1]):
             return f"installs a nightly Ray: must be ray=={ray}, or nothing, as the image has it"
-        for match in _PIP_RAY.finditer(found[1]):
-            before = found[1][match.start() - 1] if match.start() else " "
-            if before in " \"'" and match[0].replace(" ", "").rpartition("==")[2] != ray:
-                after = found[1][match.end() : match.end() + 1]
-                if after not in ("-", "_", ".", "/"):  # ray-something is another package
-                    return f"installs {match[0].strip()!r}: must be ray=={ray}, or nothing, as the image has it"
+        for word in re.sub(r"\s*([=<>~!@]+)\s*", r"\1", found[1]).replace("'", " ").replace('"', " ").split():
+            requirement = _RAY.fullmatch(word)
+            if requirement and requirement[2] != f"=={ray}":
+                return f"installs {word!r}: must be ray=={ray}, or nothing, as the image has it"
     return None

@@ -42,7 +42,6 @@ def check_launcher(file: Document, findings: Findings, ray: str) -> None:
         _check_local(file, findings)
     else:
         check_nodes(file, findings, CLOUDS[provider])
-        CLOUDS[provider].check(file, findings)
     if not findings.found:
         _ask_ray(file, findings)
 

@@ -12,7 +12,7 @@ from rayprompt.errors import did_you_mean
 
 
 def check_nodes(file: Document, findings: Findings, cloud: Cloud) -> None:
-    """One head that does no work, and workers whose machines have what Ray is told."""
+    """One head that does no work, workers whose machines have what Ray is told, and what the cloud itself wants."""
     head, types = file.get("head_node_type"), file.get("available_node_types") or {}
     if head not in types:
         known = ", ".join(types) or "none, so Ray takes small machines without GPUs"
@@ -26,6 +26,7 @@ def check_nodes(file: Document, findings: Findings, cloud: Cloud) -> None:
         else:
             _check_worker(file, findings, name, content, machine)
     _check_fallback(file, findings, cloud, {name: content for name, content in types.items() if name != head})
+    cloud.check(file, findings)
 
 
 def _machine(file: Document, findings: Findings, cloud: Cloud, name: str) -> Machine | None:
@@ -116,7 +117,7 @@ def _check_fallback(file: Document, findings: Findings, cloud: Cloud, workers: d
 
     on_demand = [name for name in workers if not cloud.is_spot(file, name)]
     for name in workers:
-        if name in on_demand:
+        if name in on_demand or machine(name) not in machines(cloud.name):
             continue
         same = [other for other in on_demand if machine(other) == machine(name)]
         line = file.line("available_node_types", name)

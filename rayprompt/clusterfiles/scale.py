@@ -20,8 +20,9 @@ def scale(gpus: int, address: str, patience: float, say: Callable[[str], None]) 
     """
     if gpus < 0:
         raise InputError(f"--gpus {gpus}: must be 0 or more")
-    if connect(address):
+    if address == "local":
         raise InputError("--address local: there is no cluster to scale; must be auto or host:port")
+    connect(address)
     import ray
     from ray.autoscaler.sdk import request_resources
 

@@ -35,11 +35,11 @@ def check_schema(file: Document, findings: Findings, place: Place, schema: Any) 
             check_schema(file, findings, (*place, i), schema[0])
     elif isinstance(schema, dict):
         known = {key.rstrip("!"): inner for key, inner in schema.items()}
-        for key in value:
-            if key not in known:
-                findings.add(file.line(*place, key), "key", f"{key!r} is no key of {name}{did_you_mean(key, known)}")
-            else:
-                check_schema(file, findings, (*place, key), known[key])
-        for key in schema:
-            if key.endswith("!") and key.rstrip("!") not in value:
-                findings.add(file.line(*place), "key", f"{name}: {key.rstrip('!')} is missing")
+        hints = {key: did_you_mean(key, known) for key in value if key not in known}
+        for key, hint in hints.items():
+            findings.add(file.line(*place, key), "key", f"{key!r} is no key of {name}{hint}")
+        for key in (key for key in value if key in known):
+            check_schema(file, findings, (*place, key), known[key])
+        for key in (key.rstrip("!") for key in schema if key.endswith("!")):
+            if key not in value and not any(repr(key) in hint for hint in hints.values()):
+                findings.add(file.line(*place), "key", f"{name}: {key} is missing")
