@@ -328,6 +328,7 @@ BROKEN = [
     Broken("Dockerfile", "ray:2.60.0-py311-gpu", "ray:2.61.0-py311-gpu", "image-version", "has Ray 2.61.0"),
     Broken("Dockerfile", "ray:2.60.0-py311-gpu", "ray:2.60.0-py310-gpu", "image-python", "needs Python 3.11"),
     Broken("Dockerfile", '"ray[default,tune]==2.60.0"', '"ray[default,tune]"', "ray-install", "must be ray==2.60.0"),
+    Broken("Dockerfile", " /tmp/image/rayprompt-*.whl", "", "no-rayprompt", "installs no rayprompt", "FROM"),
     Broken(
         "Dockerfile",
         "RUN pip install --no-cache-dir boto3",
@@ -422,6 +423,14 @@ def test_lines_of_yaml() -> None:
     with pytest.raises(BadYAML, match="'a' stands twice: on line 1, too") as error:
         read_documents("a: 1\nb: 2\na: 3\n")
     assert error.value.line == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: 1\n\tb: 2", "1: x", "on: x", "? {a: 1}\n: 2", "a: &a [*a]", "a: *b", "a: !x 1", "\0"]
+)
+def test_bad_yaml_is_a_finding(text: str) -> None:
+    kind, (finding,) = check_text("cluster_name: x\nprovider: {type: aws}\n" + text, RAY)
+    assert (kind, finding.rule) == (None, "yaml")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ Place = tuple[str | int, ...]
 
 
 class BadYAML(ValueError):
-    """The text is no YAML, or a key stands twice."""
+    """The text is no YAML, a key stands twice, or is no string."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
@@ -48,11 +48,11 @@ def read_documents(text: str) -> list[Document]:
     """All documents of a text.
 
     Raises:
-        BadYAML: no YAML, or a key twice in one mapping (YAML would silently take the last).
+        BadYAML: no YAML; a key twice in one mapping (YAML would silently take the last); a key that is no string.
     """
-    loader = yaml.SafeLoader(text)
     documents = []
     try:
+        loader = yaml.SafeLoader(text)
         while loader.check_node():
             node = loader.get_node()
             assert node is not None, "check_node saw one"
@@ -65,12 +65,12 @@ def read_documents(text: str) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise BadYAML(mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}") from None
+    except RecursionError:
+        raise BadYAML(1, "no YAML that can be read: it contains itself") from None
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, BadYAML):
             raise
         raise BadYAML(1, f"no YAML: {error}") from None
-    finally:
-        loader.dispose()
     return documents
 
 
@@ -81,6 +81,8 @@ def _walk(place: Place, key: yaml.Node, value: yaml.Node) -> Iterator[tuple[Plac
         seen: dict[str, int] = {}
         for name, inner in value.value:
             line = name.start_mark.line + 1
+            if name.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise BadYAML(line, f"the key {name.value!r} is no string to YAML; put it in quotes")
             if name.value in seen and name.value != "<<":
                 raise BadYAML(
                     line, f"{name.value!r} stands twice: on line {seen[name.value]}, too; YAML takes the last"
