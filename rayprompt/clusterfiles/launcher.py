@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,8 @@ def check_launcher(file: Document, findings: Findings, ray: str) -> None:
 def _check_rays_schema(file: Document, findings: Findings) -> None:
     """Ray validates what it has filled up with defaults, and names no lines: here its schema is held to the file."""
     import jsonschema
-    import ray.autoscaler
 
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
-    if file.get("provider", "type") == "local":
-        schema["properties"]["min_workers"] = {"type": "integer"}  # Ray takes it away before it validates
+    schema = _rays_schema(local=file.get("provider", "type") == "local")
     for error in jsonschema.Draft7Validator(schema).iter_errors(file.data):
         place = tuple(error.absolute_path)
         name = ".".join(map(str, place)) or "the file"
@@ -65,6 +63,17 @@ def _check_rays_schema(file: Document, findings: Findings) -> None:
         else:
             whole = "; shares of a GPU are for actors, not nodes" if "resources" in place else ""
             findings.add(file.line(*place), "type", f"{name}: {error.message}{whole}")
+
+
+@cache
+def _rays_schema(local: bool) -> dict[str, Any]:
+    import ray.autoscaler
+
+    text = (Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    if local:
+        schema["properties"]["min_workers"] = {"type": "integer"}  # Ray takes it away before it validates
+    return schema
 
 
 def _check_open_keys(file: Document, findings: Findings, provider: str) -> None:
@@ -82,7 +91,7 @@ def _check_open_keys(file: Document, findings: Findings, provider: str) -> None:
 
 
 def _check_commands(file: Document, findings: Findings, ray: str) -> None:
-    defaults = _rays_defaults(file.data["provider"])
+    defaults = _rays_defaults(file.data["provider"]["type"])
     for name in (*BEFORE, *START):
         if name not in file.data:
             runs = "; ".join(str(command) for command in defaults.get(name, [])) or "nothing, today"
@@ -119,10 +128,11 @@ def _check_start(file: Document, findings: Findings, name: str, needed: tuple[st
             )
 
 
-def _rays_defaults(provider: Mapping[str, Any]) -> Mapping[str, Any]:
+@cache
+def _rays_defaults(provider: str) -> Mapping[str, Any]:
     from ray.autoscaler._private.providers import _get_default_config
 
-    defaults: Mapping[str, Any] = _get_default_config(provider)
+    defaults: Mapping[str, Any] = _get_default_config({"type": provider})
     return defaults
 
 
