@@ -22,11 +22,8 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | a
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds until all nodes must be there
 
 # Requeued after a preemption, it goes on where it was.
-if [ -e "$STUDIES/compare" ]; then
-    compare=(rayprompt compare --resume "$STUDIES/compare" --address auto)
-else
-    compare=(rayprompt compare reviews --searchers random,nevergrad,cma-es --seeds 3 --address auto --out "$STUDIES/compare")
-fi
+compare=(rayprompt compare reviews --searchers random,nevergrad,cma-es --seeds 3 --address auto
+    --out "$STUDIES/compare" --start-or-resume)
 
 # Ray starts on every node, the comparison on the first, and Ray stops when it is done.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task="$SLURM_CPUS_PER_TASK" \

@@ -118,6 +118,9 @@ BROKEN = [
     Broken("local.yaml", "provider:", "available_node_types: {}\nprovider:", "local-nodes", "Ray has none on machines"),
     Broken("local.yaml", "max_workers: 2", "max_workers: 3", "max-workers", "3, but there are 2 worker_ips"),
     Broken("local.yaml", "192.168.1.12]", "192.168.1.10]", "local-nodes", "each machine once, and not the head"),
+    Broken(
+        "local.yaml", "RAY_enable_autoscaler_v2=0 ", "", "local-workers", "leaves the last", "head_start_ray_commands"
+    ),
     Broken("local.yaml", " --num-cpus=0", "", "head-work", "must have --num-cpus=0", "head_start_ray_commands"),
     Broken("aws.yaml", "type: aws", "type: awz", "provider", "'awz': known here: aws, azure, gcp, local"),
     Broken("aws.yaml", "cluster_name: rayprompt", "cluster_name: 3", "type", "cluster_name: 3 is not of type 'string'"),
@@ -262,7 +265,7 @@ BROKEN = [
     Broken("kuberay-job.yaml", "  activeDeadlineSeconds", "  # activeDeadlineSeconds", "deadline", "for ever", "spec:"),
     Broken(
         "kuberay-job.yaml",
-        "    rayprompt compare --resume $STUDIES/compare --address auto ||\n",
+        "    --start-or-resume\n",
         "",
         "resume",
         "finds a study there",
@@ -301,7 +304,7 @@ BROKEN = [
     Broken(
         "slurm.sh", "set -euo pipefail", "set -euo pipefail\n#SBATCH --mem=0", "sbatch", "behind the first", "--mem=0"
     ),
-    Broken("slurm.sh", "\nfi\n", "\n", "bash", "syntax error", "--num-gpus+1"),
+    Broken("slurm.sh", "--start-or-resume)", "--start-or-resume", "bash", "syntax error|unexpected", "compare=("),
     Broken("slurm.sh", "ray symmetric-run", "ray start", "symmetric-run", "must be one, started by srun", "--num-cpus"),
     # SkyPilot and Docker.
     Broken("skypilot.yaml", "accelerators", "acelerators", "key", "did you mean 'accelerators'"),

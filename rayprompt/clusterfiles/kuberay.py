@@ -138,11 +138,11 @@ def _check_job(file: Document, findings: Findings) -> None:
             "activeDeadlineSeconds is missing: a job that hangs would hold its GPUs for ever; as in 43200 (twelve "
             "hours)",
         )
-    if "rayprompt" in spec["entrypoint"] and spec.get("backoffLimit", 0) and "--resume" not in spec["entrypoint"]:
+    if "rayprompt" in spec["entrypoint"] and spec.get("backoffLimit", 0) and "-resume" not in spec["entrypoint"]:
         findings.add(
             file.line("spec", "entrypoint"),
             "resume",
-            "with backoffLimit the entrypoint runs again: it must begin with rayprompt ... --resume DIR || ..., or the "
+            "with backoffLimit the entrypoint runs again: it must have --start-or-resume, or the "
             "second run finds a study there and fails",
         )
 

@@ -211,6 +211,13 @@ def _check_local(file: Document, findings: Findings) -> None:
         message = f"max_workers is {file.get('max_workers')}, but there are {len(workers)} worker_ips: must be the same"
         findings.add(file.line("max_workers"), "max-workers", message)
     start = " ".join(file.get(START[0]) or [])
+    if start and "RAY_enable_autoscaler_v2=0" not in start:
+        findings.add(
+            file.line(START[0]),
+            "local-workers",
+            "Ray's newer autoscaler takes the head for a worker and leaves the last one out: must be "
+            "RAY_enable_autoscaler_v2=0 ray start --head ...",
+        )
     if start and not re.search(r"--num-cpus[ =]0\b", start):
         findings.add(
             file.line(START[0]),
