@@ -21,6 +21,7 @@ import numpy as np
 
 from rayprompt.errors import InputError, ScoringError, unknown
 from rayprompt.scores import FloatArray
+from rayprompt.style import Run, StyleModels
 
 Extract = Callable[[str], "str | None"]
 Score = Callable[["str | None", str], float]
@@ -32,6 +33,7 @@ GROUPED = re.compile(r"(?<=\d)(?:\{,\}|[\u2009\u202f\u00a0])(?=\d{3}(?!\d))")  #
 PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
 EDGES = string.whitespace + "\"'`*_()[]{}<>.,;:!?\u201c\u201d\u2018\u2019"
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+SENTENCE_END = re.compile(r"[.!?]")
 
 
 def last_number(text: str) -> str | None:
@@ -68,6 +70,13 @@ def normal(text: str) -> str:
     return (("." if point else "") + inner).casefold()
 
 
+def first_sentence(text: str) -> str:
+    """A text up to the first quotation mark, and of that the first sentence with its end, as RLPrompt cuts outputs."""
+    text = text.partition('"')[0].strip()
+    end = SENTENCE_END.search(text)
+    return text[: end.end()].strip() if end else text
+
+
 @dataclass(frozen=True)
 class Extractor:
     """Finds the answer in a completion.
@@ -98,11 +107,29 @@ def _whole(text: str) -> str | None:
     return normal(text) or None
 
 
+def _sentence(text: str) -> str | None:
+    return first_sentence(text) or None
+
+
+def _lower_sentence(text: str) -> str | None:
+    return first_sentence(text).lower() or None
+
+
+def _as_it_is(text: str) -> str | None:
+    return " ".join(text.split()) or None
+
+
+def _lower(text: str) -> str | None:
+    return " ".join(text.split()).lower() or None
+
+
 PLAIN: dict[str, tuple[int, Extract, Extract]] = {
     "last-number": (1, last_number, last_number),
     "last-plain-number": (1, last_plain_number, last_plain_number),
     "exact": (1, _whole, _whole),
     "first-line": (1, _first_line, _whole),
+    "sentence": (1, _sentence, _as_it_is),
+    "lower-sentence": (1, _lower_sentence, _lower),
 }
 WITH_ARGUMENT = ("regex:PATTERN", "choice:A,B", "last-choice:A,B")
 OWN = "module:function"
@@ -217,6 +244,7 @@ def token_f1(answer: str | None, gold: str) -> float:
 
 
 SCORERS: dict[str, tuple[int, Score]] = {"match": (1, match), "contains": (1, contains), "f1": (1, token_f1)}
+STYLE = "style"  # by models, see rayprompt.style
 
 
 def _words(text: str) -> list[str]:
@@ -237,35 +265,56 @@ class Judge:
     """An extractor and a scorer: completions -> values. Two with one ``id`` judge alike.
 
     Attributes:
-        extractor, scorer: by name; a scorer is ``match``, ``contains``, ``f1``, or a function (answer, gold) -> value.
+        extractor, scorer: by name; a scorer is ``match``, ``contains``, ``f1``, ``style``, or a function
+            (answer, gold) -> value.
+        style: the models of the scorer ``style``, for which the gold answer is the text whose content is to be kept.
     """
 
     extractor: Extractor
     scorer: str = "match"
+    style: StyleModels | None = None
 
     @classmethod
-    def of(cls, extractor: str, scorer: str = "match", *, code: bool = True, where: str = "") -> Judge:
+    def of(
+        cls,
+        extractor: str,
+        scorer: str = "match",
+        style: StyleModels | None = None,
+        *,
+        code: bool = True,
+        where: str = "",
+    ) -> Judge:
         """By names.
 
         Raises:
-            InputError: there is none of a name, or it is a function and ``code`` is False.
+            InputError: there is none of a name, it is a function and ``code`` is False, or ``style`` lacks its models.
         """
         found = get_extractor(extractor, code=code, where=where)
+        if scorer == STYLE:
+            if style is None:
+                raise InputError(
+                    f"{where + ': ' if where else ''}scorer style needs models: the task's key style, as "
+                    "{classifier: DIR, target: 1, encoder: roberta-large}"
+                )
+            return cls(found, scorer, style)
         if ":" in scorer:
             _imported("answer-scorer", scorer, f"{where}: " if where else "", code)
         elif scorer not in SCORERS:
-            raise unknown("answer scorer", scorer, [*SCORERS, OWN], where)
+            raise unknown("answer scorer", scorer, [*SCORERS, STYLE, OWN], where)
         return cls(found, scorer)
 
     @property
     def id(self) -> str:
-        """Names and versions of both."""
+        """Names and versions of both, and what stands for the models."""
+        if self.style is not None:
+            return f"{self.extractor.id} {STYLE}/1:{self.style.id}"
         version = SCORERS[self.scorer][0] if self.scorer in SCORERS else 0
         return f"{self.extractor.id} {self.scorer}/{version}"
 
     def to_json(self) -> dict[str, Any]:
         """For study.yaml and exported prompts."""
-        return {"extractor": self.extractor.name, "scorer": self.scorer, "version": self.id}
+        form = {"extractor": self.extractor.name, "scorer": self.scorer, "version": self.id}
+        return form if self.style is None else {**form, "style": self.style.to_json()}
 
     @cached_property
     def _score(self) -> Callable[..., object]:
@@ -285,12 +334,18 @@ class Judge:
             raise self._broken(completion, f"gave {type(found).__name__}, not a text or None")
         return found
 
-    def values(self, completions: Sequence[str | None], gold: Sequence[str]) -> FloatArray:
+    def values(self, completions: Sequence[str | None], gold: Sequence[str], run: Run | None = None) -> FloatArray:
         """(P,) the value of each completion, given its gold answer; NaN where there is no completion.
 
+        Args:
+            completions, gold: (P,) what was written, and the gold answers.
+            run: what runs models, where the scorer has some.
+
         Raises:
-            ScoringError: a function of the user's raised, or gave something else than a number.
+            ScoringError: a function of the user's raised, or gave something else than a number; a model failed.
         """
+        if self.style is not None:
+            return np.asarray(self.rewards(completions, gold, run).mean(axis=1))
         values = np.full(len(completions), np.nan)
         for i, (completion, wanted) in enumerate(zip(completions, gold, strict=True)):
             if completion is None:
@@ -303,6 +358,24 @@ class Judge:
             if not math.isfinite(values[i]):
                 raise ScoringError(f"answer scorer {self.scorer} on {answer!r}: gave {values[i]}, not a number")
         return values
+
+    def rewards(self, completions: Sequence[str | None], gold: Sequence[str], run: Run | None) -> FloatArray:
+        """(P, 2) content and style of each completion, from 0 to 1; 0 where nothing is left of one, NaN without one.
+
+        Args:
+            completions, gold: (P,) what was written, and the texts whose content is to be kept.
+            run: what runs the models.
+        """
+        if self.style is None or run is None:
+            raise ScoringError(f"answer scorer {self.scorer}: there is nothing that runs its models")
+        found = np.full((len(completions), 2), np.nan)
+        texts = [None if text is None else self.answer(text) or "" for text in completions]
+        found[[i for i, text in enumerate(texts) if text == ""]] = 0.0
+        rows = [i for i, text in enumerate(texts) if text]
+        if rows:
+            columns = [[str(texts[i]) for i in rows], [gold[i] for i in rows]]
+            found[rows] = run("reward", self.style.reward, columns)
+        return found
 
     def _broken(self, completion: str, what: str) -> ScoringError:
         return ScoringError(f"extractor {self.extractor.name} on {completion[:60]!r}: {what}")

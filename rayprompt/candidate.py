@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -177,7 +179,70 @@ class SoftPrompt:
         return {"kind": self.kind, "z": text, "subspace": self.subspace.form}
 
 
-Candidate: TypeAlias = TextPrompt | SoftPrompt
+@dataclass(frozen=True)
+class ConditionedPrompt:
+    """A prompt for each of some inputs: what a policy that reads the input writes. It is scored on these inputs alone.
+
+    Attributes:
+        prompts: (digest of an example, the prompt for it).
+    """
+
+    prompts: tuple[tuple[str, TextPrompt], ...]
+
+    kind = "conditioned"
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the inputs and their prompts."""
+        return digest(["conditioned", [[example, prompt.key] for example, prompt in self.prompts]])
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @cached_property
+    def of(self) -> dict[str, TextPrompt]:
+        """Digest of an example -> its prompt."""
+        return dict(self.prompts)
+
+    @cached_property
+    def different(self) -> tuple[TextPrompt, ...]:
+        """The prompts, each once, the most frequent first."""
+        counts = Counter(prompt for _, prompt in self.prompts)
+        return tuple(prompt for prompt, _ in counts.most_common())
+
+    @property
+    def text(self) -> str:
+        """For people: the most frequent prompt, and how many others there are."""
+        more = len(self.different) - 1
+        return self.different[0].text + (f" (and {more} other{"s" if more > 1 else ""})" if more else "") if self.different else ""
+
+    def diversity(self) -> dict[str, float]:
+        """How much prompts differ from input to input.
+
+        ``inputs`` and ``prompts`` count; ``most_frequent`` is the share of inputs with the same prompt; ``entropy`` is
+        that of the prompts, in nats: its exponential is how many of equal frequency would differ as much.
+        """
+        count = len(self.prompts)
+        shares = [n / count for n in Counter(prompt for _, prompt in self.prompts).values()]
+        return {
+            "inputs": count,
+            "prompts": len(shares),
+            "most_frequent": max(shares, default=0.0),
+            "entropy": 0.0 - sum(p * math.log(p) for p in shares),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form: each prompt once, and which one every input has; ``candidate_from_json`` reads it back."""
+        number = {prompt: i for i, prompt in enumerate(self.different)}
+        return {
+            "kind": self.kind,
+            "text": self.text,
+            "prompts": [prompt.to_json() for prompt in self.different],
+            "inputs": {example: number[prompt] for example, prompt in self.prompts},
+        }
+
+
+Candidate: TypeAlias = TextPrompt | SoftPrompt | ConditionedPrompt
 
 
 def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
@@ -196,9 +261,13 @@ def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
             z = form["z"]
             numbers = np.frombuffer(base64.b64decode(z, validate=True), dtype="<f4") if isinstance(z, str) else z
             return SoftPrompt(tuple(float(x) for x in numbers), Subspace.from_json(form["subspace"]))
-    except (KeyError, TypeError, ValueError) as error:
+        if form["kind"] == "conditioned":
+            prompts = [candidate_from_json(prompt) for prompt in form["prompts"]]
+            chosen = [(str(example), prompts[int(i)]) for example, i in form["inputs"].items()]
+            return ConditionedPrompt(tuple((example, p) for example, p in chosen if isinstance(p, TextPrompt)))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(f"not a candidate: {_short(form)} ({error!r})") from None
-    raise InputError(f"not a candidate: kind {form['kind']!r}; known: text, soft")
+    raise InputError(f"not a candidate: kind {form['kind']!r}; known: text, soft, conditioned")
 
 
 class CandidateForms(str):

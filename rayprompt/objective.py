@@ -19,6 +19,7 @@ Objective = Callable[[Scores, IntArray], FloatArray]
 
 HINGE_MARGIN = 2.0
 GAP_WRONG, GAP_RIGHT = 180.0, 200.0
+GROUPS = 4  # of samples
 
 
 def accuracy(scores: Scores, gold: IntArray) -> FloatArray:
@@ -63,12 +64,27 @@ def gap(scores: Scores, gold: IntArray) -> FloatArray:
     return _mean(_weighted_gap(scores, gold))
 
 
+def best_sample(scores: Scores, gold: IntArray) -> FloatArray:
+    """The value of the best of each example's samples, averaged: what is left when the best one is chosen."""
+    return _mean(best_of_samples(scores))
+
+
+def group_maxima(scores: Scores, gold: IntArray) -> FloatArray:
+    """RLPrompt's reward where the LM writes (arXiv 2205.12548, section 4.2): samples in four groups, the best of each.
+
+    100 x the value, averaged over groups and examples.
+    """
+    return _mean(_group_maxima(scores, gold))
+
+
 OBJECTIVES: dict[str, Objective] = {
     "accuracy": accuracy,
     "f1": f1,
     "cross_entropy": cross_entropy,
     "hinge": hinge,
     "gap": gap,
+    "best_sample": best_sample,
+    "group_maxima": group_maxima,
 }
 
 NEEDS_LOG_PROBS = frozenset({"f1", "cross_entropy", "hinge", "gap"})
@@ -113,6 +129,45 @@ def pair_values(name: str, scores: Scores, gold: IntArray) -> FloatArray | None:
     return PAIRS[name](scores, gold) if name in PAIRS else None
 
 
+def group_values(name: str, scores: Scores, gold: IntArray) -> FloatArray | None:
+    """(C, E, G) what :func:`pair_values` are the means of: groups of samples, where the objective has some."""
+    if name == "group_maxima":
+        return maxima_of_groups(scores)
+    pairs = pair_values(name, scores, gold)
+    return None if pairs is None else pairs[:, :, None]
+
+
+def best_of_samples(scores: Scores) -> FloatArray:
+    """(C, E) the greatest value among the samples of each pair; NaN = not evaluated."""
+    return _maxima(scores, np.zeros_like(scores.sample), 1)[:, :, 0]
+
+
+def maxima_of_groups(scores: Scores) -> FloatArray:
+    """(C, E, G) 100 x the greatest value of each group of samples: four groups of as many, those in order.
+
+    NaN = none of that group was evaluated. There are fewer groups where there are fewer samples.
+    """
+    groups = min(GROUPS, scores.samples)
+    return 100.0 * _maxima(scores, scores.sample.astype(np.int64) * groups // scores.samples, groups)
+
+
+def _maxima(scores: Scores, group: IntArray, groups: int) -> FloatArray:
+    found = np.full((len(scores.candidates), len(scores.examples), groups), -np.inf)
+    np.maximum.at(found, (scores.candidate, scores.example, group), scores.value)
+    return np.where(np.isneginf(found), np.nan, found)
+
+
+def _group_maxima(scores: Scores, gold: IntArray) -> FloatArray:
+    found = maxima_of_groups(scores)
+    seen = ~np.isnan(found)
+    count = seen.sum(axis=2)
+    return np.where(count > 0, np.where(seen, found, 0.0).sum(axis=2) / np.maximum(count, 1), np.nan)
+
+
+def _best_sample(scores: Scores, gold: IntArray) -> FloatArray:
+    return best_of_samples(scores)
+
+
 def _imported(path: str) -> Objective:
     module, _, name = path.partition(":")
     try:
@@ -149,6 +204,8 @@ PAIRS: dict[str, Objective] = {
     "cross_entropy": _gold_log_prob,
     "hinge": _minus_hinge,
     "gap": _weighted_gap,
+    "best_sample": _best_sample,
+    "group_maxima": _group_maxima,
 }
 
 

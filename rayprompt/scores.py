@@ -49,6 +49,7 @@ class Scores:
         samples: of each pair, where it is evaluated in full.
         estimate: of a generation that raced, (C,) what the objective of those that were dropped is estimated to be,
             -inf where a pair failed, and NaN for the others; None: there was no race.
+        asked: (C, E) the pairs that were asked for; None is all of them.
     """
 
     candidates: tuple[Candidate, ...]
@@ -66,6 +67,7 @@ class Scores:
     evaluated: BoolArray | None = None
     samples: int = 1
     estimate: FloatArray | None = None
+    asked: BoolArray | None = None
 
     @classmethod
     def of_values(
@@ -112,7 +114,7 @@ class Scores:
         return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
     def complete(self) -> BoolArray:
-        """(C,) whether every example of the candidate was evaluated; a pair that raised counts as evaluated."""
+        """(C,) whether all that was asked for was evaluated; a pair that raised counts as evaluated."""
         if self.evaluated is not None:
             return self.evaluated
         shape = (len(self.candidates), len(self.examples))
@@ -120,7 +122,8 @@ class Scores:
         done = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
         for error in self.errors:
             done[error.candidate, error.example] += 1
-        return np.asarray((done >= self.samples).all(axis=1))
+        enough = done >= self.samples
+        return np.asarray((enough if self.asked is None else enough | ~self.asked).all(axis=1))
 
     @property
     def dropped(self) -> BoolArray:

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from rayprompt.answers import Judge
+from rayprompt.answers import STYLE, Judge
 from rayprompt.candidate import digest
 from rayprompt.decoding import NAMES as DECODING
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.scores import IntArray
+from rayprompt.style import StyleModels
 from rayprompt.task_data import find_column
 from rayprompt.template import Template
 
 PARTS = ("train", "dev", "test")
 FAMILIES = ("masked", "causal", "encoder-decoder")
 KINDS = ("classification", "generation")
-METRICS = {"classification": ("accuracy", "f1"), "generation": ("accuracy",)}
+METRICS = {"classification": ("accuracy", "f1"), "generation": ("accuracy", "best_sample")}
 BUNDLED = Path(__file__).parent / "bundled" / "tasks"
 
 
@@ -57,9 +58,10 @@ class Task:
         labels: the labels as they stand in the data, as strings; an example's label is an index into them. None where
             the answer is generated; there every label is 0.
         label_words: the verbalizer: the word that stands for each label, in the order of ``labels``.
-        metric: ``accuracy`` or ``f1``. Of generation the mean value of the pairs.
+        metric: ``accuracy`` or ``f1``. Of generation the mean value of the pairs, or of the best sample of each.
         extractor, scorer: of generation, what finds the answer in a completion and what compares it with the gold one,
             see :class:`rayprompt.answers.Judge`.
+        style: of the scorer ``style``, the models that judge, see :class:`rayprompt.style.StyleModels`.
         decoding: of generation, how the LM writes, as the task has it: keys of :class:`rayprompt.decoding.Decoding`.
         manual_prompt: the prompt a person would write, one of the baselines; None where there is none.
         splits: split name -> part (``train``, ``dev``, ``test``) -> examples.
@@ -80,6 +82,7 @@ class Task:
     description: str = ""
     extractor: str = ""
     scorer: str = "match"
+    style: StyleModels | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
     source: str = field(default="", compare=False)
     data: str = field(default="", compare=False)
@@ -103,7 +106,7 @@ class Task:
     @cached_property
     def judge(self) -> Judge:
         """What judges completions."""
-        return Judge.of(self.extractor, self.scorer)
+        return Judge.of(self.extractor, self.scorer, self.style if self.scorer == STYLE else None)
 
     def judged_by(self, extractor: str | None, scorer: str | None) -> Task:
         """The same task with another extractor or scorer.
@@ -116,7 +119,7 @@ class Task:
         if not self.generates:
             given = f"--extractor {extractor}" if extractor is not None else f"--answer-scorer {scorer}"
             raise InputError(f"{given}: is for generation tasks; {self.name} has label words")
-        judge = Judge.of(extractor or self.extractor, scorer or self.scorer)
+        judge = Judge.of(extractor or self.extractor, scorer or self.scorer, self.style)
         task = replace(self, extractor=judge.extractor.name, scorer=judge.scorer)
         _check_answers(task)
         return task
@@ -129,7 +132,7 @@ class Task:
         """
         if not record or not self.generates:
             return self
-        Judge.of(str(record.get("extractor")), str(record.get("scorer")), code=False, where=where)
+        Judge.of(str(record.get("extractor")), str(record.get("scorer")), self.style, code=False, where=where)
         return self.judged_by(str(record.get("extractor")), str(record.get("scorer")))
 
     def answers(self, part: str, split: str | None = None) -> list[str]:
@@ -215,6 +218,7 @@ class Task:
         label_words: Mapping[Any, str] | None = None,
         extractor: str | None = None,
         scorer: str = "match",
+        style: Mapping[str, Any] | None = None,
         train: Sequence[Mapping[str, Any]],
         dev: Sequence[Mapping[str, Any]],
         test: Sequence[Mapping[str, Any]],
@@ -245,7 +249,7 @@ class Task:
             "version": version,
         }
         if extractor is not None:
-            spec |= {"kind": "generation", "extractor": extractor, "scorer": scorer}
+            spec |= {"kind": "generation", "extractor": extractor, "scorer": scorer, "style": style}
         unknown_keys = [key for key in decoding if key not in DECODING]
         if unknown_keys or (decoding and extractor is None):
             raise InputError(f"task {name}: unknown argument {(unknown_keys or list(decoding))[0]!r}")
@@ -271,10 +275,10 @@ def make_task(
     kind = check_kind(spec, columns, where)
     generates = kind == "generation"
     labels, label_words = ((), ()) if generates else read_label_words(spec.get("label_words"), where)
-    metric = spec.get("metric", "accuracy")
+    metric = spec.get("metric", "best_sample" if spec.get("scorer") == STYLE else "accuracy")
     if metric not in METRICS[kind]:
         raise unknown("metric", metric, METRICS[kind], where)
-    extractor, scorer, decoding = _judging(spec, where, code) if generates else ("", "match", {})
+    judge, decoding = _judging(spec, where, code) if generates else (None, {})
     fields = [column for column in columns if column not in ("label", "answer")]
     made: dict[int, tuple[Example, ...]] = {}  # splits may share a test table: it becomes examples once
     for parts in tables.values():
@@ -294,8 +298,9 @@ def make_task(
         kind=kind,
         version=str(spec.get("version", 1)),
         description=str(spec.get("description", "")),
-        extractor=extractor,
-        scorer=scorer,
+        extractor=judge.extractor.name if judge else "",
+        scorer=judge.scorer if judge else "match",
+        style=judge.style if judge else None,
         decoding=decoding,
         source=where,
         data=data,
@@ -315,7 +320,7 @@ def check_kind(spec: Mapping[str, Any], columns: Mapping[str, Any], where: str) 
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS, where)
     generates = kind == "generation"
-    wrong = ("label_words",) if generates else ("extractor", "scorer", *DECODING)
+    wrong = ("label_words",) if generates else ("extractor", "scorer", "style", *DECODING)
     for key in wrong:
         if spec.get(key) is not None:
             raise InputError(f"{where}: {key} is for kind: {KINDS[not generates]}, and this task's kind is {kind}")
@@ -327,15 +332,21 @@ def check_kind(spec: Mapping[str, Any], columns: Mapping[str, Any], where: str) 
     return str(kind)
 
 
-def _judging(spec: Mapping[str, Any], where: str, code: bool) -> tuple[str, str, dict[str, Any]]:
-    """Extractor, scorer and decoding of a generation task, checked. ``code``: the first two may be functions."""
+def _judging(spec: Mapping[str, Any], where: str, code: bool) -> tuple[Judge, dict[str, Any]]:
+    """Judge and decoding of a generation task, checked. ``code``: extractor and scorer may be functions."""
     name = spec.get("extractor")
     if not isinstance(name, str):
         raise InputError(f"{where}: extractor is missing: what finds the answer in what the LM writes, as last-number")
-    judge = Judge.of(name, str(spec.get("scorer", "match")), code=code, where=where)
+    scorer, style = str(spec.get("scorer", "match")), None
+    if spec.get("style") is not None:
+        if scorer != STYLE:
+            raise InputError(f"{where}: style is for scorer: style, and this task's scorer is {scorer}")
+        beside = Path(where).parent if Path(where).is_file() else None
+        style = StyleModels.of(spec["style"], where, beside)
+    judge = Judge.of(name, scorer, style, code=code, where=where)
     decoding = Decoding.of({key: spec[key] for key in DECODING if key in spec}, f"{where}: ")
     given = {key: value for key, value in decoding.to_json().items() if spec.get(key) is not None}
-    return judge.extractor.name, judge.scorer, given
+    return judge, given
 
 
 def _check_answers(task: Task) -> None:

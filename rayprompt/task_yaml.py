@@ -9,6 +9,7 @@ from typing import Any
 from rayprompt.decoding import NAMES as DECODING
 from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.shots import parse_shots
+from rayprompt.style import MODELS
 from rayprompt.tables import Row, read_rows, read_text
 from rayprompt.task import PARTS, Task, check_kind, make_task, read_label_words, task_names
 from rayprompt.task_data import Reading, Splits, drawn_splits
@@ -27,11 +28,12 @@ KEYS = (
     "shots",
     "extractor",
     "scorer",
+    "style",
     *DECODING,
 )
 CHANGES = (
     *("version", "description", "template", "label_words", "manual_prompt", "metric", "columns"),
-    *("extractor", "scorer", *DECODING),
+    *("extractor", "scorer", "style", *DECODING),
 )
 
 
@@ -95,7 +97,12 @@ def with_tables_from(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
             return {key: absolute(part) for key, part in value.items()}
         return str((folder / Path(value).expanduser()).absolute()) if isinstance(value, str) else value
 
-    return {**spec, "splits": absolute(spec["splits"])} if "splits" in spec else dict(spec)
+    found = {**spec, "splits": absolute(spec["splits"])} if "splits" in spec else dict(spec)
+    if isinstance(spec.get("style"), Mapping):
+        style = spec["style"]
+        beside = {key: folder / str(style[key]) for key in MODELS if isinstance(style.get(key), str)}
+        found["style"] = {**style, **{key: str(path.absolute()) for key, path in beside.items() if path.is_dir()}}
+    return found
 
 
 def _read(folder: Path, spec: Mapping[str, Any], path: str, split: str | None) -> Task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,7 +67,8 @@ class Policy:
 
     Args:
         trunk: the frozen LM.
-        source: token ids that stand in front of every prompt.
+        source: token ids that stand in front of every prompt; several: it is conditioned, and rows of prompts begin
+            with a column that says which of them stands in front.
         actions: (A,) the token ids that a prompt may be made of; columns of logits are positions in it.
         bias: added to every logit.
         fluent: only tokens among the frozen LM's own likeliest so many may be taken; None = any.
@@ -77,7 +78,7 @@ class Policy:
     def __init__(
         self,
         trunk: Backbone,
-        source: IntArray,
+        source: IntArray | Sequence[IntArray],
         actions: IntArray,
         *,
         bias: float = 0.0,
@@ -85,7 +86,8 @@ class Policy:
         batch: int = 16,
     ) -> None:
         self.trunk = trunk
-        self.source = source
+        self.conditioned = not isinstance(source, np.ndarray)
+        self.sources: list[IntArray] = list(source) if self.conditioned else [np.asarray(source)]
         self.actions = actions
         rows = torch.from_numpy(actions).to(trunk.device)
         self.head = trunk.weight[rows]
@@ -195,6 +197,17 @@ class Policy:
         """(N, 1) what of the LM's own logits (N, A) a token must reach."""
         return own.topk(min(self.fluent or own.shape[-1], own.shape[-1]), dim=-1).values[..., -1:]
 
+    @property
+    def source(self) -> IntArray:
+        """What stands in front of every prompt, unless it is conditioned."""
+        return self.sources[0]
+
+    def split(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        """(B,) which source stands in front of each prompt, and (B, T) its columns."""
+        if self.conditioned:
+            return rows[:, 0], rows[:, 1:]
+        return np.zeros(len(rows), dtype=np.int64), rows
+
     def write(
         self, theta: torch.Tensor, given: IntArray, sampling: Sampling, u: FloatArray, greedy: BoolArray
     ) -> IntArray:
@@ -202,17 +215,25 @@ class Policy:
 
         Args:
             theta: parameters.
-            given: (B, T) columns that are fixed, -1 = to be written.
+            given: (B, T) columns that are fixed, -1 = to be written; behind the source's, where it is conditioned.
             sampling, u: how to draw, with uniform numbers (B, T) from [0, 1).
             greedy: (B,) where the likeliest token is taken instead.
         """
-        taken = np.empty_like(given)
-        for rows in self._batches(len(given)):
-            taken[rows] = self._write(theta, given[rows], sampling, u[rows], greedy[rows])
+        taken = given.copy()
+        source, columns = self.split(given)
+        written, u = taken[:, given.shape[1] - columns.shape[1] :], u[:, given.shape[1] - columns.shape[1] :]
+        for number, rows in self._of_sources(source):
+            written[rows] = self._write(theta, columns[rows], sampling, u[rows], greedy[rows], number)
         return taken
 
     def _write(
-        self, theta: torch.Tensor, given: IntArray, sampling: Sampling, u: FloatArray, greedy: BoolArray
+        self,
+        theta: torch.Tensor,
+        given: IntArray,
+        sampling: Sampling,
+        u: FloatArray,
+        greedy: BoolArray,
+        source: int,
     ) -> IntArray:
         def choose(t: int, hidden: torch.Tensor) -> IntArray:
             logits = self.logits(theta, hidden if t else hidden[:1]).expand(len(hidden), -1)  # all begin alike
@@ -220,20 +241,27 @@ class Policy:
             drawn[greedy] = logits[torch.from_numpy(greedy).to(logits.device)].argmax(-1).cpu().numpy()
             return np.where(given[:, t] >= 0, given[:, t], drawn)
 
-        return self._read(given.shape[1], choose)
+        return self._read(given.shape[1], choose, source)
 
     def hidden(self, columns: IntArray) -> torch.Tensor:
         """(B, T, d) the frozen LM's states before each token of B prompts (B, T): for policy and target alike.
 
         It reads a prompt once: the states of those that were written or read before are kept.
         """
-        keys = [tuple(row) for row in columns.tolist()]
+        source, own = self.split(columns)
+        keys = [(number, *row) for number, row in zip(source.tolist(), own.tolist(), strict=True)]
         known = {key: state for key in keys if (state := self.states.find(key)) is not None}
-        missing = [key for key in dict.fromkeys(keys) if key not in known]
-        for rows in self._batches(len(missing)):
-            columns = np.array(missing)[rows]
-            self._read(columns.shape[1], partial(_given, columns), known)
+        missing = np.array([key for key in dict.fromkeys(keys) if key not in known]).reshape(-1, own.shape[1] + 1)
+        for number, rows in self._of_sources(missing[:, 0]):
+            self._read(own.shape[1], partial(_given, missing[rows, 1:]), number, known)
         return torch.stack([known[key] for key in keys])
+
+    def _of_sources(self, source: IntArray) -> Iterator[tuple[int, IntArray]]:
+        """Batches of rows behind the same source: its number, and their places among sources (B,)."""
+        for number in dict.fromkeys(source.tolist()):
+            members = np.flatnonzero(source == number)
+            for rows in self._batches(len(members)):
+                yield int(number), members[rows]
 
     def _batches(self, count: int) -> list[IntArray]:
         """(batch,) places 0 to count - 1, in batches of one size; what the last one lacks is its first again."""
@@ -246,17 +274,19 @@ class Policy:
         self,
         length: int,
         choose: Callable[[int, torch.Tensor], IntArray],
+        source: int = 0,
         known: dict[tuple[int, ...], torch.Tensor] | None = None,
     ) -> IntArray:
         """(batch, length) columns, each chosen where the ones in front of it have led the LM; its states are kept."""
-        hidden, cache = self.trunk.begin(self.source.tolist(), self.batch)
+        hidden, cache = self.trunk.begin(self.sources[source].tolist(), self.batch)
         taken, states = [choose(0, hidden)], [hidden]
         for t in range(1, length):
             hidden, cache = self.trunk.step(self.actions[taken[-1]], cache)
             taken.append(choose(t, hidden))
             states.append(hidden)
         rows = np.stack(taken, axis=1)
-        for key, state in zip(map(tuple, rows.tolist()), torch.stack(states, dim=1), strict=True):
+        keys = ((source, *row) for row in rows.tolist())
+        for key, state in zip(keys, torch.stack(states, dim=1), strict=True):
             self.states.put(key, state.clone())
             if known is not None:
                 known[key] = state

@@ -32,15 +32,19 @@ class Piece:
 
 
 class Pass:
-    """Prompts (B, T), as columns of a policy's actions. What it says of them depends on its parameters alone."""
+    """Prompts (B, T), as columns of a policy's actions. What it says of them depends on its parameters alone.
 
-    def __init__(self, policy: Policy, rows: IntArray) -> None:
+    Those of a conditioned policy have a column more in front: their sources.
+    """
+
+    def __init__(self, policy: Policy, given: IntArray) -> None:
         self.policy = policy
+        source, rows = policy.split(given)
         self.shape = rows.shape
-        first, index = beginnings(rows)
+        first, index = beginnings(rows, source)
         device = policy.trunk.device
         self.index = torch.from_numpy(index).to(device)
-        self.hidden = policy.hidden(rows).flatten(0, 1)[torch.from_numpy(first).to(device)]
+        self.hidden = policy.hidden(given).flatten(0, 1)[torch.from_numpy(first).to(device)]
         size = min(MOST, max(LEAST, -(-len(first) // 2)))
         self.pieces = []
         for start in range(0, len(first), size):
@@ -97,14 +101,17 @@ class Read:
         return total
 
 
-def beginnings(rows: IntArray) -> tuple[IntArray, IntArray]:
-    """(U,) where the distinct beginnings of prompts (B, T) occur first, and (B T,) which of them each token follows."""
+def beginnings(rows: IntArray, source: IntArray) -> tuple[IntArray, IntArray]:
+    """(U,) where the distinct beginnings of prompts (B, T) occur first, and (B T,) which of them each token follows.
+
+    ``source`` (B,) is what stands in front of each.
+    """
     known: dict[tuple[int, ...], int] = {}
     first: list[int] = []
     index: list[int] = []
-    for row in rows.tolist():
+    for number, row in zip(source.tolist(), rows.tolist(), strict=True):
         for t in range(len(row)):
-            key = tuple(row[:t])
+            key = (number, *row[:t])
             if key not in known:
                 known[key] = len(first)
                 first.append(len(index))

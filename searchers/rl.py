@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json
+from rayprompt.candidate import Candidate, ConditionedPrompt, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import Encoder
 from rayprompt.lm.source import describe_model, load_tokenizer
-from rayprompt.objective import pair_values
+from rayprompt.objective import group_values
 from rayprompt.scores import FloatArray, IntArray, Scores
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.task import Example
 from searchers.rl_settings import RLPromptSettings, resolved
 from searchers.rl_vocabulary import Row, Vocabulary, read_given
 
@@ -37,10 +38,13 @@ MOST_AT_A_TIME = 64  # prompts that the policy's LM reads
 ENOUGH = 0.75  # of the prompts of a step
 WINDOW = 10  # steps over which a collapse is told
 HEAT, MOST_HEAT, COOLING = 1.5, 4.0, 0.95  # of the temperature, after a collapse and from then on
+MOST_LOOKED_AT = 64  # inputs, when it is told how much their prompts differ
+SPREAD = ("prompts_for_inputs", "most_frequent")
 HEALTH = (
     *("reward", "reward_best", "new_pairs", "loss", "gradient_norm", "entropy"),
     *("distinct", "new_prompts", "repeated_tokens", "round_trips"),
 )
+Written = TextPrompt | ConditionedPrompt
 
 
 class RLPromptSearcher(PromptSearcher):
@@ -63,6 +67,10 @@ class RLPromptSearcher(PromptSearcher):
         room = self.lm.max_length - s.length
         if not 1 <= len(self.source) <= room:
             raise InputError(f"setting source={s.source!r}: is {len(self.source)} tokens; must be 1 to {room}")
+        self.digests = list(dict.fromkeys(self.problem.digests("train")))  # of the inputs, where prompts are for them
+        if s.inputs is not None and s.inputs > len(self.digests):
+            raise InputError(f"setting inputs={s.inputs}: the task has {len(self.digests)} train inputs")
+        self.to_read: list[int] = []  # inputs whose turn comes in this round
         self.vocabulary = Vocabulary(self.problem, encoder, self.lm.vocab_size, s.tokens or "all", ids=s.ids)
         self.settings, self.given = self._with_given(s)
         self.rng = np.random.Generator(np.random.PCG64(self.seed))
@@ -72,10 +80,11 @@ class RLPromptSearcher(PromptSearcher):
         self.seen: set[str] = set()  # keys of what was asked for or told
         self.step = self.next_given = self.collapses = 0
         self.heat = 1.0
-        self.greedy: list[TextPrompt] = []  # kept for dev
+        self.greedy: list[Written] = []  # kept for dev
         self.best: tuple[float, FloatArray | None] = (-np.inf, None)  # mean reward and parameters of the best step
         self.distinct: deque[float] = deque(maxlen=WINDOW)
         self.health: dict[str, float] = dict.fromkeys(HEALTH, 0.0)
+        self.spread: dict[str, float] = dict.fromkeys(SPREAD, 0.0) if self.conditioned else {}
 
     @property
     def generation(self) -> int:
@@ -89,6 +98,7 @@ class RLPromptSearcher(PromptSearcher):
             sampling, fixed = self._sampling(), self._fixed(n)
             if self.settings.fresh:  # a batch has one size, whatever is asked for: what is left over may be new
                 fixed = np.concatenate([fixed, self._blanks(max(0, self.settings.prompts - n))])
+            fixed = self._with_inputs(fixed)
             given = self._prompts([tuple(row) for row in fixed.tolist() if -1 not in row])
             fixed = fixed[(fixed < 0).any(axis=1)]
             rows = self._write(learning, fixed, sampling, greedy=self.settings.fresh)  # the greedy prompt is the first
@@ -124,7 +134,7 @@ class RLPromptSearcher(PromptSearcher):
         if not told:
             return
         which, places = np.array(told).T
-        pairs = None if scores.objective is not None else pair_values(self.objective_name, scores, self.problem.gold)
+        pairs = None if scores.objective is not None else group_values(self.objective_name, scores, self.problem.gold)
         z = self._normalised(places, None if pairs is None else pairs[which])
         s = self.settings
         for place, value in zip(places.tolist(), z.tolist(), strict=True):
@@ -134,7 +144,8 @@ class RLPromptSearcher(PromptSearcher):
                 batch = np.concatenate([places, self.memory.replayed(s.replay, s.elite, self.rng)])
                 rows = np.array([self.memory.rows[p] for p in batch.tolist()])
                 self.health.update(learning.update(rows, self._shaped(batch), len(places)))
-            self.health["new_pairs"] = (len(self.memory.rows) - before) * len(self.problem.gold)
+            examples = 1 if self.conditioned else len(self.problem.gold)
+            self.health["new_pairs"] = (len(self.memory.rows) - before) * examples
             self._end_step(learning, float(np.mean([self.memory.rewards[p] for p in places.tolist()])))
 
     def release(self, candidates: Sequence[Candidate]) -> None:
@@ -143,19 +154,28 @@ class RLPromptSearcher(PromptSearcher):
                 self.seen.discard(candidate.key)
 
     def _normalised(self, places: IntArray, pairs: FloatArray | None) -> FloatArray:
-        """(n,) z-scores of the rewards told; with ``input`` of each example over the prompts, then averaged."""
+        """(n,) z-scores of the rewards told; with ``input`` of each example over the prompts, then averaged.
+
+        ``pairs`` (n, E, G) are the rewards by example and group of samples, NaN = not evaluated. A policy that reads
+        the input is rewarded for what is good for that one: prompts are compared with others for the same input.
+        """
         how, raw = self.settings.normalise, np.array(self.memory.rewards)
         if how == "none":
             return raw[places]
-        if how == "input" and pairs is not None and np.isfinite(pairs).all():
-            return np.asarray(z_scores(pairs).mean(axis=1))
+        if how == "input" and pairs is not None and (self.conditioned or np.isfinite(pairs).all()):
+            return z_of_inputs(pairs)
+        if self.conditioned:
+            some = np.arange(len(raw)) if how == "run" else places
+            found = np.empty(len(raw))
+            found[some] = z_within(raw[some], np.array([self.memory.rows[p][0] for p in some.tolist()]))
+            return found[places]
         return z_scores(raw)[places] if how == "run" else z_scores(raw[places])
 
     def _shaped(self, places: IntArray) -> FloatArray:
         """(n,) shaped rewards as they are now: those of a run are measured by all that it has seen."""
         if self.settings.normalise != "run":
             return np.array(self.memory.shaped)[places]
-        z = z_scores(np.array(self.memory.rewards))[places]
+        z = self._normalised(places, None)
         return np.asarray(self.settings.scale * z + self.settings.offset)
 
     # What the policy writes.
@@ -176,7 +196,7 @@ class RLPromptSearcher(PromptSearcher):
             rows: list[Row] = [tuple(row) for row in written.tolist()]
             if not self.settings.round_trip:
                 return rows
-            wrong = ~self.vocabulary.round_trips(rows)
+            wrong = ~self.vocabulary.round_trips(self._columns(rows))
             if not wrong.any():
                 break
         return [row for row, bad in zip(rows, wrong.tolist(), strict=True) if not bad]
@@ -193,38 +213,97 @@ class RLPromptSearcher(PromptSearcher):
             self.next_given += 1
         return fixed
 
-    def _prompts(self, rows: Sequence[Row]) -> list[tuple[Row, TextPrompt]]:
-        return list(zip(rows, self.vocabulary.prompts(rows), strict=True))
+    @property
+    def conditioned(self) -> bool:
+        """Whether the policy reads the inputs; a row then begins with the number of its input."""
+        return self.settings.inputs is not None
 
-    def _new(self, prompts: Sequence[tuple[Row, TextPrompt]]) -> list[tuple[Row, TextPrompt]]:
+    def _with_inputs(self, fixed: IntArray) -> IntArray:
+        """Where the policy reads inputs, rows with those of the next step in front: each for as many in a row."""
+        if not self.conditioned:
+            return fixed
+        count = int(self.settings.inputs or 1)
+        if len(self.to_read) < count:
+            later = self.rng.permutation(len(self.digests)).tolist()
+            self.to_read += [i for i in later if i not in self.to_read]
+        chosen, self.to_read = np.array(self.to_read[:count]), self.to_read[count:]
+        return np.concatenate([chosen[np.arange(len(fixed)) * count // len(fixed)][:, None], fixed], axis=1)
+
+    def _columns(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows without their inputs."""
+        return [row[1:] for row in rows] if self.conditioned else list(rows)
+
+    def _prompts(self, rows: Sequence[Row]) -> list[tuple[Row, Written]]:
+        prompts: list[Written] = list(self.vocabulary.prompts(self._columns(rows)))
+        if self.conditioned:
+            prompts = [
+                ConditionedPrompt(((self.digests[row[0]], prompt),))
+                for row, prompt in zip(rows, self.vocabulary.prompts(self._columns(rows)), strict=True)
+            ]
+        return list(zip(rows, prompts, strict=True))
+
+    def _new(self, prompts: Sequence[tuple[Row, Written]]) -> list[tuple[Row, Written]]:
         """Those that were not asked for before, each text once."""
         found = {prompt.key: (row, prompt) for row, prompt in reversed(prompts)}
         return [pair for key, pair in reversed(found.items()) if key not in self.seen]
 
-    def _out(self, prompts: Sequence[tuple[Row, TextPrompt]]) -> list[Candidate]:
+    def _out(self, prompts: Sequence[tuple[Row, Written]]) -> list[Candidate]:
         self.pending.update({prompt.key: row for row, prompt in prompts})
         self.seen.update(self.pending)
         return [prompt for _, prompt in prompts]
 
     def _row(self, candidate: Candidate) -> Row | None:
         """The row of a prompt; None where the policy cannot write it."""
-        if candidate.key in self.pending or not isinstance(candidate, TextPrompt):
+        if candidate.key in self.pending or self.conditioned or not isinstance(candidate, TextPrompt):
             return self.pending.get(candidate.key)
         return self.vocabulary.row(candidate.text, self.settings.length)
 
-    def _greedy(self, learning: SoftQLearning) -> list[TextPrompt]:
-        """The prompt of the likeliest tokens; none where it must round-trip and does not."""
+    def _greedy(self, learning: SoftQLearning) -> list[Written]:
+        """The prompt of the likeliest tokens; none where it must round-trip and does not.
+
+        Where the policy reads inputs, that of every train input.
+        """
+        if self.conditioned:
+            return [self._for(learning.theta, self._inputs)]
         from searchers.policy import Sampling
 
         blank = self._blanks(1)
         written = self.policy.write(learning.theta, blank, Sampling(), np.zeros(blank.shape), np.array([True]))
         row: Row = tuple(written[0].tolist())
         refused = self.settings.round_trip and not self.vocabulary.round_trips([row])[0]
-        return [] if refused else self.vocabulary.prompts([row])
+        return [] if refused else list(self.vocabulary.prompts([row]))
+
+    @cached_property
+    def _inputs(self) -> list[Example]:
+        """The train inputs, each once, by number."""
+        examples = {e.digest: e for e in self.problem.task.examples("train", self.problem.split)}
+        return [examples[digest] for digest in self.digests]
+
+    def _source_ids(self, examples: Sequence[Example]) -> list[IntArray]:
+        """What the policy reads of inputs: the fields that the LM is shown, cut to fit."""
+        texts = [" ".join(e.fields[name] for name in self.problem.template.fields) for e in examples]
+        room = self.lm.max_length - self.settings.length
+        return [ids[:room] if len(ids) else self.source for ids in self.vocabulary.encoder.ids(texts, "")]
+
+    def _for(self, theta: Any, examples: Sequence[Example]) -> ConditionedPrompt:
+        """The policy's greedy prompts for inputs."""
+        from searchers.policy import Policy, Sampling
+
+        s, own = self.settings, self.policy
+        policy = Policy(own.trunk, self._source_ids(examples), own.actions, bias=s.logit_bias, fluent=s.fluent, batch=1)
+        blank = np.concatenate([np.arange(len(examples))[:, None], self._blanks(len(examples))], axis=1)
+        greedy = np.ones(len(blank), dtype=bool)
+        rows = policy.write(theta, blank, Sampling(), np.zeros(blank.shape), greedy)
+        prompts = self.vocabulary.prompts([tuple(row) for row in rows[:, 1:].tolist()])
+        return ConditionedPrompt(tuple(zip((e.digest for e in examples), prompts, strict=True)))
+
+    def write_for(self, examples: Sequence[Example]) -> ConditionedPrompt:
+        with self._at_work() as learning:
+            return self._for(learning.theta, list({e.digest: e for e in examples}.values()))
 
     @property
     def nominates_alone(self) -> bool:
-        return bool(self.settings.selection == "paper")
+        return self.conditioned or bool(self.settings.selection == "paper")
 
     def nominations(self) -> list[Candidate]:
         """The policy's greedy prompt as it stands; as published, that of every so many steps."""
@@ -249,13 +328,13 @@ class RLPromptSearcher(PromptSearcher):
 
         if not rows:
             return
-        distinct = set(rows)
+        distinct, columns = set(rows), self._columns(rows)
         self.distinct.append(len(distinct) / len(rows))
         self.health.update(
             distinct=len(distinct),
             new_prompts=len(distinct.difference(self.memory.places)),
-            repeated_tokens=float(repeated(np.array(rows)).mean()),
-            round_trips=float(self.vocabulary.round_trips(rows).mean()),
+            repeated_tokens=float(repeated(np.array(columns)).mean()),
+            round_trips=float(self.vocabulary.round_trips(columns).mean()),
         )
 
     def _end_step(self, learning: SoftQLearning, reward: float) -> None:
@@ -266,7 +345,10 @@ class RLPromptSearcher(PromptSearcher):
         if s.on_collapse == "restart" and reward >= self.best[0]:
             self.best = (reward, learning.theta.cpu().numpy().copy())
         self._watch(learning)
-        if self.nominates_alone and self.step % (s.greedy_every or 1) == 0:
+        if self.conditioned and self.step % (s.greedy_every or 1) == 1:
+            written = self._for(learning.theta, self._inputs[:MOST_LOOKED_AT]).diversity()
+            self.spread = {"prompts_for_inputs": written["prompts"], "most_frequent": written["most_frequent"]}
+        elif self.nominates_alone and not self.conditioned and self.step % (s.greedy_every or 1) == 0:
             self.greedy += [prompt for prompt in self._greedy(learning) if prompt not in self.greedy]
 
     def _watch(self, learning: SoftQLearning) -> None:
@@ -284,7 +366,7 @@ class RLPromptSearcher(PromptSearcher):
 
     def metrics(self) -> dict[str, Any]:
         """Training health: of the last step, except ``collapses``, which are counted."""
-        return {**self.health, "collapses": self.collapses, "heat": self.heat}
+        return {**self.health, **self.spread, "collapses": self.collapses, "heat": self.heat}
 
     def stop(self) -> dict[str, Any]:
         """The number of steps, where it has an end."""
@@ -305,6 +387,7 @@ class RLPromptSearcher(PromptSearcher):
             "best": self.best,
             "distinct": list(self.distinct),
             "health": dict(self.health),
+            **({"to_read": list(self.to_read), "spread": dict(self.spread)} if self.conditioned else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -321,6 +404,7 @@ class RLPromptSearcher(PromptSearcher):
         self.best = state["best"]
         self.distinct = deque(state["distinct"], maxlen=WINDOW)
         self.health = dict(state["health"])
+        self.to_read, self.spread = list(state.get("to_read", [])), dict(state.get("spread", {}))
 
     @classmethod
     def resources(cls, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -343,11 +427,11 @@ class RLPromptSearcher(PromptSearcher):
         s = self.settings
         return Policy(
             trunk,
-            self.source,
+            self._source_ids(self._inputs) if self.conditioned else self.source,
             self.vocabulary.tokens,
             bias=s.logit_bias,
             fluent=s.fluent,
-            batch=min(s.prompts, MOST_AT_A_TIME),
+            batch=min(s.prompts // (s.inputs or 1), MOST_AT_A_TIME),
         )
 
     @cached_property
@@ -438,3 +522,23 @@ class Memory:
 def z_scores(values: FloatArray) -> FloatArray:
     """Along the first axis: (x - mean) / (population standard deviation + 1e-4)."""
     return np.asarray((values - values.mean(axis=0)) / (values.std(axis=0) + EPSILON))
+
+
+def z_within(values: FloatArray, group: IntArray) -> FloatArray:
+    """(n,) :func:`z_scores` of values within each group (n,)."""
+    found = np.empty(len(values))
+    for number in np.unique(group):
+        found[group == number] = z_scores(values[group == number])
+    return found
+
+
+def z_of_inputs(rewards: FloatArray) -> FloatArray:
+    """(n,) z-scores of rewards (n, E, G), by example over prompts and groups of samples, averaged; NaN is left out."""
+    if np.isfinite(rewards).all() and rewards.shape[2] == 1:
+        return np.asarray(z_scores(rewards[:, :, 0]).mean(axis=1))
+    seen = np.isfinite(rewards)
+    count = np.maximum(seen.sum(axis=(0, 2), keepdims=True), 1)
+    centred = np.where(seen, rewards, 0.0)
+    centred = np.where(seen, centred - centred.sum(axis=(0, 2), keepdims=True) / count, 0.0)
+    z = centred / (np.sqrt((centred**2).sum(axis=(0, 2), keepdims=True) / count) + EPSILON)
+    return np.asarray(z.sum(axis=(1, 2)) / np.maximum(seen.sum(axis=(1, 2)), 1))

@@ -21,7 +21,8 @@ CHOICES = {
 }
 LOSSES = ("v0", "v1", "v2", "v3")
 RANGES = {
-    "length": (1, 20), "prompts": (2, 4096), "top_k": (1, 1e9), "top_p": (1e-6, 1), "uniform_steps": (0, 1e9),
+    "inputs": (1, 2048), "length": (1, 20), "prompts": (2, 4096), "top_k": (1, 1e9), "top_p": (1e-6, 1),
+    "uniform_steps": (0, 1e9),
     "fluent": (1, 1e9), "coefficient": (0, 1), "target_rate": (0, 1), "target_every": (1, 1e9), "updates": (1, 1000),
     "replay": (0, 4096), "elite": (0, 1), "greedy_every": (1, 1e9), "collapse_at": (0, 1), "steps": (1, 1e12),
     "gpu": (0, 1),
@@ -40,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "greedy_every": 10, "selection": "train", "on_collapse": "temperature", "steps": None,
     },
 }  # fmt: skip
+CONDITIONED: dict[str, dict[str, Any]] = {"paper": {"normalise": "input", "selection": "paper"}}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class RLPromptSettings:
     preset: str = setting("fast", "'fast' (for budgets of 10,000 to 200,000 evaluations), or 'paper': as published")
     policy_model: str = setting(defaults.POLICY_MODEL, "the policy's frozen causal LM, such as distilgpt2")
     source: str = setting("classification", "what the policy reads before it writes")
+    inputs: int | None = setting(None, "inputs of a step; the policy reads each and writes for it; null: none")
     length: int = setting(5, "tokens of a prompt, 1 to 20")
     prompts: int = setting(16, "prompts of a step")
     tokens: str | list[str] | None = setting(None, "'all' tokens, 'words' (whole ones), or the lines of this file")
@@ -96,7 +99,10 @@ def resolved(given: RLPromptSettings, location: str) -> RLPromptSettings:
     """
     if given.preset not in PRESETS:
         raise unknown("setting preset", given.preset, PRESETS)
-    preset = {name: value for name, value in PRESETS[given.preset].items() if getattr(given, name) is None}
+    values = PRESETS[given.preset]
+    if given.inputs is not None:
+        values = values | CONDITIONED.get(given.preset, {})
+    preset = {name: value for name, value in values.items() if getattr(given, name) is None}
     s = replace(given, **preset, policy_model=location)
     if isinstance(s.tokens, str) and s.tokens not in CHOICES["tokens"]:
         s = replace(s, tokens=read_lines(Path(s.tokens), "tokens"))
@@ -111,6 +117,8 @@ def resolved(given: RLPromptSettings, location: str) -> RLPromptSettings:
         value = getattr(s, name)
         if value is not None and not least <= value <= most:
             raise InputError(f"setting {name}={value}: must be from {least:g} to {most:g}")
+    if s.inputs is not None and (s.prompts % s.inputs or s.prompts < 2 * s.inputs):
+        raise InputError(f"setting inputs={s.inputs}: prompts={s.prompts} must be a multiple of it, 2 or more for each")
     for name in ABOVE_0:
         if not 0 < getattr(s, name) < float("inf"):
             raise InputError(f"setting {name}={getattr(s, name)}: must be greater than 0")

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from rayprompt.candidate import SoftPrompt, TextPrompt
+from rayprompt.candidate import SoftPrompt
 from rayprompt.racing import race_line
 from rayprompt.study.progress import Progress
 from rayprompt.study.results import VECTORS_FILE, Result
@@ -62,7 +62,7 @@ def show_result(result: Result, *, to_stderr: bool) -> None:
     """The outcome: the prompt, how good it is, the baselines, and where everything lies."""
     stream = sys.stderr if to_stderr else sys.stdout
     prompt = result.best_prompt
-    text = repr(prompt.text) if isinstance(prompt, TextPrompt) else f"soft, {prompt.subspace.length} tokens"
+    text = f"soft, {prompt.subspace.length} tokens" if isinstance(prompt, SoftPrompt) else repr(prompt.text)
     rows = [("best prompt", text, result.dev, result.test)]
     if result.decoded is not None:
         decoded = result.decoded

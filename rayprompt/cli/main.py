@@ -191,6 +191,9 @@ def evaluate(
     prompt: Annotated[str | None, typer.Option(help="The prompt's text ('' is the empty prompt).")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="An exported prompt (a study's prompt.json).")] = None,
     on: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    outputs: Annotated[
+        Path | None, typer.Option(help="Of style transfer: write the chosen output of each input here; .jsonl: more.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="As for search; the prompt file's unless said.")] = None,
     split: SplitOption = None,
     data: DataOption = None,
@@ -205,7 +208,7 @@ def evaluate(
 ) -> None:
     """Measure a given prompt on train, dev or test."""
     from rayprompt.answers import Judge
-    from rayprompt.candidate import TextPrompt
+    from rayprompt.candidate import SoftPrompt
     from rayprompt.cli.display import note
     from rayprompt.lm.endpoint import is_endpoint
     from rayprompt.lm.settings import LOCAL, REMOTE
@@ -230,7 +233,7 @@ def evaluate(
     if judge:  # what a file names may not be a function
         rule = "exact" if extractor is not None else judge["extractor"]
         scale = "match" if answer_scorer is not None else judge["scorer"]
-        Judge.of(rule, scale, code=False, where=str(prompt_file))
+        Judge.of(rule, scale, loaded.style, code=False, where=str(prompt_file))
     problem = Problem(
         loaded,
         model or named or defaults.MODEL,
@@ -242,14 +245,20 @@ def evaluate(
     )
     if exported and exported.task_digest not in (None, problem.task.digest):
         note(f"{prompt_file} was found on another task or version than {problem.task.name}")
+    if outputs is not None and (problem.judge is None or problem.judge.style is None):
+        raise InputError(f"--outputs {outputs}: is for tasks with scorer: style; {problem.task.name} has another")
     candidate = exported.on(problem) if exported else problem.prompt(prompt or "")
     if exported and exported.model_digest not in (None, problem.lm.digest):
         note(f"{prompt_file} was found on another LM than {problem.lm.name}: its text is tokenised anew")
     result = run(candidate, problem, on=on, store=store, cluster=Cluster(address, scorers, gpus_per_scorer))
     if result.truncated:
         note(f"{result.truncated} of {result.estimate.n} texts were truncated to fit {result.model}")
-    text = repr(result.prompt.text) if isinstance(result.prompt, TextPrompt) else f"the soft prompt of {prompt_file}"
+    text = f"the soft prompt of {prompt_file}" if isinstance(result.prompt, SoftPrompt) else repr(result.prompt.text)
     print(f"{text} on {result.task} {on}, {result.model}: {result.estimate.metric} {result.estimate}")
+    if result.style is not None:
+        print(result.style)
+        if outputs is not None:
+            result.style.write(outputs)
     if json_:
         print_json(result.to_json())
 

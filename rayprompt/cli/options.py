@@ -39,8 +39,9 @@ LMOption = Annotated[
         metavar="KEY=VALUE",
         help="How the LM is run: dtype=bf16, tokens=4096 (of a pass), cache=2GB (keys and values), memory=16GB (of a "
         "scorer), chat=user or system (the LM's chat template). How it writes: max_tokens=64, temperature=0.7, "
-        "top_p=0.9, samples=4, stop=TEXT, seed=1. Behind a service: in_flight=64, rate=10 (a second), timeout=60, "
-        "tries=8, labels=echo, top or text, price_in=0.15 and price_out=0.6 (of a million tokens), words=MODEL.",
+        "top_p=0.9, top_k=10, samples=4, stop=TEXT, seed=1. Behind a service: in_flight=64, rate=10 (a second), "
+        "timeout=60, tries=8, labels=echo, top or text, price_in=0.15 and price_out=0.6 (of a million tokens), "
+        "words=MODEL.",
     ),
 ]
 ExtractorOption = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayprompt.budget import Ledger
-from rayprompt.candidate import Candidate, TextPrompt, candidate_from_json, digest
+from rayprompt.candidate import Candidate, SoftPrompt, candidate_from_json, digest
 from rayprompt.comparison.baselines import GRADIENT, IN_CONTEXT, BaselinePrompt, gradient_tuned, in_context
 from rayprompt.comparison.curves import grid_of
 from rayprompt.comparison.outcome import COMPARISON_SCHEMA, BaselineOutcome, RunOutcome
@@ -277,7 +277,7 @@ def _scalars(outcome: RunOutcome) -> dict[str, float]:
 def _text(outcome: RunOutcome) -> str:
     """The winner as TensorBoard shows it."""
     prompt = candidate_from_json(dict(outcome.prompt))
-    if isinstance(prompt, TextPrompt):
+    if not isinstance(prompt, SoftPrompt):
         return f"`{prompt.text}`"
     near = "" if outcome.decoded is None else f"; nearest text: `{outcome.decoded['text']}`"
     return f"soft prompt of {prompt.subspace.length} tokens, {prompt.key}{near}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayprompt.candidate import SoftPrompt, TextPrompt, candidate_from_json
+from rayprompt.candidate import ConditionedPrompt, TextPrompt, candidate_from_json
 from rayprompt.comparison.outcome import COMPARISON_SCHEMA, RESULT_FILE, read_comparison
 from rayprompt.errors import InputError
 from rayprompt.lm.settings import LMSettings
@@ -146,5 +146,7 @@ def _found(
     if decoded is not None:
         return (decoded.prompt,), 0
     prompts = [candidate_from_json(dict(form)) for form in finalists]
-    texts = tuple(prompt for prompt in prompts if not isinstance(prompt, SoftPrompt))
+    texts = tuple(prompt for prompt in prompts if isinstance(prompt, TextPrompt))
+    if any(isinstance(prompt, ConditionedPrompt) and prompt.key == best for prompt in prompts):
+        raise InputError("its prompts were written for the inputs of its task, one by one: there is none to transfer")
     return texts, [prompt.key for prompt in texts].index(best)

@@ -383,7 +383,8 @@ def _measure(
     def p_value(prompt: TextPrompt) -> float | None:
         if "manual" not in baselines:
             return None
-        return paired(answers(scores[prompt]), answers(scores[baselines["manual"][0]]))
+        both = (prompt, baselines["manual"][0])
+        return paired(*(answers(scores[p], problem.task.metric) for p in both))
 
     target = Target(
         problem.lm.name,

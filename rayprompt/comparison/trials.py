@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from rayprompt.comparison.plan import Run, Stratum, resources_of
 from rayprompt.comparison.schedulers import Make, PerStratum
+from rayprompt.errors import InputError
 from rayprompt.objective import Objective, get_objective
 from rayprompt.scoring.cluster import trial_resources
 from rayprompt.scoring.pool import ScoringPool
@@ -62,7 +63,10 @@ class Searches:
         problem = self.problem(run.stratum)
         candidates = planned(problem, self.plans[name].budget)
         objective = self.function or self.objective
-        return make_searcher(problem, run.entry.searcher, candidates, run.seed, objective, run.entry.settings)
+        made = make_searcher(problem, run.entry.searcher, candidates, run.seed, objective, run.entry.settings)
+        if made.conditioned:
+            raise InputError(f"{name}: prompts for single inputs cannot be compared; search for them one by one")
+        return made
 
     def loop(self, name: str) -> SearchLoop:
         """The search of a run, where its files say that it stands; it races if it is to and its searcher can."""

@@ -19,7 +19,7 @@ from rayprompt.scores import IntArray
 from rayprompt.template import Piece, Template
 
 ANCHOR = "a"
-DERIVED = ("flat", "starts", "text_first", "_reserving")  # not pickled
+DERIVED = ("flat", "starts", "text_first", "field_lengths", "_reserving")  # not pickled
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,12 @@ class EncodedPart:
         """(E,) tokens of each example that may never be cut: everything but its fields."""
         rows = zip(self.before, self.after, strict=True)
         return np.array([sum(len(s.ids) for s in (*b, *a) if not s.field) for b, a in rows], dtype=np.int64)
+
+    @cached_property
+    def field_lengths(self) -> IntArray:
+        """(E,) tokens of the fields of each example, before any cut."""
+        rows = zip(self.before, self.after, strict=True)
+        return np.array([sum(len(s.ids) for s in (*b, *a) if s.field) for b, a in rows], dtype=np.int64)
 
     def lengths(self, prompt_lengths: IntArray, examples: IntArray) -> IntArray:
         """(P,) tokens of each input: example ``examples[i]`` with a prompt of ``prompt_lengths[i]`` tokens.

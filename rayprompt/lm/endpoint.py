@@ -229,6 +229,8 @@ class Client:
         }
         if decoding.temperature > 0:
             body |= {"top_p": decoding.top_p, "seed": int(digest([decoding.seed, question.sample])[:7], 16)}
+            if decoding.top_k is not None:
+                body["top_k"] = decoding.top_k  # not OpenAI's, but of most servers
         if decoding.stop:
             body["stop"] = list(decoding.stop[:STOPS])
         return body | self._input(question.text)

@@ -32,8 +32,8 @@ class LMSettings:
         memory: bytes that a scorer may take; None is what its device has.
         chat: where the prompt stands in the LM's chat template: in the ``user`` message with all else, or in the
             ``system`` message; None is no chat template.
-        max_tokens, temperature, top_p, samples, stop, seed: how it writes, where that is not as the task has it; see
-            :class:`rayprompt.decoding.Decoding`.
+        max_tokens, temperature, top_p, top_k, length_control, samples, stop, seed: how it writes, where that is not as
+            the task has it; see :class:`rayprompt.decoding.Decoding`.
         in_flight: of an LM behind a service, requests that are on their way at once.
         rate: requests a second at most; None is no limit.
         timeout: seconds to wait for an answer, and ``tries`` how often to ask for it.
@@ -50,6 +50,8 @@ class LMSettings:
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    length_control: bool | None = None
     samples: int | None = None
     stop: tuple[str, ...] | None = None
     seed: int | None = None

@@ -281,6 +281,25 @@ def _read_config(name: str, folder: Path) -> Any:
         raise InputError(f"model {name}: its config.json cannot be used ({reason[:160]})") from None
 
 
+def read_config(name: str) -> Any:
+    """The config of any transformers checkpoint whose files are whole: bundled, a folder, or of the hub.
+
+    Raises:
+        InputError: there is no such model, its files are incomplete, or its config cannot be used.
+    """
+    quiet()
+    folder = model_folder(name)
+    missing = _missing(folder)
+    if missing:
+        raise InputError(f"model {name}: {folder} holds no {missing}")
+    return _read_config(name, folder)
+
+
+def model_digest(name: str) -> str:
+    """Digest of a checkpoint's files, see :class:`LMSource`."""
+    return _digest(model_folder(name))
+
+
 def load_tokenizer(name: str) -> Any:
     """The LM's tokenizer.
 

@@ -203,12 +203,13 @@ class Writer:
         logits, state = self._read(heads, begin, shared, own, max(slots, len(heads)))
         state.spread(np.concatenate([which, np.zeros(rows - len(members), dtype=np.int64)]))
         logits = logits[state.index]
+        limits = np.array([decoding.limit(int(n)) for n in part.field_lengths[example]])
         draws = None
         if decoding.temperature > 0:
             draws = np.zeros((rows, decoding.max_tokens))
             for row, (ids, k) in enumerate(zip(inputs, sample.tolist(), strict=True)):
                 draws[row] = uniforms(decoding.seed, ids, int(k), decoding.max_tokens)
-        written = self._go_on(logits, state, decoding, len(members), draws)
+        written = self._go_on(logits, state, decoding, limits, draws)
         for row, (at, tokens) in enumerate(zip(members.tolist(), written, strict=True)):
             text, count = self._text(tokens, decoding)
             answers.completion[at] = text  # type: ignore[index]
@@ -257,10 +258,10 @@ class Writer:
         return self.forward.behind_last(given).float()
 
     def _go_on(
-        self, logits: torch.Tensor, state: _State, decoding: Decoding, real: int, draws: FloatArray | None
+        self, logits: torch.Tensor, state: _State, decoding: Decoding, limits: IntArray, draws: FloatArray | None
     ) -> list[list[int]]:
-        """The tokens of the first ``real`` rows, until all of them have ended; dummies go on beside them."""
-        rows = len(logits)
+        """The tokens of the first rows, (n,) ``limits`` of them at most; until all have ended dummies go on beside."""
+        rows, real = len(logits), len(limits)
         written: list[list[int]] = [[] for _ in range(real)]
         going = np.zeros(rows, dtype=bool)
         going[:real] = True
@@ -269,10 +270,11 @@ class Writer:
             if draws is None:
                 tokens = logits.argmax(dim=-1).cpu().numpy()
             else:
-                tokens = draw(logits.cpu().numpy(), draws[:, step], decoding)
+                tokens = draw_top(logits, draws[:, step], decoding)
             for row in np.flatnonzero(going):
                 written[row].append(int(tokens[row]))
             going &= ~np.isin(tokens, self.ends)
+            going[:real] &= limits > step + 1
             if decoding.stop and (step + 1) % LOOK_EVERY == 0:
                 for row in np.flatnonzero(going):
                     going[row] = not self._stops(written[row], decoding)
@@ -334,6 +336,15 @@ def uniforms(seed: int, ids: IntArray, sample: int, count: int) -> FloatArray:
     content = np.concatenate([[seed, sample], ids]).astype("<i8").tobytes()
     key = int.from_bytes(hashlib.sha256(content).digest()[:16], "little")
     return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def draw_top(logits: torch.Tensor, uniform: FloatArray, decoding: Decoding) -> IntArray:
+    """(B,) tokens drawn from logits (B, V), of the ``top_k`` likeliest where there is such a limit."""
+    if decoding.top_k is None:
+        return draw(logits.cpu().numpy(), uniform, decoding)
+    top = logits.topk(min(decoding.top_k, logits.shape[1]), dim=1)
+    place = draw(top.values.cpu().numpy(), uniform, decoding)
+    return np.asarray(np.take_along_axis(top.indices.cpu().numpy(), place[:, None], axis=1)[:, 0])
 
 
 def draw(logits: FloatArray, uniform: FloatArray, decoding: Decoding) -> IntArray:

@@ -14,6 +14,7 @@ import ray
 
 from rayprompt.lm.deep import hidden_stds
 from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.judges import Judges
 from rayprompt.lm.loads import Load, fill_of
 from rayprompt.lm.projection import Bounded
 from rayprompt.lm.scorer import LMScorer
@@ -72,6 +73,7 @@ class ScorerActor:
         self.scorer = LMScorer(source, self.device)
         self.parts: dict[str, EncodedPart] = {}
         self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.nbytes)
+        self.judges = Judges(self.device)
         self.lanes = lanes
         self.meter = FillMeter(source.name)
         self.gate = threading.BoundedSemaphore(lanes)
@@ -146,6 +148,11 @@ class ScorerActor:
         """(N, d) the mean of the LM's last hidden states of each row of token ids."""
         with self.gate:
             return self.scorer.embed(rows)
+
+    def judge(self, what: str, given: tuple[Any, ...], columns: list[list[str]]) -> FloatArray:
+        """(N, k) what models other than the LM say of N texts, see :class:`rayprompt.lm.judges.Judges`."""
+        with self.gate:
+            return self.judges.run(what, given, columns)
 
     def hidden_stds(self, part: list[Any], key: str, block: SoftBlock, layers: tuple[int, ...]) -> dict[int, float]:
         """The standard deviations of what enters layers, see :func:`rayprompt.lm.deep.hidden_stds`."""

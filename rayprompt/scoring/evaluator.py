@@ -74,6 +74,7 @@ class Evaluator:
         self.longest_prompt = 0
         self.candidates = 0  # of which a pair was asked for
         digests = list(examples) if examples is not None else [str(i) for i in range(len(part))]
+        self.digests = digests
         self.samples = part.samples
         self.table = PairTable(list(dict.fromkeys(digests)), len(part.labels), self.samples)
         first = np.array([self.table.columns[d] for d in digests], dtype=np.int64)
@@ -96,8 +97,11 @@ class Evaluator:
         candidates: Sequence[Candidate],
         token_ids: Sequence[tuple[int, ...]],
         distinct: IntArray | None = None,
+        pairs: BoolArray | None = None,
     ) -> Scores:
         """Scores of ``candidates`` (C), whose tokens are ``token_ids``, on the examples of the part.
+
+        ``pairs`` (C, E) says on which examples; None is all.
 
         New pairs are charged in the candidates' order; where the budget ends in between, the rest is not evaluated:
         it has no rows, and ``Scores.complete`` says so. ``distinct``: only these of the distinct examples
@@ -116,8 +120,10 @@ class Evaluator:
         if distinct is not None:
             now[:] = False
             now.reshape(-1, self.samples)[distinct] = True
+        here = now if pairs is None else self._columns(pairs)
+        now = now if pairs is None else self._columns(pairs, rows, used)
         new = self._charge(used, now)
-        wanted = self.table.asked[rows] & now
+        wanted = self.table.asked[rows] & here
         # Not only what is new: the file with the score of a pair that was asked for before may have been lost.
         run = self.table.asked[used] & ~self.table.known[used]
         self.ledger.cache_hits += int(wanted.sum()) - int((run & now).sum())
@@ -128,7 +134,7 @@ class Evaluator:
             if self.table.writes:
                 self.ledger.asked_written += int(self.table.written[used][new].sum())
             self.ledger.asked_seconds += float(self.table.seconds[used][new].sum(dtype=np.float64))
-        return self._collect(candidates, rows)
+        return self._collect(candidates, rows, pairs)
 
     def known(self, candidates: Sequence[Candidate]) -> Scores:
         """What was asked for so far of ``candidates`` (C); nothing is scored or charged."""
@@ -154,8 +160,23 @@ class Evaluator:
         assert (first == np.arange(len(first))).all()
         return count, self.position[:: self.samples]
 
+    def _columns(self, pairs: BoolArray, rows: IntArray | None = None, used: IntArray | None = None) -> BoolArray:
+        """Pairs (C, E) as columns of the table (C, E S); of distinct rows, where several candidates may have one."""
+        found = np.zeros((len(pairs), self.table.width), dtype=bool)
+        for place, column in enumerate(self.column):  # examples that are the same have the same column
+            found[:, column] |= pairs[:, place // self.samples]
+        if rows is None or used is None:
+            return found
+        where = {row: i for i, row in enumerate(used.tolist())}
+        whole = np.zeros((len(used), self.table.width), dtype=bool)
+        np.logical_or.at(whole, [where[row] for row in rows.tolist()], found)
+        return whole
+
     def _charge(self, rows: IntArray, now: BoolArray) -> BoolArray:
-        """Charge what is new ``now`` (E S,) of distinct rows (C,), as far as the budget goes, and mark it: (C, E S)."""
+        """Charge what is new ``now`` (E S,) of distinct rows (C,), as far as the budget goes, and mark it: (C, E S).
+
+        ``now`` may be (C, E S), too.
+        """
         asked = self.table.asked[rows]
         new = ~asked & now
         if self.report:
@@ -225,7 +246,7 @@ class Evaluator:
         if self.judging is None:
             raise ScoringError("the LM writes, and nothing is said of how that is judged")
         gold = self.judging.gold
-        return self.judging.judge.values(completions, [gold[int(i)] for i in example])
+        return self.judging.judge.values(completions, [gold[int(i)] for i in example], self.pool.judge)
 
     def _judge(self, row: IntArray, column: IntArray) -> FloatArray:
         """(P,) the values of completions, each judged once."""
@@ -238,9 +259,10 @@ class Evaluator:
             table.value[row[new], column[new]] = value[new]
         return np.asarray(value, dtype=np.float64)
 
-    def _collect(self, candidates: Sequence[Candidate], rows: IntArray) -> Scores:
+    def _collect(self, candidates: Sequence[Candidate], rows: IntArray, pairs: BoolArray | None = None) -> Scores:
         table, columns = self.table, self.column
-        candidate, place = np.nonzero(table.asked[rows][:, columns])
+        asked = table.asked[rows][:, columns]
+        candidate, place = np.nonzero(asked if pairs is None else asked & pairs.repeat(self.samples, axis=1))
         row, column = rows[candidate], columns[place]
         example, sample = place // self.samples, place % self.samples
         answers = table.answers(row, column)
@@ -266,4 +288,5 @@ class Evaluator:
             completion=None if answers.completion is None else tuple(answers.completion[keep].tolist()),
             errors=tuple(PairError(int(candidate[i]), int(example[i]), what) for i in errors),
             samples=self.samples,
+            asked=pairs,
         )

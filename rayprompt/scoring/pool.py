@@ -8,6 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,7 @@ from rayprompt.candidate import SoftPrompt, Subspace, digest
 from rayprompt.errors import ScoringError
 from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.judges import judges_here
 from rayprompt.lm.loads import Request
 from rayprompt.lm.settings import shown
 from rayprompt.lm.shapes import DeviceClass, PackTable, ShapeTable, bucket, table_of
@@ -38,7 +40,8 @@ MOST_ROUTER_DEATHS = 20
 MOST_START_DEATHS = 5  # of a scorer while it loads its LM
 RESTART_PAUSE_SECONDS = 0.5
 ROUTER_PAUSE_SECONDS = 0.1
-EMBED_ROWS = 256  # texts that a scorer embeds at a time
+EMBED_ROWS = 256  # texts that a scorer embeds or judges at a time
+MOST_JUDGED = 1 << 20  # texts whose judgements are remembered
 
 
 NO_VECTORS: Mapping[str, FloatArray] = MappingProxyType({})
@@ -320,19 +323,67 @@ class ScoringPool:
             ScoringError: the LM raised, or the pool is lost.
         """
         rows = token_ids(load_tokenizer(self.source.location), texts, self.source.max_length)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        return self._shared_out("embed", (), [rows], [len(row) for row in rows])
+
+    def judge(self, what: str, given: tuple[Any, ...], columns: Sequence[Sequence[str]]) -> FloatArray:
+        """(N, k) what models other than the LM say of N texts, by all scorers; a text that stands twice is asked once.
+
+        Args:
+            what, given: the method of :class:`rayprompt.lm.judges.Judges` and its arguments.
+            columns: texts, N in each.
+
+        Raises:
+            ScoringError: a model cannot be loaded or raised, or the pool is lost.
+        """
+        rows = list(zip(*columns, strict=True))
+        known = self.judged.setdefault((what, given), {})
+        new = list(dict.fromkeys(row for row in rows if row not in known))
+        if len(known) + len(new) > MOST_JUDGED:
+            known.clear()
+            new = list(dict.fromkeys(rows))
+        if new:
+            texts = [list(column) for column in zip(*new, strict=True)]
+            known.update(zip(new, self._judge(what, given, texts), strict=True))
+        return np.array([known[row] for row in rows])
+
+    @cached_property
+    def judged(self) -> dict[Any, dict[tuple[str, ...], FloatArray]]:
+        """What :meth:`judge` found, by what was asked and the texts."""
+        return {}
+
+    def _judge(self, what: str, given: tuple[Any, ...], columns: list[list[str]]) -> FloatArray:
+        if not self.scorers:  # the LM is elsewhere, these models are not
+            return judges_here().run(what, given, columns)
+        return self._shared_out("judge", (what, given), columns, [len(text) for text in columns[0]], as_one=True)
+
+    def _shared_out(
+        self,
+        method: str,
+        before: tuple[Any, ...],
+        columns: Sequence[Sequence[Any]],
+        sizes: Sequence[int],
+        *,
+        as_one: bool = False,
+    ) -> FloatArray:
+        """(N, ...) what a method of scorers gives for N rows, by all; ``as_one``: it takes one list of columns."""
+        order = sorted(range(len(sizes)), key=lambda i: sizes[i])
         cuts = [order[i : i + EMBED_ROWS] for i in range(0, len(order), EMBED_ROWS)]
-        sent = [self.scorers[k % len(self.scorers)].embed.remote([rows[i] for i in cut]) for k, cut in enumerate(cuts)]
+
+        def of(cut: list[int]) -> list[Any]:
+            some = [[column[i] for i in cut] for column in columns]
+            return [*before, some] if as_one else [*before, *some]
+
+        sent = [getattr(self.scorers[k % len(self.scorers)], method).remote(*of(cut)) for k, cut in enumerate(cuts)]
         found: dict[int, FloatArray] = {}
         for cut, reference in zip(cuts, sent, strict=True):
             try:
-                vectors = ray.get(reference)
+                values = ray.get(reference)
             except RayTaskError as error:
                 raise ScoringError(f"the LM {self.source.name}: {_last_line(error)}") from None
             except RayActorError:  # that scorer has died
-                vectors = self._ask_scorer("embed", [rows[i] for i in cut])
-            found.update(zip(cut, vectors, strict=True))
-        return np.array([found[i] for i in range(len(rows))])
+                values = self._ask_scorer(method, *of(cut))
+            found.update(zip(cut, values, strict=True))
+        return np.array([found[i] for i in range(len(sizes))])
 
     def tune(
         self,

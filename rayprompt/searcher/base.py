@@ -25,6 +25,7 @@ from ray.tune.utils import flatten_dict
 from rayprompt.candidate import (
     Candidate,
     CandidateForms,
+    ConditionedPrompt,
     SoftPrompt,
     Subspace,
     TextPrompt,
@@ -38,6 +39,7 @@ from rayprompt.searcher.batches import Batches
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import NoSettings, make_settings
 from rayprompt.searcher.tune_state import known_trials, tuner_is_restoring
+from rayprompt.task import Example
 
 if TYPE_CHECKING:
     from rayprompt.scoring.pool import ScoringPool
@@ -106,7 +108,7 @@ class PromptSearcher(Searcher):
         self.settings = make_settings(type(self), settings)
         if self.kind == "soft" and not problem.takes_soft:
             raise InputError(f"searcher {self.name} makes soft prompts, and {problem.soft_reason}")
-        default = self.default_objective if problem.gives_log_probs else "accuracy"
+        default = self.default_objective if problem.gives_log_probs else problem.default_objective
         self.objective_name = objective_name(objective or default)
         self._objective = (
             objective if callable(objective) else get_objective(self.objective_name, log_probs=problem.gives_log_probs)
@@ -212,6 +214,15 @@ class PromptSearcher(Searcher):
     def nominates_alone(self) -> bool:
         """Whether dev is to pick among its nominations only, and not among the best on train as well."""
         return False
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether its prompts are for single inputs: what :meth:`write_for` writes is then what it has found."""
+        return False
+
+    def write_for(self, examples: Sequence[Example]) -> ConditionedPrompt:
+        """Where it is :attr:`conditioned`: the prompts that it has for inputs, also for ones that it has not seen."""
+        raise InputError(f"searcher {self.name} writes one prompt for all inputs")
 
     def metrics(self) -> dict[str, Any]:
         """Numbers and texts of its own for the trial's reports, always of the same names."""

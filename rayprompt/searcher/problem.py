@@ -14,13 +14,14 @@ import numpy as np
 
 from rayprompt import defaults
 from rayprompt.answers import Judge, choice_of
-from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt
+from rayprompt.candidate import Candidate, ConditionedPrompt, SoftPrompt, Subspace, TextPrompt
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.chat import in_chat
 from rayprompt.lm.encode import EncodedPart, Encoder
 from rayprompt.lm.endpoint import LABEL_TOKENS
 from rayprompt.lm.family import load_family
+from rayprompt.lm.judges import check_style
 from rayprompt.lm.labels import Labels
 from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.source import describe_model, load_tokenizer, word_vectors
@@ -123,7 +124,11 @@ class Problem:
                 name, value = next(iter(given.items()))
                 raise InputError(f"--lm {name}={value}: {self.task.name} has label words, and nothing is written")
             return None, None
-        return self.task.judge, Decoding.of({**self.task.decoding, **settings.decoding}, "--lm ")
+        decoding = Decoding.of({**self.task.decoding, **settings.decoding}, "--lm ")
+        if decoding.length_control and self.lm.endpoint is not None:
+            raise InputError(f"--lm length_control=true: the tokens of a text are not known to us in {self.lm.name}")
+        judge = self.task.judge
+        return judge if judge.style is None else replace(judge, style=check_style(judge.style)), decoding
 
     def _naming_labels(self, settings: LMSettings) -> tuple[Judge | None, Decoding | None]:
         """Of label words behind a service that gives no log-probabilities: the LM writes, and names one."""
@@ -141,6 +146,11 @@ class Problem:
     def gives_log_probs(self) -> bool:
         """Whether scores have the label words' log-probabilities: not where the LM writes."""
         return self.judge is None
+
+    @property
+    def default_objective(self) -> str:
+        """What is maximised unless said otherwise where there are no log-probabilities."""
+        return "accuracy" if self.judge is None or self.judge.style is None else "group_maxima"
 
     @property
     def takes_soft(self) -> bool:
@@ -233,7 +243,8 @@ class Problem:
     def token_ids(self, candidate: Candidate) -> tuple[int, ...]:
         """The token ids that stand for a candidate in the LM's input.
 
-        Those of a soft prompt are the ones that it is added to; none where it is put in front.
+        Those of a soft prompt are the ones that it is added to; none where it is put in front. Of a conditioned one
+        they are those of its longest prompt.
 
         Raises:
             InputError: a soft prompt of another LM, or ids outside the vocabulary.
@@ -242,6 +253,8 @@ class Problem:
             space = candidate.subspace
             self._check_space(space, len(candidate.z))
             return self._in_vocabulary(space.tokens) if space.mode == "add" else ()
+        if isinstance(candidate, ConditionedPrompt):
+            return max((self.token_ids(prompt) for prompt in candidate.different), key=len, default=())
         if candidate.token_ids is None:
             return self._ids([candidate.text])[0]
         return self._in_vocabulary(candidate.token_ids)
@@ -281,8 +294,10 @@ class Problem:
         """(V,) the token ids that may stand in a text: neither special nor reserved ones."""
         return np.array(self.encoder.plain_ids(self.lm.vocab_size), dtype=np.int64)
 
-    def round_trips(self, prompt: TextPrompt) -> bool:
+    def round_trips(self, prompt: TextPrompt | ConditionedPrompt) -> bool:
         """Whether the prompt's text, tokenised again, gives its token ids: then the text alone says it all."""
+        if isinstance(prompt, ConditionedPrompt):
+            return all(self.round_trips(own) for own in prompt.different)
         return prompt.token_ids is None or self._ids([prompt.text])[0] == prompt.token_ids
 
     def options(self, texts: Sequence[str]) -> tuple[Option, ...]:

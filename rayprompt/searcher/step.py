@@ -15,6 +15,7 @@ from rayprompt.candidate import Candidate
 from rayprompt.scores import Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.searcher.base import PromptSearcher
+from rayprompt.searcher.conditioned import score_candidates
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.race import Racer
 
@@ -50,7 +51,7 @@ def score_generation(
     """Score candidates on the train examples, as far as the budget goes, or as far as they get in a race."""
     if heat is not None:
         return heat.racer.score(evaluator, candidates, heat.finalists, heat.number)
-    return evaluator.score(candidates, [problem.token_ids(c) for c in candidates])
+    return score_candidates(problem, evaluator, candidates)
 
 
 def ask_score_tell(

@@ -16,6 +16,7 @@ from rayprompt.objective import NEEDS_LOG_PROBS, OBJECTIVES, get_objective
 from rayprompt.scores import IntArray, Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.conditioned import score_candidates
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.measure import evaluator_of, judging_of
@@ -84,13 +85,12 @@ class PartScorer:
 
     def scores(self, prompts: Sequence[Candidate]) -> list[Scores]:
         """The scores of each prompt on the whole part; all are scored in one request, and stored."""
-        ids = [self.problem.token_ids(p) for p in prompts]
-        self.evaluator.score(prompts, ids)
+        score_candidates(self.problem, self.evaluator, prompts)
         writer = self.evaluator.writer
         if writer is not None and writer.buffer.rows:
             writer.add_asks(0, prompts)
             writer.close()
-        return [self.evaluator.score([p], [i]) for p, i in zip(prompts, ids, strict=True)]
+        return [score_candidates(self.problem, self.evaluator, [p]) for p in prompts]
 
     def estimate(self, scores: Scores) -> Estimate:
         """The task metric of one prompt's scores."""
@@ -227,7 +227,7 @@ class Closer:
         front = best.subspace.front if isinstance(best, SoftPrompt) else 0
         manual = choice.baselines.get("manual")
         rows = zip(choice.on_train, choice.finalists, choice.dev, strict=True)
-        text = choice.decoded
+        text, metric = choice.decoded, problem.task.metric
         return Closing(
             best_prompt=best,
             train=_on_train(self.scorer, problem, best, choice.on_train[choice.winner]),
@@ -236,8 +236,8 @@ class Closer:
             baselines={
                 name: Baseline(prompt, dev, estimates[prompt]) for name, (prompt, dev) in choice.baselines.items()
             },
-            p_value=None if manual is None else paired(answers(scores[best]), answers(scores[manual[0]])),
-            p_test=test_name(answers(scores[best])),
+            p_value=None if manual is None else paired(*(answers(scores[p], metric) for p in (best, manual[0]))),
+            p_test=test_name(answers(scores[best], metric)),
             finalists=tuple(
                 {
                     **f["candidate"],
@@ -250,7 +250,7 @@ class Closer:
                 for f, c, d in rows
             ),
             report_evaluations=self.ledger.report_evaluations,
-            round_trips=isinstance(best, TextPrompt) and problem.round_trips(best),
+            round_trips=not isinstance(best, SoftPrompt) and problem.round_trips(best),
             truncated={
                 part: problem.part(part).reserving(front).truncated(len(problem.token_ids(best)))
                 for part in ("train", "dev", "test")
@@ -272,6 +272,8 @@ def decode(problem: Problem, pool: ScoringPool, prompt: Candidate) -> list[TextP
     """The texts that are nearest to a prompt: of a soft one its nearest tokens, with and without its initial ones."""
     if isinstance(prompt, TextPrompt):
         return [prompt]
+    if not isinstance(prompt, SoftPrompt):
+        return list(prompt.different)
     return [problem.decoded(ids) for ids in pool.nearest(prompt, problem.vocabulary, problem.vectors)]
 
 

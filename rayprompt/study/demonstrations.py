@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from rayprompt.errors import InputError
+from rayprompt.lm.judges import judges_here
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.scores import Scores
 from rayprompt.searcher.problem import Problem
@@ -67,7 +68,7 @@ def from_study(path: Path) -> Demonstrations:
     written = pairs.column("completion").to_pylist() if task.generates else []
     if task.generates:  # by one judge, whichever wrote the values
         gold = [task.judge.extractor.gold(examples[digests[i]].answer or "") or "" for i in keep]
-        judged = task.judge.values([written[i] for i in keep], gold)
+        judged = task.judge.values([written[i] for i in keep], gold, judges_here().run)
         values = dict(zip(keep, judged.tolist(), strict=True))
     return Demonstrations.from_columns(
         _columns(

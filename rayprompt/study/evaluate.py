@@ -13,6 +13,7 @@ from rayprompt.errors import InputError
 from rayprompt.lm.source import describe_model
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.searcher.conditioned import score_candidates
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.closing import PartScorer
@@ -21,6 +22,7 @@ from rayprompt.study.progress import Listener, silent
 from rayprompt.study.results import EVALUATE_SCHEMA
 from rayprompt.study.session import Cluster, session
 from rayprompt.study.statistics import Estimate
+from rayprompt.study.style import StyleReport, style_report
 from rayprompt.task import Task
 
 T = TypeVar("T")
@@ -29,7 +31,7 @@ EVALUATE = "evaluate"  # who stores what these functions score
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A prompt's task metric on one part of a task."""
+    """A prompt's task metric on one part of a task; of a style transfer task also what came out."""
 
     prompt: Candidate
     on: str
@@ -39,6 +41,7 @@ class Evaluation:
     task: str
     split: str
     model: str
+    style: StyleReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.evaluate/1``."""
@@ -51,6 +54,7 @@ class Evaluation:
             "task": self.task,
             "split": self.split,
             "model": self.model,
+            **({} if self.style is None else {"style": self.style.to_json()}),
         }
 
 
@@ -84,20 +88,25 @@ def evaluate(
 
     known = _store(store)
 
-    def run(pool: ScoringPool) -> Estimate:
+    def run(pool: ScoringPool) -> tuple[Estimate, StyleReport | None]:
         scorer = PartScorer(problem, pool, on, ledger, store=known, search=EVALUATE)
-        return scorer.estimate(scorer.scores([candidate])[0])
+        scores = scorer.scores([candidate])[0]
+        transfers = problem.judge is not None and problem.judge.style is not None
+        report = style_report(problem, on, scores, pool.judge) if transfers else None
+        return scorer.estimate(scores), report
 
     part = problem.part(on)
+    estimate, style = _with_pool(problem, pool, cluster, listener, run)
     return Evaluation(
         prompt=candidate,
         on=on,
-        estimate=_with_pool(problem, pool, cluster, listener, run),
+        estimate=estimate,
         evaluations=ledger.report_evaluations,
         truncated=part.reserving(front).truncated(size),
         task=problem.task.name,
         split=problem.split,
         model=problem.lm.name,
+        style=style,
     )
 
 
@@ -130,14 +139,12 @@ def score(
         raise InputError(f"prompts must be a list of one or more prompts, not {prompts!r}")
     problem = _problem(task, model, split, data, on, lm, extractor, answer_scorer)
     candidates = [problem.prompt(p) if isinstance(p, str) else p for p in prompts]
-    token_ids = [problem.token_ids(c) for c in candidates]
-
     known = _store(store)
 
     def run(pool: ScoringPool) -> Scores:
         scorer = PartScorer(problem, pool, on, Ledger(budget=1), store=known, search=EVALUATE)
         scorer.scores(candidates)
-        return scorer.evaluator.score(candidates, token_ids)
+        return score_candidates(problem, scorer.evaluator, candidates)
 
     return _with_pool(problem, pool, cluster, listener, run)
 

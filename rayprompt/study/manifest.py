@@ -38,7 +38,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "digest": problem.task.digest,
             "template": problem.template.source,
             "label_words": dict(zip(problem.task.labels, problem.task.label_words, strict=True)),
-            "judge": problem.task.judge.to_json() if problem.task.generates else None,
+            "judge": problem.judge.to_json() if problem.judge is not None and problem.task.generates else None,
             "examples": {part: len(rows) for part, rows in problem.task.parts(problem.split).items()},
         },
         "model": {

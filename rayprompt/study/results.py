@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, TextPrompt, candidate_from_json
+from rayprompt.candidate import ZEROS, Candidate, ConditionedPrompt, SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
 from rayprompt.lm.vectors import P0, read_vectors, vectors_digest
 from rayprompt.searcher.problem import Problem
@@ -121,6 +121,8 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
         prompt = {**self.best_prompt.to_json(), "key": self.best_prompt.key, "round_trips": self.round_trips}
+        if isinstance(self.best_prompt, ConditionedPrompt):
+            prompt["diversity"] = self.best_prompt.diversity()
         if isinstance(self.best_prompt, SoftPrompt):
             prompt["file"] = VECTORS_FILE  # in study_dir
         counts = (
@@ -181,7 +183,7 @@ def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Esti
             "key": prompt.key,
             **({"file": VECTORS_FILE} if isinstance(prompt, SoftPrompt) else {}),
         },
-        "round_trips": isinstance(prompt, TextPrompt) and problem.round_trips(prompt),
+        "round_trips": not isinstance(prompt, SoftPrompt) and problem.round_trips(prompt),
         "task": {"name": problem.task.name, "split": problem.split, "digest": problem.task.digest},
         "template": problem.template.source,
         "label_words": dict(zip(problem.task.labels, problem.task.label_words, strict=True)),
@@ -219,6 +221,9 @@ class PromptFile:
             return self._soft_on(problem, self.prompt)
         if self.model_digest in (None, problem.lm.digest):
             return self.prompt
+        if isinstance(self.prompt, ConditionedPrompt):
+            texts = problem.prompts([prompt.text for _, prompt in self.prompt.prompts])
+            return ConditionedPrompt(tuple(zip((example for example, _ in self.prompt.prompts), texts, strict=True)))
         if not self.round_trips:
             raise InputError(
                 f"{self.source}: this prompt is token ids of {self.model} that its text does not give back; "

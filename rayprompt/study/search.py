@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from rayprompt import defaults
 from rayprompt.budget import Ledger
@@ -26,6 +27,7 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.race import Racer
 from rayprompt.searcher.soft import recall_start
+from rayprompt.store.files import Folder
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
@@ -59,10 +61,11 @@ from rayprompt.study.prepare import (
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import VECTORS_FILE, Result, export_prompt, read_result, write_json
 from rayprompt.study.session import Cluster, session
+from rayprompt.study.snapshots import Snapshots
 from rayprompt.study.trackers import NO_TRACKERS, Trackers
 from rayprompt.study.tuning import run_trial
 from rayprompt.study.warm import starting_points
-from rayprompt.task import Task
+from rayprompt.task import Example, Task
 
 
 @dataclass
@@ -193,6 +196,11 @@ def search(
     if points:
         agent = make_searcher(*parts, points)
     Ledger(budget)  # refuses what is no budget
+    if agent.conditioned and (tune_native or proxy_model is not None):
+        given = "--tune-native" if tune_native else f"--proxy-model {proxy_model}"
+        raise InputError(
+            f"{given}: prompts for single inputs are searched for in one trial, on the LM that they are for"
+        )
     if tune_native:
         check_native(problem, budget)
     if finalists < 1:
@@ -425,7 +433,7 @@ def _close(
     choice = closer.choose(
         finals,
         last["finalists"],
-        nominations=[candidate_from_json(form) for form in last["nominations"]],
+        nominations=_nominations(job, problem, last),
         objective=job.searcher.objective_name,
         tops=TOP if job.searcher.nominates_alone else 1,
         alone=job.searcher.nominates_alone,
@@ -478,6 +486,27 @@ def _result(
         race=None if job.race is None else race_of(job.race, last),
         cost=None if costs == (None, None) else sum(cost or 0.0 for cost in costs),
     )
+
+
+def _nominations(job: _Job, problem: Problem, last: dict[str, Any]) -> list[Candidate]:
+    """What the searcher wants to have scored on dev. Prompts for single inputs are written for those of every part."""
+    if not job.searcher.conditioned:
+        return [candidate_from_json(form) for form in last["nominations"]]
+    state = Snapshots(Folder.at(str(job.study)).child("snapshots"), job.plan.search).newest()
+    assert state is not None  # a search that has ended has left one
+    examples = [e for rows in problem.task.parts(problem.split).values() for e in rows]
+    job.listener(Progress("report", f"writing prompts for {len(examples)} inputs"))
+    share = job.searcher.resources(job.searcher._settings_dict()).get("GPU", 0.0)
+    if not share or not ray.cluster_resources().get("GPU"):
+        return [_write_for(job.searcher, state["searcher"], examples)]
+    # What was trained on a GPU goes on there: the share that the trial had is free again.
+    written: Any = ray.remote(_write_for).options(num_cpus=0, num_gpus=share)
+    return [ray.get(written.remote(job.searcher, state["searcher"], examples))]
+
+
+def _write_for(searcher: PromptSearcher, state: dict[str, Any], examples: list[Example]) -> Candidate:
+    searcher._set_state(state)
+    return searcher.write_for(examples)
 
 
 def _decoded(job: _Job, pool: ScoringPool, last: dict[str, Any]) -> list[TextPrompt]:

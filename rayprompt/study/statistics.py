@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rayprompt.objective import best_of_samples
 from rayprompt.scores import FloatArray, IntArray, Scores
 
 RESAMPLES = 2000
@@ -53,8 +54,8 @@ def estimate(
     between right and wrong, of a graded scorer or of several samples, get the bootstrap's interval over examples.
     """
     n = len(gold)
-    if metric == "accuracy":
-        values = answers(scores)
+    if metric in ("accuracy", "best_sample"):
+        values = answers(scores, metric)
         if is_binary(values):
             hits = int(values.sum())
             return Estimate(metric, hits / n, n, wilson(hits, n))
@@ -63,11 +64,14 @@ def estimate(
     return Estimate(metric, value, n, bootstrap(scores, gold, function))
 
 
-def answers(scores: Scores) -> FloatArray:
+def answers(scores: Scores, metric: str = "accuracy") -> FloatArray:
     """(E,) 1 where the one candidate in ``scores`` is right; 0 where it is wrong, or the LM gave no answer.
 
-    Of several samples the mean, in which one without an answer counts as wrong.
+    Of several samples the mean, in which one without an answer counts as wrong; where the metric is ``best_sample``,
+    the best.
     """
+    if metric == "best_sample":
+        return np.asarray(np.nan_to_num(best_of_samples(scores)[0]))
     total = np.zeros(len(scores.examples))
     np.add.at(total, scores.example, scores.value)
     return total / scores.samples

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
+from rayprompt.lm.judges import judges_here
 from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import Scores, right
 from rayprompt.searcher.base import PromptSearcher
@@ -97,6 +98,8 @@ def _usable(searcher: PromptSearcher, candidate: Candidate) -> Candidate | None:
         # Its scales are taken over: with other ones its prompts would be others, and measured anew they might differ.
         scales = searcher.problem.layer_scales.setdefault(outline.key, space.scales)
         return candidate if space.scales == scales else None
+    if not isinstance(candidate, TextPrompt):  # prompts for single inputs are none for all
+        return None
     return candidate if candidate.token_ids is not None else searcher.problem.prompt(candidate.text)
 
 
@@ -154,7 +157,8 @@ def _scores(problem: Problem, answers: Answers) -> Scores:
     else:
         gold = problem.answers("train")
         assert answers.completion is not None
-        value, log_probs = problem.judge.values(answers.completion.tolist(), [gold[i] for i in example]), None
+        wanted, run = [gold[i] for i in example], judges_here().run
+        value, log_probs = problem.judge.values(answers.completion.tolist(), wanted, run), None
     return Scores(
         candidates=(TextPrompt(""),),
         examples=np.arange(len(problem.gold)),
