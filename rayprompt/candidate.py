@@ -214,7 +214,11 @@ class ConditionedPrompt:
     def text(self) -> str:
         """For people: the most frequent prompt, and how many others there are."""
         more = len(self.different) - 1
-        return self.different[0].text + (f" (and {more} other{"s" if more > 1 else ""})" if more else "") if self.different else ""
+        return (
+            self.different[0].text + (f" (and {more} other{'s' if more > 1 else ''})" if more else "")
+            if self.different
+            else ""
+        )
 
     def diversity(self) -> dict[str, float]:
         """How much prompts differ from input to input.
