@@ -213,12 +213,8 @@ class ConditionedPrompt:
     @property
     def text(self) -> str:
         """For people: the most frequent prompt, and how many others there are."""
-        more = len(self.different) - 1
-        return (
-            self.different[0].text + (f" (and {more} other{'s' if more > 1 else ''})" if more else "")
-            if self.different
-            else ""
-        )
+        first, *others = [prompt.text for prompt in self.different] or [""]
+        return f"{first} (and {len(others)} other{'s' if len(others) > 1 else ''})" if others else first
 
     def diversity(self) -> dict[str, float]:
         """How much prompts differ from input to input.

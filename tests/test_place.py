@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pyarrow import fs as pafs
 import rayprompt
 from rayprompt.cli.main import app, run
 from rayprompt.errors import InputError, StoreError
+from rayprompt.lm.source import describe_model, model_folder
 from rayprompt.store.files import Folder
 from rayprompt.study.place import LEASE, Lease, Mirror, carried_over, has_begun, location_of, new_place, opened
 from rayprompt.study.results import read_result
@@ -137,6 +139,37 @@ def test_a_living_owner_keeps_others_out_and_a_dead_one_of_this_machine_is_known
     assert time.monotonic() - started < 30
 
 
+# Models.
+
+
+def test_a_node_fetches_a_model_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYPROMPT_CACHE", str(tmp_path / "cache"))
+    there = tmp_path / "there"
+    shutil.copytree(model_folder("tiny-masked"), there)
+    (there / "notes.md").write_text("not of the model")
+    script = "import sys; from rayprompt.lm.source import model_folder; print(model_folder(sys.argv[1]))"
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, there.as_uri()], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    found = {process.communicate(timeout=60)[0].strip() for process in both}
+    assert len(found) == 1
+    here = Path(found.pop())
+    assert here.is_relative_to(tmp_path / "cache")
+    assert not (here / "notes.md").exists()
+    source, _ = describe_model(there.as_uri())
+    assert source.digest == describe_model("tiny-masked")[0].digest
+    assert source.path == here
+    assert [p for p in here.parent.iterdir() if p.is_dir()] == [here]
+    (there / "config.json").write_text((there / "config.json").read_text() + " ")
+    assert model_folder(there.as_uri()) != here
+    for wrong in ("nothing", "there/none"):
+        with pytest.raises(InputError, match="no such folder, or it holds none of"):
+            model_folder((tmp_path / wrong).as_uri())
+
+
 # Whole studies.
 
 
@@ -166,8 +199,13 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
     assert not any("endpoint" in part for part in Folder.at(there).shown.split("/"))
 
 
-def test_a_comparison_at_a_uri_goes_on(bucket: str, tmp_path: Path) -> None:
+def test_a_comparison_at_a_uri_goes_on(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an LM that lies there, too."""
+    monkeypatch.setenv("RAYPROMPT_CACHE", str(tmp_path / "cache"))
     there = f"s3://bucket/runs/compared?{bucket}"
+    model = f"s3://bucket/models/tiny?{bucket}"
+    for path in model_folder("tiny-masked").iterdir():
+        Folder.at(model).write(path.name, path.read_bytes())
     options: dict[str, Any] = {"seeds": 1, "budget": 640, "baselines": [], "scorers": 1}
     found = rayprompt.compare("reviews", ["random", "nevergrad"], out=there, **options)
     local = rayprompt.compare("reviews", ["random", "nevergrad"], out=tmp_path / "local", **options)

@@ -1,4 +1,4 @@
-"""Where an LM comes from: a bundled name, a local folder, or a name on the Hugging Face hub."""
+"""Where an LM comes from: a bundled name, a folder, here or on object storage, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.lm.cache import fetched
 from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
 from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, content_of, discover, is_endpoint, parse
 from rayprompt.lm.family import Family, family_of
@@ -37,7 +38,7 @@ class LMSource:
 
     Attributes:
         name: as the user gave it.
-        location: a bundled name, the absolute path of a local folder, or a hub name: what loads it anywhere.
+        location: a bundled name, the absolute path of a local folder, a URI, or a hub name: what loads it anywhere.
         family: the import path of its :class:`Family`, ``module:Class``.
         digest: digest of the weights, config and tokenizer files.
         vocab_size, hidden_size, layers, max_length: from its config; ``max_length`` in tokens, specials included.
@@ -233,6 +234,8 @@ def model_folder(name: str) -> Path:
     """
     if is_replay(name):
         return model_folder(recorded(name).location)
+    if "://" in name:
+        return fetched(name, FILES)
     if (BUNDLED / name / "config.json").is_file():
         return BUNDLED / name
     path = Path(name).expanduser()
