@@ -307,6 +307,7 @@ def test_result_and_files(found: rayprompt.Result, few: Problem, pool: ScoringPo
     assert again.space.subspace == best.subspace  # measured here as by the pool
 
 
+@pytest.mark.slow
 def test_the_same_run_whatever_is_shared_and_with_two_scorers(
     found: rayprompt.Result, few: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +402,7 @@ def test_a_deep_prompt_is_no_p0(found: rayprompt.Result, few: Problem) -> None:
         DeepCMAESSearcher(few, intrinsic_dim=4, p0=str(found.study_dir))
 
 
+@pytest.mark.slow
 def test_a_comparison_with_the_random_baseline_of_its_own_space(kept_pool: None, few: Problem, tmp_path: Path) -> None:
     result = rayprompt.compare(
         few.task, searchers=["cma-es-deep", "random-soft"], seeds=[0, 1], budget=16 * 48, objective="cross_entropy",

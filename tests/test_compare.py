@@ -300,6 +300,7 @@ def test_soft_searchers_ranges_and_the_gradients_ceiling(
     assert [entry.settings for entry in again] == [run.settings for run in drawn], "drawn by the first seed"
 
 
+@pytest.mark.slow
 def test_a_scheduler_stops_weak_runs_and_that_is_said(
     shared_pools: None, reviews: rayprompt.Task, tmp_path: Path
 ) -> None:

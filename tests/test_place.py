@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from rayprompt.cli.main import app, run
 from rayprompt.errors import InputError, StoreError
 from rayprompt.lm.source import describe_model, model_folder
 from rayprompt.store.files import Folder
-from rayprompt.study.place import LEASE, Lease, Mirror, carried_over, has_begun, location_of, new_place, opened
+from rayprompt.study.place import LEASE, Lease, Mirror, carried_over, carry, has_begun, location_of, new_place, opened
 from rayprompt.study.results import read_result
 
 SMALL: dict[str, Any] = {"searcher": "random", "seed": 3, "scorers": 1}
@@ -133,7 +132,7 @@ def test_a_living_owner_keeps_others_out_and_a_dead_one_of_this_machine_is_known
     assert names(there) == {"study.yaml"}  # and the lease was given back
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
     gone.wait()
-    folder.write(LEASE, json.dumps({**began, "process": gone.pid, "host": socket.gethostname()}).encode())
+    folder.write(LEASE, json.dumps({**began, "process": gone.pid}).encode())
     started = time.monotonic()
     Lease(folder).take(lambda line: pytest.fail(line), 60.0)
     assert time.monotonic() - started < 30
@@ -170,6 +169,31 @@ def test_a_node_fetches_a_model_once_and_again_when_it_has_changed(
             model_folder((tmp_path / wrong).as_uri())
 
 
+def test_who_has_lost_a_study_stops_and_writes_nothing_more(tmp_path: Path) -> None:
+    there = (tmp_path / "there").as_uri()
+    here, folder = new_place(there), Folder.at(there)
+    with pytest.raises(StoreError, match="has taken this study over"), carried_over(here, print, SECONDS):  # noqa: PT012
+        (here / "study.yaml").write_text("mine")
+        carry(here)
+        folder.write(LEASE, json.dumps({"host": "another", "process": 1, "id": "another"}).encode(), again=True)
+        (here / "study.yaml").write_text("mine again")
+        time.sleep(60)  # it is interrupted
+    assert folder.read("study.yaml") == b"mine"
+    assert json.loads(folder.read(LEASE))["id"] == "another"
+
+
+def test_a_study_that_was_worked_on_since_it_was_read_is_not_written_over(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "study.yaml").write_text("one")
+    here = opened(there.as_uri())
+    (there / "study.yaml").write_text("two")
+    with pytest.raises(InputError, match="in the meantime; run this again"), carried_over(here, print, SECONDS):
+        pass
+    assert names(there.as_uri()) == {"study.yaml"}
+    assert (there / "study.yaml").read_text() == "two"
+
+
 # Whole studies.
 
 
@@ -189,7 +213,16 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
     again = rayprompt.resume(there)
     assert again.to_json() == more.to_json()
     assert run(app, ["report", there]) == 0
-    assert capsys.readouterr().out == f"report in '{there}/report.html'\n"
+    assert capsys.readouterr().out == f"report in 's3://bucket/runs/one/report.html?{bucket}'\n"
+    for other, said in (
+        ({"seed": 4}, "searcher seed was 3 when the study began"),
+        ({"searcher": "nevergrad"}, "searcher class was"),
+        ({"finalists": 3}, "--finalists"),
+        ({"model": "tiny-causal"}, "was"),
+        ({"budget": 640}, "can only grow"),
+    ):  # not the result of that one
+        with pytest.raises(InputError, match=said):
+            rayprompt.search(**{"budget": 2048, "out": there, "start_or_resume": True, **SMALL, **other})
     wanted = {"study.yaml", "result.json", "prompt.json", "report.html", "store.json", "random-s3/result.json"}
     assert wanted <= names(there)
     assert any(name.startswith("scores/") for name in names(there))
@@ -199,6 +232,7 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
     assert not any("endpoint" in part for part in Folder.at(there).shown.split("/"))
 
 
+@pytest.mark.slow
 def test_a_comparison_at_a_uri_goes_on(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an LM that lies there, too."""
     monkeypatch.setenv("RAYPROMPT_CACHE", str(tmp_path / "cache"))
@@ -213,8 +247,14 @@ def test_a_comparison_at_a_uri_goes_on(bucket: str, tmp_path: Path, monkeypatch:
     again = rayprompt.compare("reviews", ["random", "nevergrad"], out=there, start_or_resume=True, **options)
     assert again.to_json() == found.to_json()
     assert str(again.study_dir) == there
+    for other, said in (({"seeds": 2}, "--seeds"), ({"budget": 1280}, "--budget")):
+        with pytest.raises(InputError, match=said):
+            rayprompt.compare("reviews", ["random", "nevergrad"], out=there, start_or_resume=True, **options | other)
+    with pytest.raises(InputError, match="--searchers"):
+        rayprompt.compare("reviews", ["random"], out=there, start_or_resume=True, **options)
 
 
+@pytest.mark.slow
 def test_killed_and_submitted_again_it_goes_on(bucket: str, tmp_path: Path) -> None:
     """The very same command twice: the first is killed on its way, the second ends as an undisturbed one."""
     there = f"s3://bucket/runs/killed?{bucket}"

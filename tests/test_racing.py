@@ -222,6 +222,7 @@ def test_a_race_finds_what_full_scores_find_and_takes_less(pool: ScoringPool, pr
     assert all(value == true[key] for key, value in kept)  # scored in full, to the same bits
 
 
+@pytest.mark.slow
 def test_the_same_seed_races_the_same_on_one_scorer_and_two(pool_of: PoolOf, problem: Problem, tmp_path: Path) -> None:
     told = []
     for scorers in (1, 2):
@@ -329,6 +330,7 @@ def test_what_cannot_race_is_said_in_a_line(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_races_those_that_can(few: Problem, tmp_path: Path) -> None:
     found = rayprompt.compare(
         few.task,

@@ -89,6 +89,7 @@ def test_a_searcher_of_a_pool_is_confined_to_what_was_recorded(
     assert found.train.value >= was.train.value
 
 
+@pytest.mark.slow
 def test_a_comparison_replays(small: Problem, tmp_path: Path) -> None:
     task = small.task
     arguments: dict[str, Any] = {

@@ -116,6 +116,7 @@ def test_a_process_of_wandb_that_dies_is_told_of(
     assert said == ["note: W&B fails and is left out from here on: run initialization has timed out"]
 
 
+@pytest.mark.slow
 def test_a_search_with_a_trial_a_batch_is_one_run(runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In both at once; W&B offline, with a key that comes to stand nowhere."""
     pytest.importorskip("wandb")

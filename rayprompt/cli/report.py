@@ -31,7 +31,8 @@ def report(
 
     path = write_report(studies, out)
     there = out is None and len(studies) == 1 and is_uri(studies[0])
-    place = f"{studies[0]}/{path.name}" if there else str(path)
+    at, mark, query = studies[0].partition("?")
+    place = f"{at}/{path.name}{mark}{query}" if there else str(path)
     print(f"report in {shlex.quote(place)}")
     if json_:
         content = {

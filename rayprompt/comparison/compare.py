@@ -156,7 +156,8 @@ def compare(
     check(job)
     if not begun:
         return _run(job)
-    return _finished(study) or _run(taken_up(job, read_manifest(study, COMPARISON_SCHEMA)))
+    job = taken_up(job, read_manifest(study, COMPARISON_SCHEMA))
+    return _finished(study) or _run(job)
 
 
 def _finished(study: Path) -> Comparison | None:

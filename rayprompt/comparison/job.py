@@ -27,7 +27,7 @@ from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
-from rayprompt.study.manifest import class_path, task_location, versions, write_manifest
+from rayprompt.study.manifest import class_path, deciding, task_location, versions, write_manifest
 from rayprompt.study.place import location_of
 from rayprompt.study.prepare import HERE, check_room
 from rayprompt.study.progress import Listener, Progress
@@ -35,6 +35,9 @@ from rayprompt.study.session import Cluster
 from rayprompt.study.trace import FOLDER, Trace, read_run
 from rayprompt.study.trackers import Trackers
 from rayprompt.task import Task, load_task
+
+# Options that change no search: they may be others when a comparison is gone on with.
+FREE = ("max_concurrent", "price_per_hour", "price_per_million_tokens", "target", "trackers", "allow_leaks")
 
 TaskLike = str | Path | Mapping[str, Any] | Task
 
@@ -268,19 +271,31 @@ def taken_up(job: Job, record: Mapping[str, Any]) -> Job:
     """
     where = f"the comparison in {location_of(job.study)} began with"
     for name in record["options"]:
-        if record[name] != _plain(job.options.get(name)):
+        if name not in FREE and record[name] != _plain(job.options.get(name)):
             given = f"--{name.replace('_', '-')} {job.options.get(name)}"
             raise InputError(f"{given}: {where} {record[name]}; give a new --out")
     digests = {model["name"]: model["digest"] for model in record["models"]}
     splits = {(was["name"], split): digest for was in record["tasks"] for split, digest in was["splits"].items()}
     for what, was, now in (
         ("--seeds", record["seeds"], job.seeds),
-        ("--searchers", [e["label"] for e in record["entries"]], [e.label for e in job.entries]),
+        (
+            "--searchers",
+            [[e["label"], e["class"], _plain(e["settings"])] for e in record["entries"]],
+            [[e.label, class_path(e.cls), _plain(dict(e.settings))] for e in job.entries],
+        ),
         ("--model", digests, {name: problem.lm.digest for (_, _, name), problem in job.problems.items()}),
+        (
+            "--lm",
+            {model["name"]: deciding(LMSettings.of(model.get("settings")).to_json()) for model in record["models"]},
+            {name: deciding(p.lm.settings.to_json()) for (_, _, name), p in job.problems.items()},
+        ),
         ("TASK", splits, {(task, split): p.task.digest for (task, split, _), p in job.problems.items()}),
     ):
         if was != now:
             raise InputError(f"{what}: {where} {was}, not {now}; give a new --out")
+    for (_, _, name), problem in job.problems.items():
+        tokens = record["pools"].get(name, {}).get("tokens")
+        problem.lm = replace(problem.lm, settings=problem.lm.settings.with_tokens(tokens))
     return replace(job, id=record["id"], store=record["store"], record=dict(record))
 
 

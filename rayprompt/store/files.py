@@ -84,8 +84,10 @@ class Folder:
         except OSError as error:
             raise StoreError(f"{self.shown}: cannot be made ({reason(error)})") from None
 
-    def write(self, name: str, content: Any) -> None:
+    def write(self, name: str, content: Any, *, again: bool = False) -> None:
         """Write a whole new file; what could not be written in full is taken away again.
+
+        ``again``: it may be there, and then stays as it was where the filesystem can do that.
 
         Raises:
             StoreError: it cannot be written.
@@ -95,7 +97,8 @@ class Folder:
             with self.filesystem.open_output_stream(path, compression=None) as stream:
                 stream.write(content)
         except OSError as error:
-            self.remove(name)
+            if not again:
+                self.remove(name)
             raise StoreError(f"{self.shown}/{name}: cannot be written ({reason(error)})") from None
 
     def read(self, name: str) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, Interrupted, RayPromptError, StoreError
+from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
@@ -23,11 +24,35 @@ from rayprompt.task import BUNDLED, Task
 
 SCHEMA = "rayprompt.study/4"
 FILE = STUDY_FILE
+SAME = {
+    "task": ("digest", "split", "template", "judge"),
+    "model": ("digest", "label_ids", "max_length", "family", "endpoint"),
+    "searcher": ("class", "objective", "seed", "settings", "subspace", "content"),
+}
+UNDECIDING = ("tokens", "cache", "memory", "in_flight", "rate", "timeout", "tries", "price_in", "price_out")
 PACKAGES = ("rayprompt", "ray", "torch", "transformers", "tokenizers", "numpy", "nevergrad", "cma", "pyarrow")
 
 
 def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> dict[str, Any]:
     """What is scored, by what, on what, with which versions: the part of study.yaml that no resume may change."""
+    return {
+        **describe_search(problem, searcher),
+        "leaks": {f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
+        "pool": {
+            "scorers": len(pool.infos),
+            "device_class": pool.device_class,
+            "dtype": pool.infos[0].dtype,
+            "lanes": pool.infos[0].lanes,
+            "tokens": pool.tokens,
+            "shapes": pool.table_for(problem.part("train")).to_json(),
+            "reuse": pool.reuse({part: problem.part(part) for part in problem.own_parts}, searcher.subspace),
+        },
+        "versions": versions(),
+    }
+
+
+def describe_search(problem: Problem, searcher: PromptSearcher) -> dict[str, Any]:
+    """The same without what only scorers know."""
     return {
         "task": {
             "name": problem.task.name,
@@ -61,17 +86,6 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "subspace": None if searcher.subspace is None else _plain(searcher.subspace.form),
             "content": _plain(searcher.content),
         },
-        "leaks": {f"{a}/{b}": n for (a, b), n in problem.leaks.items()},
-        "pool": {
-            "scorers": len(pool.infos),
-            "device_class": pool.device_class,
-            "dtype": pool.infos[0].dtype,
-            "lanes": pool.infos[0].lanes,
-            "tokens": pool.tokens,
-            "shapes": pool.table_for(problem.part("train")).to_json(),
-            "reuse": pool.reuse({part: problem.part(part) for part in problem.own_parts}, searcher.subspace),
-        },
-        "versions": versions(),
     }
 
 
@@ -197,12 +211,42 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
     Raises:
         InputError: task, LM, searcher, device class or batch shapes are others: it would be another search.
     """
-    for part, names in {
-        "task": ("digest", "split", "template", "judge"),
-        "model": ("digest", "label_ids", "max_length", "family", "endpoint"),
-        "searcher": ("class", "objective", "seed", "settings", "subspace", "content"),
-        "pool": ("device_class", "dtype", "shapes"),
-    }.items():
+    _check_parts(was, now, study, SAME | {"pool": ("device_class", "dtype", "shapes")})
+    versions = was.get("versions", {})
+    return [
+        f"{name} was {versions.get(name)} when the study began and is {here} now: last bits may differ"
+        for name, here in now["versions"].items()
+        if versions.get(name) != here and name != "rayprompt"
+    ]
+
+
+def check_same_search(was: Mapping[str, Any], now: Mapping[str, Any], study: Path) -> None:
+    """Compare what was given now with what a study began with, as far as no scorers are needed for it.
+
+    Raises:
+        InputError: it is another search.
+    """
+    measured = ("subspace", "content")  # once there are scorers
+    parts = {part: tuple(name for name in names if name not in measured) for part, names in SAME.items()}
+    _check_parts(was, now, study, parts)
+    for before, here in ((was["model"], now["model"]), (was.get("target"), now.get("target"))):
+        if before and here:
+            given, had = (deciding(LMSettings.of(form.get("settings")).to_json()) for form in (here, before))
+            if given != had:
+                raise InputError(
+                    f"{study}: --lm was {had} when the study began and is {given} now; it must be the same"
+                )
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of an LM that decide a score: not its speed, its room, or its price."""
+    return {name: value for name, value in settings.items() if name not in UNDECIDING}
+
+
+def _check_parts(
+    was: Mapping[str, Any], now: Mapping[str, Any], study: Path, parts: Mapping[str, tuple[str, ...]]
+) -> None:
+    for part, names in parts.items():
         for name in names:
             if name in ("content", "judge", "endpoint") and name not in was[part]:  # an older study, that had none
                 continue
@@ -211,12 +255,6 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
                     f"{study}: {part} {name} was {_short(was[part][name])} when the study began and is "
                     f"{_short(now[part][name])} now; a resumed search must go on with the same"
                 )
-    versions = was.get("versions", {})
-    return [
-        f"{name} was {versions.get(name)} when the study began and is {here} now: last bits may differ"
-        for name, here in now["versions"].items()
-        if versions.get(name) != here and name != "rayprompt"
-    ]
 
 
 def _plain(value: Any) -> Any:

@@ -7,8 +7,10 @@ seconds and once more at the end. A directory that stands for a study says so in
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -32,6 +34,7 @@ MARK = ".stands-for"  # in a directory: the URI of the study that it stands for
 LEASE = ".lease.json"  # in a study on object storage: who is at work on it
 BEAT_SECONDS = 10.0
 DEAD_AFTER = 3.0  # beats
+TRIES = 4  # to copy what is left at the end
 STUDY_FILE, P0_FILE = "study.yaml", "p0.safetensors"
 LEFT_OVER = {LEASE, P0_FILE}  # by one that died before it began
 APART = ("scores", "candidates", "snapshots")  # what trials write
@@ -71,7 +74,9 @@ def opened(location: str | Path, *, whole: bool = False) -> Path:
     if not folder.names():
         raise InputError(f"{folder.shown}: holds no study")
     here = standing_for(str(location))
-    Mirror(folder, here).pull(whole=whole)
+    mirror = Mirror(folder, here)
+    mirror.pull(whole=whole)
+    _pulled[here] = mirror
     return here
 
 
@@ -83,7 +88,8 @@ def new_place(location: str) -> Path:
         StoreError: it cannot be written to.
     """
     folder = Folder.at(location)
-    if set(folder.names()) - LEFT_OVER:
+    infos = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True))
+    if any(i.base_name not in LEFT_OVER and not i.base_name.startswith(".writable-") for i in infos):
         raise InputError(f"--out {folder.shown}: exists already and is not empty; give a new directory")
     folder.check_writable()
     return standing_for(location)
@@ -109,7 +115,8 @@ def has_begun(location: str | Path) -> bool:
     return (Path(location).expanduser() / STUDY_FILE).is_file()
 
 
-_at_work: dict[Path, Mirror] = {}  # of studies that this process is at work on
+_pulled: dict[Path, Mirror] = {}  # of studies that were fetched here
+_at_work: dict[Path, tuple[Lease, Mirror]] = {}  # of studies that this process is at work on
 
 
 def carry(study: Path) -> None:
@@ -119,7 +126,9 @@ def carry(study: Path) -> None:
         StoreError: it cannot be written.
     """
     if study in _at_work:
-        _at_work[study].push()
+        lease, mirror = _at_work[study]
+        lease.renew()
+        mirror.push()
 
 
 class Mirror:
@@ -129,7 +138,8 @@ class Mirror:
         self.pushing = threading.Lock()
         self.folder = folder
         self.here = here
-        self.known: dict[str, tuple[int, int]] = {}  # what is there as it is here: time and size by name
+        self.states: dict[str, tuple[int, int]] = {}  # of files that are there as they are here: time and size by name
+        self.known: dict[str, str] = {}  # and a digest of their content
         self.made: set[str] = set()  # folders
 
     def pull(self, *, whole: bool = False) -> None:
@@ -143,14 +153,15 @@ class Mirror:
             found = self.folder.filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
             for info in found:
                 name = info.path[len(root) + 1 :]
-                if info.type != pafs.FileType.File or name == LEASE:
+                if info.type != pafs.FileType.File or name.rpartition("/")[2].startswith("."):
                     continue
-                if not whole and name.partition("/")[0] in APART:
+                if name.partition("/")[0] in (APART[-1:] if whole else APART):
                     continue
                 path = self.here / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                pafs.copy_files(info.path, str(path), self.folder.filesystem, pafs.LocalFileSystem())
-                self.known[name] = _state(path)
+                with contextlib.suppress(FileNotFoundError):  # one that was made a part of another in the meantime
+                    pafs.copy_files(info.path, str(path), self.folder.filesystem, pafs.LocalFileSystem())
+                    self.states[name], self.known[name] = _state(path), _digest(path.read_bytes())
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{self.folder.shown}: cannot be read ({reason(error)})") from None
 
@@ -158,38 +169,53 @@ class Mirror:
         """Copy what is new or has changed here, and delete there what was taken away here.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: something cannot be written; all else is.
         """
         with self.pushing:
             self._push()
 
     def _push(self) -> None:
         now: dict[str, tuple[int, int]] = {}
-        for path in sorted(self.here.rglob("*")):
-            name = str(path.relative_to(self.here))
-            if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
-                with contextlib.suppress(FileNotFoundError):  # written under another name, then renamed
-                    now[name] = _state(path)
-        for name, state in now.items():
-            if self.known.get(name) != state and self._copied(name):
-                self.known[name] = state
+        for folder, _, files in os.walk(self.here):
+            for file in files:
+                path = Path(folder, file)
+                if not file.startswith(".") and not path.is_symlink():
+                    with contextlib.suppress(FileNotFoundError):  # written under another name, then renamed
+                        now[str(path.relative_to(self.here))] = _state(path)
+        failed: StoreError | None = None
+        for name in sorted(now, key=lambda name: (name != P0_FILE, name != STUDY_FILE, name)):
+            if self.states.get(name) != now[name]:
+                try:
+                    self._copy(name, now[name])
+                except StoreError as error:
+                    failed = failed or error
         for name in [name for name in self.known if name not in now]:
             child, _, file = name.rpartition("/")
             (self.folder.child(child) if child else self.folder).remove(file)
             del self.known[name]
+            self.states.pop(name, None)
+        if failed is not None:
+            raise failed
 
-    def _copied(self, name: str) -> bool:
+    def _copy(self, name: str, state: tuple[int, int]) -> None:
         try:
             content = (self.here / name).read_bytes()
         except FileNotFoundError:
-            return False
-        child, _, file = name.rpartition("/")
-        target = self.folder.child(child) if child else self.folder
-        if child not in self.made:
-            target.make()
-            self.made.add(child)
-        target.write(file, content)
-        return True
+            return
+        except OSError as error:
+            raise StoreError(f"{self.here / name}: cannot be read ({reason(error)})") from None
+        if self.known.get(name) != _digest(content):  # Tune writes its files again as they are
+            child, _, file = name.rpartition("/")
+            target = self.folder.child(child) if child else self.folder
+            if child not in self.made:
+                target.make()
+                self.made.add(child)
+            target.write(file, content, again=True)
+        self.states[name], self.known[name] = state, _digest(content)
+
+
+class LeaseLost(StoreError):
+    """Another process has taken the study over."""
 
 
 class Lease:
@@ -201,7 +227,7 @@ class Lease:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.owner = {"host": socket.gethostname(), "process": os.getpid(), "id": secrets.token_hex(8)}
+        self.owner = {"host": _host(), "process": os.getpid(), "id": secrets.token_hex(8)}
         self.beat = 0
 
     def take(self, said: Callable[[str], None], seconds: float = BEAT_SECONDS) -> None:
@@ -209,7 +235,7 @@ class Lease:
 
         Raises:
             InputError: another process is at work.
-            StoreError: the study cannot be written to.
+            StoreError: the study cannot be read or written to.
         """
         found = self._read()
         if found is not None and not _is_dead(found):
@@ -223,16 +249,21 @@ class Lease:
                 if later != found:
                     raise InputError(f"{self.folder.shown}: another process is at work on this study ({_who(later)})")
         self._write()
+        time.sleep(min(1.0, seconds / 4))  # another one may have found none at the same time
+        later = self._read()
+        if later is not None and later.get("id") != self.owner["id"]:
+            raise InputError(f"{self.folder.shown}: another process is at work on this study ({_who(later)})")
 
     def renew(self) -> None:
         """Show that its owner lives.
 
         Raises:
-            StoreError: another process has taken the study over.
+            LeaseLost: another process has taken the study over.
+            StoreError: the lease cannot be read or written.
         """
         found = self._read()
-        if found is not None and found.get("id") != self.owner["id"]:
-            raise StoreError(f"{self.folder.shown}: {_who(found)} has taken this study over; nothing more is written")
+        if found and found.get("id") != self.owner["id"]:
+            raise LeaseLost(f"{self.folder.shown}: {_who(found)} has taken this study over; nothing more is written")
         self._write()
 
     def give_back(self) -> None:
@@ -243,15 +274,21 @@ class Lease:
 
     def _write(self) -> None:
         self.beat += 1
-        self.folder.make()
-        self.folder.write(LEASE, json.dumps({**self.owner, "beat": self.beat}).encode())
+        if self.beat == 1:
+            self.folder.make()
+        self.folder.write(LEASE, json.dumps({**self.owner, "beat": self.beat}).encode(), again=True)
 
     def _read(self) -> dict[str, Any] | None:
+        """The lease; None where there is none, and empty where it is just being written."""
         try:
             content = json.loads(self.folder.read(LEASE))
-        except (pa.ArrowException, OSError, ValueError):
+        except FileNotFoundError:
             return None
-        return content if isinstance(content, dict) else None
+        except ValueError:
+            return {}
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self.folder.shown}/{LEASE}: cannot be read ({reason(error)})") from None
+        return content if isinstance(content, dict) else {}
 
 
 @contextmanager
@@ -259,32 +296,55 @@ def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT
     """While a process works on a study in a directory that stands for it: hold its lease, and copy what is written.
 
     Raises:
-        InputError: another process is at work on it.
-        StoreError: what was written could not be copied.
+        InputError: another process is at work on it, or was, since its files were read here.
+        StoreError: what was written could not be copied, or another process has taken the study over.
     """
     folder = Folder.at(location_of(study))
-    lease, mirror = Lease(folder), Mirror(folder, study)
+    lease, mirror = Lease(folder), _pulled.pop(study, None) or Mirror(folder, study)
     lease.take(said, seconds)
+    if _content(folder) != ((study / STUDY_FILE).read_bytes() if (study / STUDY_FILE).is_file() else None):
+        lease.give_back()
+        raise InputError(f"{folder.shown}: another process has worked on this study in the meantime; run this again")
     over = threading.Event()
+    lost: list[LeaseLost] = []
 
-    def copy() -> None:
-        lease.renew()  # first: what another process has taken over is left alone
-        mirror.push()
+    def renew() -> None:
+        try:
+            lease.renew()
+        except LeaseLost as error:
+            if not lost:
+                lost.append(error)
+                _thread.interrupt_main()
+            raise
 
-    def copy_now_and_then() -> None:
+    def now_and_then(work: Callable[[], None]) -> None:
         while not over.wait(seconds):
-            with contextlib.suppress(StoreError):  # perhaps the next time; at the end it is said
-                copy()
+            with contextlib.suppress(Exception):  # perhaps the next time; at the end it is said
+                if not lost:
+                    work()
 
-    thread = threading.Thread(target=copy_now_and_then, name="study", daemon=True)
-    thread.start()
-    _at_work[study] = mirror
+    threads = [threading.Thread(target=now_and_then, args=(w,), daemon=True) for w in (renew, mirror.push)]
+    for thread in threads:
+        thread.start()
+    _at_work[study] = (lease, mirror)
 
     def finish() -> None:
+        for _ in range(TRIES - 1):
+            try:
+                lease.renew()
+                mirror.push()
+                break
+            except LeaseLost:
+                raise
+            except StoreError:
+                time.sleep(min(3.0, seconds))
+        else:
+            lease.renew()
+            mirror.push()
         over.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
         del _at_work[study]
-        copy()
         lease.give_back()
 
     try:
@@ -292,8 +352,28 @@ def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT
     except BaseException:
         with contextlib.suppress(StoreError):  # the first error is the one to tell of
             finish()
+        over.set()
+        if lost:
+            raise lost[0] from None
         raise
-    finish()
+    try:
+        finish()
+    finally:
+        over.set()
+
+
+def _content(folder: Folder) -> bytes | None:
+    """study.yaml as it is there; None where there is none."""
+    try:
+        return folder.read(STUDY_FILE)
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{folder.shown}: cannot be read ({reason(error)})") from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -302,12 +382,20 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _who(lease: dict[str, Any]) -> str:
-    return f"process {lease.get('process')} on {lease.get('host')}"
+    return f"process {lease.get('process')} on {str(lease.get('host')).partition(' ')[0]}"
+
+
+def _host() -> str:
+    """This machine and table of processes: containers may have the name of their host, and processes of their own."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _is_dead(lease: dict[str, Any]) -> bool:
     """Whether a lease's owner was a process of this machine that is gone."""
-    if lease.get("host") != socket.gethostname():
+    if lease.get("host") != _host():
         return False
     try:
         os.kill(int(lease["process"]), 0)

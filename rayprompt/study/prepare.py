@@ -148,7 +148,7 @@ def study_dir(out: str | Path | None, name: str) -> Path:
         return new_place(str(out))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
-    path = Path(out) if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"
+    path = Path(out).expanduser() if out is not None else Path("rayprompt-studies") / f"{safe}-{stamp}"
     # One that died before it began has left its lock, half a study.yaml, and the vectors it was to begin with, at most.
     leftovers = (LOCK, ".study.yaml", P0_FILE, f".{P0_FILE}")
     if path.exists() and (not path.is_dir() or any(not p.name.startswith(leftovers) for p in path.iterdir())):

@@ -36,8 +36,10 @@ from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import (
+    check_same_search,
     check_unchanged,
     describe,
+    describe_search,
     how_to_go_on,
     make_directory,
     read_manifest,
@@ -305,6 +307,12 @@ def _taken_up(job: _Job) -> Result:
     ):
         if before != now:
             raise InputError(f"{name}: the study in {location_of(job.study)} began with {before}; {now} is another one")
+    tokens = record.get("pool", {}).get("tokens")
+    job.problem.lm = replace(job.problem.lm, settings=job.problem.lm.settings.with_tokens(tokens))
+    now = {**describe_search(job.problem, agent), "target": _target(job)}
+    check_same_search(record, now, job.study)
+    if job.store not in (HERE, record["store"]):
+        raise InputError(f"--store {job.store}: the study in {location_of(job.study)} began with {record['store']}")
     finished = _finished(job.study, int(record["budget"]), job.budget)
     if finished is not None:
         return finished
@@ -492,7 +500,7 @@ def _nominations(job: _Job, problem: Problem, last: dict[str, Any]) -> list[Cand
     """What the searcher wants to have scored on dev. Prompts for single inputs are written for those of every part."""
     if not job.searcher.conditioned:
         return [candidate_from_json(form) for form in last["nominations"]]
-    state = Snapshots(Folder.at(str(job.study)).child("snapshots"), job.plan.search).newest()
+    state = Snapshots(Folder.at(job.plan.study).child("snapshots"), job.plan.search).newest()
     assert state is not None  # a search that has ended has left one
     examples = [e for rows in problem.task.parts(problem.split).values() for e in rows]
     job.listener(Progress("report", f"writing prompts for {len(examples)} inputs"))
