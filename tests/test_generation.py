@@ -22,9 +22,10 @@ from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.loads import Request, passes_of, write_request
+from rayprompt.lm.room import RoomyLayer
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.source import load_tokenizer
-from rayprompt.lm.write import WriteTable, draw, uniforms
+from rayprompt.lm.write import Writer, WriteTable, draw, uniforms
 from rayprompt.pairs import Answers
 from rayprompt.public import public_names, public_spec
 from rayprompt.scoring.pool import ScoringPool
@@ -512,3 +513,52 @@ def test_arithmetic_is_learned_to_be_asked_for(tmp_path: Path) -> None:
     assert (values[1:] > values[0] + 0.2).sum() >= 6
     result = rayprompt.search(tmp_path / "task", model=model, searcher="random", budget=1280, out=tmp_path / "study")
     assert result.test.ci95[0] > result.baselines["empty"].test.ci95[1]
+
+
+@pytest.mark.parametrize("template", [BEHIND, BEFORE])
+@pytest.mark.parametrize("samples", [3, 40])
+def test_samples_share_what_stands_before_them(
+    scorer: LMScorer, template: str, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of an input are read by all of its samples where they are, or copied to each: the same texts."""
+    problem = Problem(verdicts(template), "tiny-causal", lm={"temperature": 1.2, "samples": samples})
+    request = request_of(problem, WORDS[:2], examples=5)
+    shared = write_request(scorer, table_of(scorer, 16), request)
+    monkeypatch.setattr("rayprompt.lm.write.Writer._continues", lambda *_: False)
+    copied = write_request(scorer, table_of(scorer, 16), request)
+    assert shared.completion is not None
+    assert len(set(shared.completion)) > samples
+    assert shared.completion.tolist() == copied.completion.tolist()  # type: ignore[union-attr]
+
+
+def test_a_stop_text_ends_a_row_at_once(scorer: LMScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more forward passes than the longest completion has tokens."""
+    problem = Problem(verdicts(), "tiny-causal", lm={"stop": "e", "max_tokens": 30})
+    request = request_of(problem, WORDS[:1], examples=4)
+    passes: list[int] = []
+    forward = Writer._forward
+
+    def counted(self: Writer, *arguments: Any) -> torch.Tensor:
+        passes.append(1)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Writer, "_forward", counted)
+    answers = write_request(scorer, table_of(scorer), request)
+    assert answers.written is not None
+    assert len(passes) <= int(answers.written.max()) + 1 < 30
+
+
+def test_a_cache_with_room_is_transformers_cache() -> None:
+    from transformers.cache_utils import DynamicLayer
+
+    torch.manual_seed(0)
+    roomy, plain = RoomyLayer(3), DynamicLayer()
+    for rows, tokens in ((1, 5), (4, 1), (4, 1), (4, 7), (2, 1)):
+        if plain.is_initialized and rows != len(plain.keys):  # type: ignore[arg-type]
+            index = torch.randint(len(plain.keys), (rows,))  # type: ignore[arg-type]
+            roomy.batch_select_indices(index)
+            plain.batch_select_indices(index)
+        states = torch.randn(2, rows, 2, tokens, 4)
+        for mine, theirs in zip(roomy.update(*states), plain.update(*states), strict=True):
+            assert torch.equal(mine, theirs)
+        assert roomy.get_seq_length() == plain.get_seq_length()

@@ -73,6 +73,44 @@ def packed(packing: Packing) -> Iterator[None]:
         _local.packing = None
 
 
+@dataclass
+class Continued:
+    """A step of writing: n rows, each with one new token, behind prefixes that n / m rows share.
+
+    Attributes:
+        prefix: for each layer the keys and values (2, m, heads, p, width) of what stands before each cell of rows.
+        seen: (n, 1, 1, p) which of its prefix a row sees; of what was written behind it, it sees all.
+        layer: the next one.
+    """
+
+    prefix: list[torch.Tensor]
+    seen: torch.Tensor
+    layer: int = 0
+    mask: torch.Tensor | None = None
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: float | None
+    ) -> torch.Tensor:
+        """(n, H, 1, D) of q (n, H, 1, D) over the prefix and k, v (n, K, t, D)."""
+        import torch
+
+        layer, self.layer = self.layer, self.layer + 1
+        if self.mask is None:
+            own = torch.ones((*self.seen.shape[:3], k.shape[2]), dtype=torch.bool, device=q.device)
+            self.mask = torch.cat([self.seen, own], dim=-1)
+        return _behind_prefix(q, k, v, self.prefix[layer], self.mask, scale, softcap)
+
+
+@contextmanager
+def continued(step: Continued | None) -> Iterator[None]:
+    """This thread's forward pass inside is a step of writing; None: it is what it is."""
+    _local.continued = step
+    try:
+        yield
+    finally:
+        _local.continued = None
+
+
 @contextmanager
 def as_loaded(implementation: str) -> Iterator[None]:
     """This thread's forward passes inside are ordinary ones, with the attention that the LM was loaded with."""
@@ -95,7 +133,7 @@ def register() -> str:
 
 def _mask(*arguments: Any, **keywords: Any) -> Any:
     """Packed inputs bring their own masks; others get those of the attention that the LM was loaded with."""
-    if getattr(_local, "packing", None) is not None:
+    if getattr(_local, "packing", None) is not None or getattr(_local, "continued", None) is not None:
         return None
     from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -109,6 +147,10 @@ def attend(
     import torch
 
     packing: Packing | None = getattr(_local, "packing", None)
+    step: Continued | None = getattr(_local, "continued", None)
+    if step is not None:
+        scale = keywords.get("scaling") or query.shape[-1] ** -0.5
+        return step.attend(query, key, value, scale, keywords.get("softcap")).transpose(1, 2), None
     if packing is None:
         output: tuple[torch.Tensor, Any] = _usual(module)(module, query, key, value, mask, **keywords)
         return output
@@ -202,7 +244,7 @@ def _behind_prefix(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attention of q (n, H, q, D) to own k, v (n, K, q, D) behind a prefix (2, m, K, p, D) that n / m inputs share.
+    """Attention of q (n, H, q, D) to own k, v (n, K, t, D) behind a prefix (2, m, K, p, D) that n / m inputs share.
 
     Inputs of a few tokens: those of a cell meet their prefix in one matrix product, as if they were one input with
     more tokens; the prefix is read once for all of them and copied for none. An input's place in its cell changes no
@@ -212,7 +254,7 @@ def _behind_prefix(
 
     n, heads, length, width = q.shape
     m, kv, p = prefix.shape[1:4]
-    cell, rep = n // m, heads // kv
+    cell, rep, own = n // m, heads // kv, k.shape[2]
     if length >= LONG and softcap is None:
         k = torch.cat([prefix[0].repeat_interleave(cell, 0), k], dim=2)
         v = torch.cat([prefix[1].repeat_interleave(cell, 0), v], dim=2)
@@ -223,8 +265,8 @@ def _behind_prefix(
     by_cell = q.view(m, cell, kv, rep * length, width).transpose(1, 2).reshape(m * kv, cell * rep * length, width)
     to_prefix = by_cell @ prefix[0].reshape(m * kv, p, width).transpose(1, 2)
     to_prefix = to_prefix.view(m, kv, cell, rep * length, p).transpose(1, 2).reshape(n, heads, length, p)
-    to_own = q.reshape(n * kv, rep * length, width) @ k.reshape(n * kv, length, width).transpose(1, 2)
-    logits = torch.cat([to_prefix, to_own.view(n, heads, length, length)], dim=-1)
+    to_own = q.reshape(n * kv, rep * length, width) @ k.reshape(n * kv, own, width).transpose(1, 2)
+    logits = torch.cat([to_prefix, to_own.view(n, heads, length, own)], dim=-1)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     assert seen is not None
@@ -232,5 +274,5 @@ def _behind_prefix(
     of_prefix = weights[..., :p].reshape(m, cell, kv, rep * length, p).transpose(1, 2)
     from_prefix = of_prefix.reshape(m * kv, cell * rep * length, p) @ prefix[1].reshape(m * kv, p, width)
     from_prefix = from_prefix.view(m, kv, cell, rep * length, width).transpose(1, 2).reshape(n, heads, length, width)
-    from_own = weights[..., p:].reshape(n * kv, rep * length, length) @ v.reshape(n * kv, length, width)
+    from_own = weights[..., p:].reshape(n * kv, rep * length, own) @ v.reshape(n * kv, own, width)
     return from_prefix + from_own.view(n, heads, length, width)

@@ -1,7 +1,9 @@
 """Writing: completions of many inputs at once, with keys and values cached, and what inputs share computed once.
 
-The model's own forward runs, with transformers' own cache; rows are padded on the left. A row's draws come from the row
-alone, and the shapes of all steps from fixed tables: what else is written beside it changes nothing.
+The model's own forward runs, with transformers' own cache; rows are padded on the left. Samples of an input read its
+keys and values where they stand: a step has the input's as one matrix for all of them, and each sample's own few. A
+row's draws come from the row alone, and the shapes of all steps from fixed tables: what else is written beside it
+changes nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +19,18 @@ import numpy as np
 
 from rayprompt.decoding import Decoding
 from rayprompt.errors import ScoringError
+from rayprompt.lm.attention import NAME, Continued, continued
 from rayprompt.lm.encode import EncodedPart, sizes_of
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
 from rayprompt.lm.shapes import LENGTHS, DeviceClass
 from rayprompt.pairs import Answers
-from rayprompt.scores import FloatArray, IntArray
+from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch
 
-MOST_ROWS: dict[DeviceClass, int] = {"cpu": 32, "cuda": 256}
-LOOK_EVERY = 4  # steps between two looks for a stop text
+MOST_ROWS: dict[DeviceClass, int] = {"cpu": 128, "cuda": 256}
+LOOK_EVERY = 4  # steps between two looks for a stop text that may be several tokens
 STOP_TOKENS = 8  # tokens that are read again before a stop text's own length: a letter may be several tokens
 
 
@@ -139,6 +142,7 @@ class Writer:
     def __init__(self, forward: LabelForward, tokenizer: Any) -> None:
         self.forward = forward
         self.tokenizer = tokenizer
+        self.known_stops: dict[tuple[str, ...], BoolArray] = {}
         self.positioned = "position_ids" in inspect.signature(forward.model.forward).parameters
 
     @cached_property
@@ -196,33 +200,48 @@ class Writer:
         flat, sizes, _, starts = part.splice(draft.prompts, prompt, example)
         inputs = np.split(flat, np.cumsum(sizes)[:-1])
         begin = int(starts[0]) + len(draft.prompts[prompt[0]]) if shared else 0
-        pairs = np.concatenate([[True], (np.diff(prompt) != 0) | (np.diff(example) != 0)])
-        which = np.cumsum(pairs) - 1  # of the distinct inputs, each row's
-        heads = [inputs[i] for i in np.flatnonzero(pairs)]
-        slots = max(1, rows // part.samples) if rows >= part.samples else 1
-        logits, state = self._read(heads, begin, shared, own, max(slots, len(heads)))
-        state.spread(np.concatenate([which, np.zeros(rows - len(members), dtype=np.int64)]))
+        first = np.concatenate([[True], (np.diff(prompt) != 0) | (np.diff(example) != 0)])
+        slots = max(1, rows // part.samples)
+        cell = rows // slots  # rows that go on from one input
+        heads = [inputs[i] for i in np.flatnonzero(first)]
+        slots = max(slots, len(heads))
+        pair = np.cumsum(first) - 1
+        row = pair * cell + np.arange(len(members)) - np.flatnonzero(first)[pair]
+        logits, state = self._read(heads, begin, shared, own, slots, decoding.max_tokens)
+        state.spread(np.arange(slots * cell) // cell, self._continues(state))
         logits = logits[state.index]
-        limits = np.array([decoding.limit(int(n)) for n in part.field_lengths[example]])
+        limits = np.zeros(slots * cell, dtype=np.int64)
+        limits[row] = [decoding.limit(int(n)) for n in part.field_lengths[example]]
         draws = None
         if decoding.temperature > 0:
-            draws = np.zeros((rows, decoding.max_tokens))
-            for row, (ids, k) in enumerate(zip(inputs, sample.tolist(), strict=True)):
-                draws[row] = uniforms(decoding.seed, ids, int(k), decoding.max_tokens)
+            draws = np.zeros((slots * cell, decoding.max_tokens))
+            for i, ids, k in zip(row.tolist(), inputs, sample.tolist(), strict=True):
+                draws[i] = uniforms(decoding.seed, ids, int(k), decoding.max_tokens)
         written = self._go_on(logits, state, decoding, limits, draws)
-        for row, (at, tokens) in enumerate(zip(members.tolist(), written, strict=True)):
-            text, count = self._text(tokens, decoding)
+        texts = {tokens: self._text(tokens, decoding) for tokens in {written[i] for i in row.tolist()}}
+        for i, at in enumerate(members.tolist()):  # samples are often the same
+            text, count = texts[written[row[i]]]
             answers.completion[at] = text  # type: ignore[index]
             answers.written[at] = count  # type: ignore[index]
-            answers.tokens[at] = int(sizes[row]) + count
+            answers.tokens[at] = int(sizes[i]) + count
+
+    def _continues(self, state: _State) -> bool:
+        """Whether rows can go on from inputs that several of them share, without copies of what stands there."""
+        from rayprompt.lm.room import RoomyLayer
+
+        known = self.forward.model.config._attn_implementation == NAME and self.positioned
+        return known and all(type(layer) is RoomyLayer for layer in state.cache.layers)
 
     def _read(
-        self, inputs: Sequence[IntArray], begin: int, shared: int, own: int, rows: int
+        self, inputs: Sequence[IntArray], begin: int, shared: int, own: int, rows: int, room: int
     ) -> tuple[torch.Tensor, _State]:
-        """(rows, V) logits behind each input, dummies at the end; of all inputs the first ``begin`` tokens are one."""
-        from transformers import DynamicCache
+        """(rows, V) logits behind each input, dummies at the end; of all inputs the first ``begin`` tokens are one.
 
-        state = _State(DynamicCache(config=self.forward.model.config), self.forward.device)
+        ``room``: tokens that may be written behind them.
+        """
+        from rayprompt.lm.room import roomy_cache
+
+        state = _State(roomy_cache(self.forward.model.config, room), self.forward.device, room)
         pad = int(inputs[0][-1])
         if shared:
             self._step(state, _left([inputs[0][:begin]], 1, shared, pad), np.array([begin]))
@@ -248,41 +267,60 @@ class Writer:
         state.mask = new if state.mask is None else torch.cat([state.mask, new], dim=1)
         given: dict[str, Any] = {
             "input_ids": torch.from_numpy(np.ascontiguousarray(ids)).to(device),
-            "attention_mask": state.mask,
             "past_key_values": state.cache,
             "use_cache": True,
         }
+        if state.prefix is None:
+            given["attention_mask"] = state.mask
         if self.positioned:
             first = self.forward.first_position or 0
             given["position_ids"] = torch.from_numpy(np.ascontiguousarray(positions)).to(device) + first
-        return self.forward.behind_last(given).float()
+        step = None
+        if state.prefix is not None and state.seen is not None:
+            step = Continued(state.prefix, state.seen)
+        with continued(step):
+            return self.forward.behind_last(given).float()
 
     def _go_on(
         self, logits: torch.Tensor, state: _State, decoding: Decoding, limits: IntArray, draws: FloatArray | None
-    ) -> list[list[int]]:
-        """The tokens of the first rows, (n,) ``limits`` of them at most; until all have ended dummies go on beside."""
-        rows, real = len(logits), len(limits)
-        written: list[list[int]] = [[] for _ in range(real)]
-        going = np.zeros(rows, dtype=bool)
-        going[:real] = True
+    ) -> list[tuple[int, ...]]:
+        """The tokens of each row, (rows,) ``limits`` of them at most; those that have ended go on as dummies."""
+        rows = len(logits)
+        written = np.zeros((rows, decoding.max_tokens), dtype=np.int64)
+        counts = np.zeros(rows, dtype=np.int64)
+        going = limits > 0
+        stopping = self._stopping(decoding.stop)
+        looks = any(len(stop) > 1 or not stop.isascii() for stop in decoding.stop)
         position = state.mask.sum(1).cpu().numpy() if state.mask is not None else np.zeros(rows, dtype=np.int64)
         for step in range(decoding.max_tokens):
             if draws is None:
                 tokens = logits.argmax(dim=-1).cpu().numpy()
             else:
                 tokens = draw_top(logits, draws[:, step], decoding)
-            for row in np.flatnonzero(going):
-                written[row].append(int(tokens[row]))
-            going &= ~np.isin(tokens, self.ends)
-            going[:real] &= limits > step + 1
-            if decoding.stop and (step + 1) % LOOK_EVERY == 0:
+            written[going, step] = tokens[going]
+            counts += going
+            going &= ~stopping[tokens]
+            going &= limits > step + 1
+            if looks and (step + 1) % LOOK_EVERY == 0:
                 for row in np.flatnonzero(going):
-                    going[row] = not self._stops(written[row], decoding)
+                    going[row] = not self._stops(written[row, : counts[row]].tolist(), decoding)
             if not going.any() or step + 1 == decoding.max_tokens:
                 break
             logits = self._forward(state, tokens[:, None], np.ones((rows, 1), dtype=bool), position[:, None])
             position = position + 1
-        return written
+        return [tuple(ids[:count].tolist()) for ids, count in zip(written, counts, strict=True)]
+
+    def _stopping(self, stop: tuple[str, ...]) -> BoolArray:
+        """(V,) whether nothing that is written behind a token counts: it ends the text, or a stop text is in it."""
+        if stop not in self.known_stops:
+            size = max(len(self.tokenizer), int(self.forward.model.config.get_text_config().vocab_size))
+            found = np.zeros(size, dtype=bool)
+            found[self.ends] = True
+            if stop:
+                texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=True)
+                found[: len(texts)] |= [any(s in text for s in stop) for text in texts]
+            self.known_stops[stop] = found
+        return self.known_stops[stop]
 
     def _stops(self, ids: Sequence[int], decoding: Decoding) -> bool:
         tail = ids[-(max(map(len, decoding.stop)) + STOP_TOKENS + LOOK_EVERY) :]
@@ -304,22 +342,31 @@ class Writer:
 
 
 class _State:
-    """Cache and attention mask of some rows."""
+    """Cache and attention mask of some rows; ``prefix`` is what was in the cache where rows share it."""
 
-    def __init__(self, cache: Any, device: torch.device) -> None:
+    def __init__(self, cache: Any, device: torch.device, room: int) -> None:
         self.cache = cache
         self.device = device
+        self.room = room
         self.mask: torch.Tensor | None = None
         self.index: torch.Tensor | None = None
+        self.prefix: list[torch.Tensor] | None = None
+        self.seen: torch.Tensor | None = None
 
-    def spread(self, rows: IntArray) -> None:
-        """Go on with these rows, of those that there are."""
+    def spread(self, rows: IntArray, shared: bool = False) -> None:
+        """Go on with these rows, of those that there are; ``shared``: as many of each, without a copy of them."""
         import torch
 
         self.index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).to(self.device)
-        self.cache.batch_select_indices(self.index)
         if self.mask is not None:
             self.mask = self.mask[self.index]
+        if not shared or self.mask is None:
+            self.cache.batch_select_indices(self.index)
+            return
+        self.prefix = [torch.stack([layer.keys, layer.values]) for layer in self.cache.layers]
+        self.seen = (self.mask != 0)[:, None, None]
+        for layer in self.cache.layers:
+            layer.empty()
 
 
 def _left(inputs: Sequence[IntArray], rows: int, length: int, pad: int) -> IntArray:
