@@ -139,13 +139,13 @@ def test_a_lost_scorer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             return b"answer"
 
     scorer = Scorer()
-    monkeypatch.setattr("rayprompt.scoring.router.ray.get_actor", lambda name: scorer)
+    monkeypatch.setattr("rayprompt.scoring.router.ray.get_actor", lambda name, namespace=None: scorer)
     sent: dict[str, list[float]] = {}
     monkeypatch.setattr(Meter, "_send", lambda self, name, method, values: sent.setdefault(name, []).extend(values))
 
     async def play() -> None:
-        router = Router(["only"], 1, "an-lm")
-        assert await router.run("a", b"order", None) == (b"answer", 2)
+        router = Router([("only", 1)], "an-lm")
+        assert await router.run("a", b"order", None) == (b"answer", 2, 1)
         router.meter.send()
 
     asyncio.run(play())
@@ -153,6 +153,8 @@ def test_a_lost_scorer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent["rayprompt_scorers_alive"][-1] == 1
     assert sent["rayprompt_queue_depth"][-1] == sent["rayprompt_in_flight"][-1] == 0
     assert len(sent["rayprompt_order_seconds"]) == 1
+    assert sent["rayprompt_scorer_passes"] == [1]
+    assert sent["rayprompt_scorer_restarts"][-1] == 1
 
 
 def test_a_pool_stops_sending_when_there_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ from rayprompt.cli.options import (
     parse_settings,
     with_defaults,
 )
+from rayprompt.cli.pool import app as pool_commands
 from rayprompt.cli.recommend import app as recommend
 from rayprompt.cli.report import report
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
@@ -404,6 +405,7 @@ app.add_typer(stores, name="store")
 app.add_typer(recommend, name="recommend")
 app.add_typer(grafana, name="grafana")
 app.add_typer(clusters, name="clusters")
+app.add_typer(pool_commands, name="pool")
 StoreArgument = Annotated[str, typer.Argument(help="A store's directory or URI; a study's directory is one, too.")]
 
 

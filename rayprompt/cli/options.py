@@ -17,8 +17,15 @@ DataOption = Annotated[
 ]
 ModelOption = Annotated[str, typer.Option(help="A bundled LM, a local folder, or a Hugging Face name.")]
 SplitOption = Annotated[str | None, typer.Option(help="The task's split; its first unless said.")]
-ScorersOption = Annotated[int | None, typer.Option(help="Scoring actors: one per GPU, or one on the CPU, unless said.")]
-GpusOption = Annotated[float | None, typer.Option(help="GPUs of each scoring actor.")]
+ScorersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|MIN:MAX|auto",
+        help="Scoring actors: so many; or as there is work and room, asking the autoscaler; auto, one per GPU, also "
+        "of machines that join, or one on the CPU.",
+    ),
+]
+GpusOption = Annotated[float | None, typer.Option(help="Share of a GPU of each scoring actor; 1 unless said.")]
 StoreOption = Annotated[
     str | None, typer.Option(help="Keep scores in this directory or URI and look them up there; studies share it.")
 ]

@@ -35,6 +35,7 @@ from rayprompt.objective import Objective, objective_name
 from rayprompt.racing import ERROR, error_of, race_line
 from rayprompt.scoring.cluster import TRIAL_CPUS, plan_scorers
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import Scorers, shared_name
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
@@ -85,7 +86,7 @@ def compare(
     mlflow: str | None = None,
     start_or_resume: bool = False,
     address: str | None = None,
-    scorers: int | None = None,
+    scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
     listener: Listener = silent,
 ) -> Comparison:
@@ -174,7 +175,7 @@ def resume_comparison(
     tasks: Sequence[Task] = (),
     searchers: Mapping[str, type[PromptSearcher]] | None = None,
     address: str | None = None,
-    scorers: int | None = None,
+    scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
     listener: Listener = silent,
 ) -> Comparison:
@@ -278,6 +279,8 @@ def _run(job: Job) -> Comparison:
 
 def _together(job: Job) -> list[list[str]]:
     """LMs whose pools stand side by side: all of them where the cluster has room, else one at a time."""
+    if shared_name(job.cluster.scorers) is not None:
+        return [job.models]
     resources = ray.cluster_resources()
     plan = plan_scorers(resources, job.cluster.scorers, job.cluster.gpus_per_scorer, job.cluster.spare_gpu)
     number = len(job.models)

@@ -21,6 +21,7 @@ from rayprompt.lm.endpoint import is_endpoint
 from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.cluster import plan_scorers
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import shared_name
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.race import check_objective, racing
 from rayprompt.store.schema import safe_name
@@ -190,7 +191,8 @@ def check(job: Job) -> None:
         if price is not None and not (isinstance(price, int | float) and 0 <= price < math.inf):
             raise InputError(f"--{name.replace('_', '-')} {price}: must be a number, 0 or more")
     everything = {"GPU": 1e6, "CPU": 1e6}  # what the cluster has is not known yet
-    plan_scorers(everything, job.cluster.scorers, job.cluster.gpus_per_scorer)
+    if shared_name(job.cluster.scorers) is None:
+        plan_scorers(everything, job.cluster.scorers, job.cluster.gpus_per_scorer)
     job.cluster = replace(job.cluster, spare_gpu=job.spare_gpu)
     check_baselines(options["baselines"])
     job.trackers.check()

@@ -16,6 +16,7 @@ from rayprompt.comparison.significance import holm
 from rayprompt.comparison.sources import Source, sources_of
 from rayprompt.errors import InputError
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import Scorers
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
@@ -179,7 +180,7 @@ def transfer(
     store: str | Path | None = None,
     lm: Mapping[str, Any] | None = None,
     address: str | None = None,
-    scorers: int | None = None,
+    scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
     listener: Listener = silent,
 ) -> Transfer:

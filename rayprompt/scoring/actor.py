@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.metrics import FillMeter
 
+MOST_PARTS = 64  # of tasks, whose examples are kept
 BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
 
 
@@ -70,18 +72,28 @@ class ScorerActor:
         self.source = source
         # Ray's GPUs are logical: a test may declare some on a machine that has none.
         self.device = "cuda" if use_gpu and cuda_is_available() else "cpu"
-        self.scorer = LMScorer(source, self.device)
-        self.parts: dict[str, EncodedPart] = {}
+        self.scorer = self.load()
+        self.parts: OrderedDict[str, EncodedPart] = OrderedDict()
+        self.done = 0  # loads, of all orders
         self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.nbytes)
         self.judges = Judges(self.device)
         self.lanes = lanes
-        self.meter = FillMeter(source.name)
+        self.meter = FillMeter(source.name, ray.get_runtime_context().get_actor_name() or "")
         self.gate = threading.BoundedSemaphore(lanes)
         self.load_seconds = time.perf_counter() - started
 
     def __repr__(self) -> str:
         # Ray asks for this after a failed constructor too: it may rest on the first assignments only.
         return f"Scorer({self.source.name}, {self.device})"
+
+    def load(self) -> LMScorer:
+        """What scores; the LM in this process."""
+        return LMScorer(self.source, self.device)
+
+    @ray.method(concurrency_group="health")
+    def progress(self) -> int:
+        """How many loads it has done: one whose process or device stands still says the same for ever, or nothing."""
+        return self.done
 
     def ready(self) -> ScorerInfo:
         """Answers once the LM is loaded."""
@@ -108,24 +120,36 @@ class ScorerActor:
         loads: list[Load] = pickle.loads(order)
         block = None if soft is None else self._block(soft)
         key = loads[0].part
-        if key not in self.parts:
-            if part is None:
-                return None
-            self.parts[key] = ray.get(part[0])
-        result = Answers.empty(sum(len(load.prompt) for load in loads), len(self.parts[key].labels))
+        if part is None and key not in self.parts:
+            return None
+        own = self._part(key, part)
+        result = Answers.empty(sum(len(load.prompt) for load in loads), len(own.labels))
         breaks, done = 0, 0
         with self.gate:  # one more call than there are lanes is let in, so that the next is at hand
             for load in loads:
                 started = time.perf_counter()
-                answers, broken = self._answer(load, self.parts[key], block)
+                answers, broken = self._answer(load, own, block)
                 answers.seconds[:] = (time.perf_counter() - started) / len(answers)
-                self._look(load)
+                self._look(load, own)
+                self.done += 1
                 result.put(np.arange(done, done + len(answers)), answers)
                 done, breaks = done + len(answers), breaks + broken
         return pickle.dumps(BatchResult(result, breaks), protocol=5)
 
-    def _look(self, load: Load) -> None:
-        self.meter.look(lambda: fill_of(load, self.parts[load.part]))
+    def _part(self, key: str, part: list[Any] | None) -> EncodedPart:
+        """Examples by their key; those that were not asked for for long are forgotten."""
+        found = self.parts.get(key)
+        if found is None:
+            assert part is not None
+            found = ray.get(part[0])
+        self.parts[key] = found
+        self.parts.move_to_end(key)
+        while len(self.parts) > MOST_PARTS:
+            self.parts.popitem(last=False)
+        return found
+
+    def _look(self, load: Load, part: EncodedPart) -> None:
+        self.meter.look(lambda: fill_of(load, part))
 
     def _answer(self, load: Load, part: EncodedPart, block: SoftBlock | None) -> tuple[Answers, int]:
         if isinstance(load, Draft):
@@ -156,16 +180,13 @@ class ScorerActor:
 
     def hidden_stds(self, part: list[Any], key: str, block: SoftBlock, layers: tuple[int, ...]) -> dict[int, float]:
         """The standard deviations of what enters layers, see :func:`rayprompt.lm.deep.hidden_stds`."""
-        if key not in self.parts:
-            self.parts[key] = ray.get(part[0])
+        own = self._part(key, part)
         with self.gate:
-            return hidden_stds(self.scorer, self.parts[key], block, layers)
+            return hidden_stds(self.scorer, own, block, layers)
 
     def tune(self, part: list[Any], key: str, gold: IntArray, block: SoftBlock, plan: TuningPlan, seed: int) -> Tuned:
         """Tune a soft prompt on the examples of a part, which has that key; each step takes a lane, and no longer."""
-        if key not in self.parts:
-            self.parts[key] = ray.get(part[0])
-        return tune(self.scorer, self.parts[key], gold, block, plan, seed=seed, gate=self.gate)
+        return tune(self.scorer, self._part(key, part), gold, block, plan, seed=seed, gate=self.gate)
 
     def _block(self, soft: list[Any]) -> SoftBlock:
         key, reference = soft

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.scoring.size import PoolSize, Scorers, room_for, shared_name
 
 NO_ROOM_SECONDS = 20.0
 TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
@@ -21,50 +23,82 @@ CPU_SHARE = 0.8  # of the cores; the searches' own work gets the rest
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """How many scorers, and what each asks of Ray; ``lanes`` is how many forward passes it runs side by side."""
+    """How many scorers there are at first, and what each asks of Ray; ``size`` is how many there may be.
+
+    ``lanes`` is how many forward passes a scorer runs side by side; ``room`` how many find room on what there is now.
+    """
 
     count: int
     gpus: float
     cpus: float
     lanes: int
+    size: PoolSize = PoolSize()
+    room: int = 1
 
 
 def plan_scorers(
-    resources: Mapping[str, float], scorers: int | None, gpus_per_scorer: float | None, spare_gpu: float = 0.0
+    resources: Mapping[str, float],
+    scorers: Scorers,
+    gpus_per_scorer: float | None,
+    spare_gpu: float = 0.0,
+    limit: Mapping[str, float] | None = None,
 ) -> PoolPlan:
     """Lay scorers over a cluster's ``resources`` (as ``ray.cluster_resources()`` gives them).
 
-    ``spare_gpu``: share of a GPU that some searcher wants for its own work; what is left of it is the scorers'.
+    Args:
+        resources: what there is.
+        scorers: ``auto`` (or None), a number, or ``MIN:MAX``.
+        gpus_per_scorer: share of a GPU; None is a whole one where there are, or may be, GPUs, else none.
+        spare_gpu: share of a GPU that some searcher wants for its own work; what is left of it is the scorers'.
+        limit: what an autoscaler may bring; None is nothing more.
 
     Raises:
         InputError: the cluster cannot hold them, or they leave no GPU with that share.
     """
+    size = PoolSize.of(scorers)
     gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
-    if scorers is not None and scorers < 1:
-        raise InputError(f"--scorers {scorers}: must be 1 or more")
-    share = (1.0 - spare_gpu if gpus >= 1 else 0.0) if gpus_per_scorer is None else gpus_per_scorer
-    if not 0 <= share < float("inf") or (share > 1 and share != int(share)):
-        raise InputError(f"--gpus-per-scorer {share}: must be 0, a share of 1, or a whole number")
+    most = max(gpus, (limit or {}).get("GPU", 0.0))
+    share = (1.0 - spare_gpu if most >= 1 else 0.0) if gpus_per_scorer is None else gpus_per_scorer
+    if 1 < share < float("inf"):
+        raise InputError(
+            f"--gpus-per-scorer {share:g}: must be 0 or a share of 1, a scorer runs on one GPU; serve an LM that is "
+            "too large for one over several with vLLM (--tensor-parallel-size), and give --model endpoint:URL#NAME"
+        )
+    if not 0 <= share <= 1:
+        raise InputError(f"--gpus-per-scorer {share}: must be 0 or a share of 1")
     if share > 0:
         # A share lies on one GPU: on four GPUs there is room for twelve scorers with 0.3 each, not thirteen.
-        room = int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus / share)
-        count = max(1, room) if scorers is None else scorers
-        if count > room:
+        room, later = room_for(share, resources), room_for(share, {"GPU": most})
+        if size.least > later:
+            may = "" if most <= gpus else f" and may come to have {most:g}"
             raise InputError(
-                f"{count} scorers with {share:g} GPUs each: there is room for {room}; the cluster has {gpus:g} GPUs"
+                f"{size.least} scorers with {share:g} GPUs each: there is room for {later}; the cluster has {gpus:g} "
+                f"GPUs{may}"
             )
+        count = size.within(room)
         # However Ray lays them, some GPU holds no more than this of them.
-        full = count // int(gpus) * share + spare_gpu > 1 + 1e-6 if share <= 1 else gpus - count * share < 1
-        if spare_gpu and full:
+        if spare_gpu and gpus >= 1 and count // int(gpus) * share + spare_gpu > 1 + 1e-6:
             raise InputError(
                 f"{count} scorers with {share:g} GPUs each leave no GPU with the share of {spare_gpu:g} that a "
                 f"searcher wants for its own work (the cluster has {gpus:g} GPUs): give --gpus-per-scorer "
                 f"{1 - spare_gpu:g} or less, or keep the searcher off the GPUs (rl: --set gpu=0)"
             )
-        return PoolPlan(count, share, min(1.0, CPU_SHARE * cpus / count), 1)
-    count = 1 if scorers is None else scorers
-    lanes = max(1, min(MOST_LANES, int(cpus) // count))
-    return PoolPlan(count, 0.0, round(min(CPU_SHARE * lanes, CPU_SHARE * cpus / count), 4), lanes)
+        return PoolPlan(count, share, min(1.0, CPU_SHARE * cpus / max(1, count)), 1, size, room)
+    count = 1 if scorers in (None, "auto") else size.within(max(1, int(cpus)))
+    lanes = max(1, min(MOST_LANES, int(cpus) // (size.most or count)))
+    each = round(min(CPU_SHARE * lanes, CPU_SHARE * cpus / (size.most or count)), 4)
+    return PoolPlan(count, 0.0, each, lanes, PoolSize(size.least, size.most or 1), count)
+
+
+def most_resources() -> dict[str, float]:
+    """What the connected cluster has, or may come to have where an autoscaler looks after it."""
+    there = ray.cluster_resources()
+    limit: Mapping[str, float] = {}
+    with contextlib.suppress(Exception):  # no part of Ray's public interface: without it, what is there counts
+        from ray._private.state import state
+
+        limit = state.get_max_resources_from_cluster_config() or {}
+    return {name: max(there.get(name, 0.0), limit.get(name, 0.0)) for name in {*there, *limit}}
 
 
 def trial_resources(wanted: Mapping[str, float]) -> dict[str, float]:
@@ -74,6 +108,20 @@ def trial_resources(wanted: Mapping[str, float]) -> dict[str, float]:
     """
     has_gpus = ray.cluster_resources().get("GPU", 0.0) >= 1
     return {"CPU": TRIAL_CPUS, **{name: share for name, share in wanted.items() if name != "GPU" or has_gpus}}
+
+
+def address_of(address: str | None, scorers: Scorers) -> str | None:
+    """Where to connect to: to a cluster that there is, where scorers are those of a pool that is up.
+
+    Raises:
+        InputError: a pool, and ``local``.
+    """
+    name = shared_name(scorers)
+    if name is None:
+        return address
+    if address == "local":
+        raise InputError(f"--scorers {scorers}: a Ray of its own has no pool {name}; leave out --address local")
+    return address or os.environ.get("RAY_ADDRESS") or "auto"
 
 
 def connect(address: str | None) -> bool:
@@ -120,16 +168,23 @@ def _check_address(address: str) -> None:
 
 
 def await_room(plan: PoolPlan) -> None:
-    """Wait a little for the cluster to have room: what an ended study held comes free after a moment."""
+    """Wait a little for the cluster to have room: what an ended study held comes free after a moment.
+
+    Only as many as there must be are waited for, and none that a machine yet to come would hold.
+    """
+    count = min(plan.size.least, plan.count)
+    if plan.gpus > 0 and count > plan.room:
+        return
     started = time.monotonic()
     while True:
         free = ray.available_resources()
         cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
-        if cpus + 1e-6 >= plan.count * plan.cpus + TRIAL_CPUS and gpus + 1e-6 >= plan.count * plan.gpus:
+        if cpus + 1e-6 >= count * plan.cpus + TRIAL_CPUS and gpus + 1e-6 >= count * plan.gpus:
             return
         if time.monotonic() - started > NO_ROOM_SECONDS:
             raise ScoringError(
-                f"no room for {plan.count} scorers: each needs {plan.cpus:g} CPUs and {plan.gpus:g} GPUs, and "
-                f"{cpus:g} CPUs and {gpus:g} GPUs are free on the cluster (is another study running on it?)"
+                f"no room for {count} scorers: each needs {plan.cpus:g} CPUs and {plan.gpus:g} GPUs, and "
+                f"{cpus:g} CPUs and {gpus:g} GPUs are free on the cluster (is another study, or a pool, running on it? "
+                "rayprompt pool status)"
             )
         time.sleep(0.2)

@@ -143,7 +143,6 @@ class EndpointPool(UnloadedPool):
         assert source.endpoint is not None
         self.source = source
         self.router = actor
-        self.scorers = []
         node = ray.get_runtime_context().get_node_id()
         lanes = source.settings.in_flight
         self.infos = [ScorerInfo("endpoint", "endpoint", lanes, node, 0, 0.0, ())]

@@ -24,6 +24,7 @@ SEND_SECONDS = 1.0
 KEEP_SECONDS = 5.0
 SEARCH = ("study", "run", "searcher", "task", "model")
 POOL = ("model",)
+SCORER = ("model", "scorer")
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 UNLIMITED = 2**60  # a budget from here on is none
 
@@ -65,8 +66,13 @@ METRICS = (
     Metric("rayprompt_in_flight", "gauge", "orders", "orders that scorers, or a service, have in their hands", POOL),
     Metric("rayprompt_scorers_alive", "gauge", "scorers", "scorers that take orders", POOL),
     Metric("rayprompt_restarts", "gauge", "restarts", "scorers that were lost, and started again, so far", POOL),
+    Metric("rayprompt_scorers_stuck", "gauge", "scorers", "scorers that stood still and were killed, so far", POOL),
     Metric("rayprompt_order_seconds", "histogram", "seconds", "from an order's arrival to its answer", POOL),
-    Metric("rayprompt_batch_fill", "gauge", "", "share of a forward pass that is no padding, of one a second", POOL),
+    # Of a scorer.
+    Metric("rayprompt_scorer_passes", "counter", "passes", "forward passes that the scorer has answered", SCORER),
+    Metric("rayprompt_scorer_in_flight", "gauge", "orders", "orders that the scorer has in its hands", SCORER),
+    Metric("rayprompt_scorer_restarts", "gauge", "restarts", "how often it was lost, and started again", SCORER),
+    Metric("rayprompt_batch_fill", "gauge", "", "share of a forward pass that is no padding, of one a second", SCORER),
     # Of an LM behind a service.
     Metric("rayprompt_requests_again", "gauge", "requests", "requests that failed and were sent again, so far", POOL),
 )
@@ -197,11 +203,20 @@ class PoolMeter:
         model: the LM's name.
         state: metric -> value at this moment; ``rayprompt_queue_depth`` and ``rayprompt_in_flight`` say whether there
             is work.
+        scorers: for each scorer metric -> value at this moment.
     """
 
-    def __init__(self, model: str, state: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(
+        self,
+        model: str,
+        state: Callable[[], Mapping[str, float]],
+        scorers: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
+    ) -> None:
         self.meter = Meter({"model": model})
         self.state = state
+        self.scorers = scorers
+        self.meters: dict[str, Meter] = {}
+        self.counted: dict[str, float] = {}
         self.seconds: list[float] = []
         self.sending: asyncio.Task[None] | None = None
 
@@ -225,14 +240,25 @@ class PoolMeter:
         for name, value in state.items():
             self.meter.show(name, value)
         self.meter.observe("rayprompt_order_seconds", seconds)
+        now = self.scorers()
+        self.meters = {
+            name: self.meters.get(name) or Meter({**self.meter.tags, "scorer": name}) for name in now
+        }  # of those that are gone nothing is shown any more
+        for name, values in now.items():
+            for metric, value in values.items():
+                if BY_NAME[metric].kind == "counter":
+                    self.meters[name].count(metric, value - self.counted.get(name, 0.0))
+                    self.counted[name] = value
+                else:
+                    self.meters[name].show(metric, value)
         return bool(seconds or state["rayprompt_queue_depth"] or state["rayprompt_in_flight"])
 
 
 class FillMeter:
     """How full the forward passes of a scorer are: one of them is looked at about every second."""
 
-    def __init__(self, model: str) -> None:
-        self.meter = Meter({"model": model})
+    def __init__(self, model: str, scorer: str) -> None:
+        self.meter = Meter({"model": model, "scorer": scorer})
         self.sent_at = -math.inf
 
     def look(self, fill: Callable[[], float]) -> None:

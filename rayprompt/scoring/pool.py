@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 import uuid
@@ -10,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.candidate import SoftPrompt, Subspace, digest
-from rayprompt.errors import ScoringError
+from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.judges import judges_here
@@ -31,14 +32,21 @@ from rayprompt.lm.write import WriteTable
 from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
-from rayprompt.scoring.cluster import PoolPlan, await_room, plan_scorers
+from rayprompt.scoring.cluster import await_room, most_resources, plan_scorers
+from rayprompt.scoring.keeper import (
+    MOST_START_DEATHS,
+    NAMESPACE,
+    RESTART_PAUSE_SECONDS,
+    START_TIMEOUT_SECONDS,
+    Keeper,
+    KeeperPlan,
+    KeeperThread,
+)
 from rayprompt.scoring.orders import Order, cut_orders
-from rayprompt.scoring.router import Answer, Router
+from rayprompt.scoring.router import Answer
+from rayprompt.scoring.size import Scorers, shared_name
 
-START_TIMEOUT_SECONDS = 600.0
 MOST_ROUTER_DEATHS = 20
-MOST_START_DEATHS = 5  # of a scorer while it loads its LM
-RESTART_PAUSE_SECONDS = 0.5
 ROUTER_PAUSE_SECONDS = 0.1
 EMBED_ROWS = 256  # texts that a scorer embeds or judges at a time
 MOST_JUDGED = 1 << 20  # texts whose judgements are remembered
@@ -66,6 +74,13 @@ class PairResult(Answers):
     breaks: int = 0
 
 
+class Keeping(Protocol):
+    """What goes on beside the driver for a pool."""
+
+    def close(self) -> None:
+        """It ends."""
+
+
 class ScoringPool:
     """LM scoring actors with a router in front. Picklable: trials get a copy that talks to the same actors.
 
@@ -73,36 +88,62 @@ class ScoringPool:
     """
 
     deterministic = True  # the same pair has the same answer whenever it is asked for
+    loaded = True  # by scorers of its own
+    namespace: str | None = None  # where the names of its actors are known
+    keeper: Keeping | None = None
+    caller = ""  # before the names of its searches
     replays: str | None = None  # the store that answers where nothing is run
 
+    actor: type[ScorerActor] = ScorerActor
+
     def __init__(
-        self, source: LMSource, router: Any, scorers: list[Any], infos: list[ScorerInfo], parts: dict[str, Any]
+        self,
+        source: LMSource,
+        router: Any,
+        infos: list[ScorerInfo],
+        *,
+        namespace: str | None = None,
+        keeper: Keeping | None = None,
     ) -> None:
         self.source = source
         self.router = router
-        self.scorers = scorers
-        self.infos = infos
-        self.parts = parts
+        self.infos = infos  # of the scorers that were there at the start; others that join are like them
+        self.parts: dict[str, Any] = {}
+        self.namespace = namespace
+        self.keeper = keeper
         self.device_class: DeviceClass = "cuda" if infos[0].device == "cuda" else "cpu"
         self.shapes = self._table()
         self.pass_seconds: dict[bool, float] = {}  # of passes that read (True) and that write
-        self.window = 2 * sum(info.lanes + 1 for info in infos)
+        self.lanes = sum(info.lanes for info in infos)  # forward passes that run side by side, as last heard
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "keeper": None}
+
+    @property
+    def window(self) -> int:
+        """Orders that are on their way at once."""
+        return 4 * self.lanes
 
     @classmethod
     def start(
         cls,
         source: LMSource,
         *,
-        scorers: int | None = None,
+        scorers: Scorers = None,
         gpus_per_scorer: float | None = None,
         spare_gpu: float = 0.0,
     ) -> ScoringPool:
-        """Start the actors on the connected Ray cluster and wait until each has loaded the LM.
+        """Start the actors on the connected Ray cluster and wait until as many as there must be have loaded the LM.
+
+        They end with :meth:`shutdown`, or with this process.
 
         Args:
             source: the LM.
-            scorers: how many actors; None is one per GPU, or one where there is no GPU.
-            gpus_per_scorer: GPUs of each actor; None is 1 where the cluster has GPUs, else 0.
+            scorers: how many actors: a number; ``MIN:MAX``, which starts with what there is, asks an autoscaler for
+                more while there is more to do than they take, and lets go of those without work; ``auto`` or None is
+                one per GPU, also of machines that join, or one where there is no GPU; ``pool:NAME`` takes those of a
+                pool that is up.
+            gpus_per_scorer: share of a GPU of each actor; None is 1 where the cluster has GPUs, else 0.
             spare_gpu: share of a GPU that they leave to the searches' own work, where the cluster has GPUs.
 
         Raises:
@@ -117,35 +158,27 @@ class ScoringPool:
             from rayprompt.scoring.endpoint import EndpointPool
 
             return EndpointPool.connect(source)
-        plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer, spare_gpu)
+        shared = shared_name(scorers)
+        if shared is not None:
+            return cls._join(shared, source, gpus_per_scorer, spare_gpu)
+        plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer, spare_gpu, most_resources())
         await_room(plan)
-        actor = ray.remote(ScorerActor)
-        names = [f"scorer-{uuid.uuid4().hex[:12]}-{i}" for i in range(plan.count)]
-        handles: list[Any] = [
-            actor.options(
-                name=name,
-                num_cpus=plan.cpus,
-                num_gpus=plan.gpus,
-                max_restarts=-1,
-                max_task_retries=0,
-                max_concurrency=plan.lanes + 1,
-                scheduling_strategy="DEFAULT",  # never captured by a trial's placement group
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
-            ).remote(source, plan.lanes, plan.gpus > 0)
-            for name in names
-        ]
-        try:
-            infos = _wait_ready(handles, source, plan)
-        except BaseException:
-            for handle in handles:
-                ray.kill(handle)
-            raise
-        router = (
-            ray.remote(Router)
-            .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, scheduling_strategy="DEFAULT")
-            .remote(names, plan.lanes + 1, source.name)
-        )
-        return cls(source, router, handles, infos, {})
+        keeper = Keeper(KeeperPlan.of(source, plan, cls.actor))
+        infos = keeper.start()
+        return cls(source, keeper.router, infos, keeper=KeeperThread(keeper))
+
+    @classmethod
+    def _join(cls, name: str, source: LMSource, gpus_per_scorer: float | None, spare_gpu: float) -> ScoringPool:
+        from rayprompt.scoring.shared import Touch, join
+
+        if gpus_per_scorer is not None:
+            raise InputError(
+                f"--gpus-per-scorer {gpus_per_scorer:g}: pool {name} has its scorers already; leave it out"
+            )
+        found = join(name, source, spare_gpu)
+        pool = cls(source, found.router, list(found.infos), namespace=NAMESPACE, keeper=Touch(found.router))
+        pool.caller = f"{uuid.uuid4().hex[:8]}/"  # searches of several studies may have one name
+        return pool
 
     def content(self, part: EncodedPart | None = None) -> dict[str, Any]:
         """What decides the scores of a part, of one that is read unless said, on the side of the machine."""
@@ -280,14 +313,16 @@ class ScoringPool:
             while waiting and len(running) < self.window:
                 order = waiting.popleft()
                 reference = [self.parts[part.key]] if order.with_part else None
-                running[self.router.run.remote(search, order.content, reference, order.soft)] = order
+                running[
+                    self.router.run.remote(self.caller + search, order.content, reference, order.soft, order.passes)
+                ] = order
             done = list(running)
             if len(done) > 1:
                 done, _ = ray.wait(done, num_returns=1)
             for ref in done:
                 order = running.pop(ref)
                 try:
-                    answer, tries = _get(ref)
+                    answer, tries, self.lanes = _get(ref)
                 except RayActorError:
                     # The router died. Ray starts it anew; what it had in its hands is asked for again.
                     losses += 1
@@ -352,7 +387,7 @@ class ScoringPool:
         return {}
 
     def _judge(self, what: str, given: tuple[Any, ...], columns: list[list[str]]) -> FloatArray:
-        if not self.scorers:  # the LM is elsewhere, these models are not
+        if not self.loaded:  # the LM is elsewhere, these models are not
             return judges_here().run(what, given, columns)
         return self._shared_out("judge", (what, given), columns, [len(text) for text in columns[0]], as_one=True)
 
@@ -373,7 +408,8 @@ class ScoringPool:
             some = [[column[i] for i in cut] for column in columns]
             return [*before, some] if as_one else [*before, *some]
 
-        sent = [getattr(self.scorers[k % len(self.scorers)], method).remote(*of(cut)) for k, cut in enumerate(cuts)]
+        scorers = self.scorers()
+        sent = [getattr(scorers[k % len(scorers)], method).remote(*of(cut)) for k, cut in enumerate(cuts)]
         found: dict[int, FloatArray] = {}
         for cut, reference in zip(cuts, sent, strict=True):
             try:
@@ -434,9 +470,29 @@ class ScoringPool:
         """Where a study is replayed, the scales of a deep prompt's subspace as it had them."""
         return None
 
+    def scorers(self) -> list[Any]:
+        """Handles of the scorers that take work now.
+
+        Raises:
+            ScoringError: there was none for long.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while True:
+            with contextlib.suppress(RayActorError):  # the router died: Ray starts it anew
+                found = []
+                for name in ray.get(self.router.names.remote()):
+                    with contextlib.suppress(ValueError):  # it has gone in the meantime
+                        found.append(ray.get_actor(name, namespace=self.namespace))
+                if found:
+                    return found
+            if time.monotonic() > deadline:
+                raise ScoringError("the scoring actors are lost")
+            time.sleep(RESTART_PAUSE_SECONDS)
+
     def _ask_scorer(self, method: str, *arguments: Any) -> Any:
         for attempt in range(MOST_START_DEATHS):
-            scorer = self.scorers[attempt % len(self.scorers)]
+            found = self.scorers()
+            scorer = found[attempt % len(found)]
             try:
                 if attempt:
                     self._await(scorer)
@@ -466,7 +522,7 @@ class ScoringPool:
         p0: Mapping[str, FloatArray],
     ) -> list[Order]:
         """Orders for all soft prompts, subspace by subspace, and for the text prompts."""
-        lanes = sum(info.lanes for info in self.infos)
+        lanes = self.lanes
         table = self.table_for(request.part)
         if soft is None or not any(soft) or request.part.decoding is not None:
             return cut_orders(table, lanes, self.pass_seconds.get(request.part.decoding is None), request)
@@ -495,49 +551,11 @@ class ScoringPool:
         self.pass_seconds[kind] = max(1e-6, seconds if old is None else 0.8 * old + 0.2 * seconds)
 
     def shutdown(self) -> None:
-        """Stop the actors."""
-        for handle in (self.router, *self.scorers):
-            ray.kill(handle)
-
-
-def _wait_ready(handles: list[Any], source: LMSource, plan: PoolPlan) -> list[ScorerInfo]:
-    """Wait until every actor has loaded the LM. One that dies while it loads is started again by Ray."""
-    infos: dict[int, ScorerInfo] = {}
-    answers = {handle.ready.remote(): i for i, handle in enumerate(handles)}
-    started = time.monotonic()
-    deaths = 0
-    while answers:
-        for answer in ray.wait(list(answers), num_returns=len(answers), timeout=1.0)[0]:
-            scorer = answers.pop(answer)
-            try:
-                infos[scorer] = _loaded(answer, source)
-            except ActorUnavailableError as error:
-                deaths += 1
-                if deaths > MOST_START_DEATHS * plan.count:
-                    raise ScoringError(
-                        f"the scoring actors die while they load {source.name}: {_last_line(error)}"
-                    ) from None
-                time.sleep(RESTART_PAUSE_SECONDS)
-                answers[handles[scorer].ready.remote()] = scorer
-        if answers and time.monotonic() - started > START_TIMEOUT_SECONDS:
-            raise ScoringError(
-                f"{len(answers)} of {plan.count} scorers were not ready in {START_TIMEOUT_SECONDS:.0f} s"
-            )
-    devices = {info.device for info in infos.values()}
-    if len(devices) > 1:
-        raise ScoringError(f"scorers run on {' and '.join(sorted(devices))}; one search uses one device class")
-    return [infos[i] for i in range(len(handles))]
-
-
-def _loaded(answer: Any, source: LMSource) -> ScorerInfo:
-    try:
-        info: ScorerInfo = ray.get(answer)
-    except ActorUnavailableError:
-        raise
-    except (RayActorError, RayTaskError) as error:
-        reason = _last_line(error).removeprefix(f"{ScoringError.__module__}.{ScoringError.__name__}: ")
-        raise ScoringError(f"the LM {source.name} did not load in a scoring actor: {reason}") from None
-    return info
+        """Stop the actors; leave those of a pool that is shared."""
+        if self.keeper is not None:
+            self.keeper.close()
+        elif self.namespace is None and self.router is not None:
+            ray.kill(self.router)
 
 
 def _last_line(error: Exception) -> str:
@@ -560,7 +578,7 @@ def answer_of(ref: Any) -> Any:
         raise
 
 
-def _get(ref: Any) -> tuple[BatchResult | None, int]:
+def _get(ref: Any) -> tuple[BatchResult | None, int, int]:
     answer: Answer = answer_of(ref)
-    content, tries = answer
-    return None if content is None else pickle.loads(content), tries
+    content, tries, lanes = answer
+    return None if content is None else pickle.loads(content), tries, lanes

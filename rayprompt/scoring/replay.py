@@ -40,7 +40,6 @@ class ReplayPool(UnloadedPool):
         self.study = str(was.study)
         self.replays: str = was.store
         self.router = None
-        self.scorers = []
         device = str(was.pool.get("device_class", "cpu"))
         self.infos = [ScorerInfo(device, str(was.pool.get("dtype", "")), 1, "", 0, 0.0, ())]
         self.parts = {}

@@ -16,6 +16,8 @@ from rayprompt.scoring.pool import ScoringPool
 class UnloadedPool(ScoringPool):
     """A :class:`ScoringPool` without scorers of its own. What works with the LM itself is refused by :meth:`no_lm`."""
 
+    loaded = False
+
     @abstractmethod
     def no_lm(self) -> InputError:
         """What to raise where the LM itself is asked for."""

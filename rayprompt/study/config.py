@@ -41,7 +41,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "wandb": (str,),
     "mlflow": (str,),
     "start_or_resume": (bool,),
-    "scorers": (int,),
+    "scorers": (int, str),
     "gpus_per_scorer": (int, float),
     "address": (str,),
 }
@@ -73,7 +73,7 @@ COMPARISON_KEYS: dict[str, tuple[type, ...]] = {
     "wandb": (str,),
     "mlflow": (str,),
     "start_or_resume": (bool,),
-    "scorers": (int,),
+    "scorers": (int, str),
     "gpus_per_scorer": (int, float),
     "address": (str,),
 }

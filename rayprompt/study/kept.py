@@ -9,8 +9,9 @@ from typing import Any
 import ray
 
 from rayprompt.lm.source import LMSource
-from rayprompt.scoring.cluster import connect
+from rayprompt.scoring.cluster import address_of, connect
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import Scorers
 
 _pools: dict[tuple[Any, ...], tuple[ScoringPool, int]] = {}  # of this process: pool, and trainables that use it
 
@@ -19,7 +20,7 @@ def shared_pool(
     source: LMSource,
     *,
     address: str | None,
-    scorers: int | None,
+    scorers: Scorers,
     gpus_per_scorer: float | None,
     spare_gpu: float = 0.0,
 ) -> tuple[ScoringPool, Callable[[], None]]:
@@ -28,7 +29,7 @@ def shared_pool(
     Raises:
         InputError, ScoringError: as ``ScoringPool.start``.
     """
-    connect(address)
+    connect(address_of(address, scorers))
     key = (ray.get_runtime_context().get_job_id(), source, scorers, gpus_per_scorer, spare_gpu)
     if key not in _pools:
         _pools[key] = (

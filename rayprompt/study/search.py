@@ -23,6 +23,7 @@ from rayprompt.lm.vectors import write_vectors
 from rayprompt.objective import Objective
 from rayprompt.racing import ERROR, error_of, race_of
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import Scorers
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.race import Racer
@@ -134,7 +135,7 @@ def search(
     mlflow: str | None = None,
     start_or_resume: bool = False,
     address: str | None = None,
-    scorers: int | None = None,
+    scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
     listener: Listener = silent,
 ) -> Result:
@@ -236,7 +237,7 @@ def resume(
     task: Task | None = None,
     searcher: type[PromptSearcher] | None = None,
     address: str | None = None,
-    scorers: int | None = None,
+    scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
     listener: Listener = silent,
 ) -> Result:

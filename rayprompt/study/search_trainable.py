@@ -15,6 +15,7 @@ from rayprompt.errors import InputError
 from rayprompt.racing import ERROR, error_of
 from rayprompt.scoring.cluster import trial_resources
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import Scorers
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import largest_gpu_share, load_searcher
 from rayprompt.store.schema import safe_name
@@ -32,7 +33,7 @@ def search_trainable(
     out: str | Path | None = None,
     pool: ScoringPool | None = None,
     address: str | None = None,
-    scorers: int | None = None,
+    scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
     race: bool = False,
     race_error: float = ERROR,

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 import ray
 
 from rayprompt.lm.source import LMSource
-from rayprompt.scoring.cluster import connect
+from rayprompt.scoring.cluster import address_of, connect
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import Scorers, shared_name
 from rayprompt.study.progress import Listener, Progress, silent
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to run: ``address`` of a Ray cluster (None: RAY_ADDRESS, else a local one), and how many scorers."""
+    """Where to run: ``address`` of a Ray cluster (None: RAY_ADDRESS, else a local one), and how many scorers.
+
+    Of ``scorers`` that are a pool's which is up somewhere, ``address`` None is the cluster of this machine.
+    """
 
     address: str | None = None
-    scorers: int | None = None
+    scorers: Scorers = None
     gpus_per_scorer: float | None = None
     spare_gpu: float = 0.0  # share of a GPU that the scorers leave to the searches' own work
 
@@ -35,7 +39,7 @@ def connected(cluster: Cluster, listener: Listener = silent, timings: dict[str, 
     clock = {} if timings is None else timings
     started = time.perf_counter()
     listener(Progress("start", "starting Ray" if not ray.is_initialized() else "using the running Ray"))
-    ours = connect(cluster.address)
+    ours = connect(address_of(cluster.address, cluster.scorers))
     clock["ray_start"] = time.perf_counter() - started
     try:
         yield
@@ -58,7 +62,8 @@ def loaded(
     """
     clock = {} if timings is None else timings
     started = time.perf_counter()
-    listener(Progress("start", f"loading {source.name}"))
+    shared = shared_name(cluster.scorers)
+    listener(Progress("start", f"loading {source.name}" if shared is None else f"taking the scorers of pool {shared}"))
     pool = ScoringPool.start(
         source, scorers=cluster.scorers, gpus_per_scorer=cluster.gpus_per_scorer, spare_gpu=cluster.spare_gpu
     )

@@ -27,6 +27,7 @@ from rayprompt.scores import FloatArray, Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.metrics import SearchMeter
 from rayprompt.scoring.pool import ScoringPool
+from rayprompt.scoring.size import Scorers
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.step import score_generation
 from rayprompt.store.schema import safe_name
@@ -48,7 +49,7 @@ def prompt_trainable(
     pool: ScoringPool | None = None,
     store: str | Path | None = None,
     address: str | None = None,
-    scorers: int | None = None,
+    scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
 ) -> type[tune.Trainable]:
     """A trainable whose trial scores one batch of a :class:`PromptSearcher` on ``problem``'s train examples.
