@@ -12,13 +12,15 @@ import re
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from rayprompt.durations import seconds_of
 from rayprompt.errors import ScoringError
 from rayprompt.lm.source import LMSource
 from rayprompt.scoring.actor import ScorerActor, ScorerInfo
@@ -30,7 +32,8 @@ START_TIMEOUT_SECONDS = 600.0
 MOST_START_DEATHS = 5  # of a scorer while it loads its LM
 RESTART_PAUSE_SECONDS = 0.5
 TEND_SECONDS = 1.0
-GROW_SECONDS = 5.0  # for which there is more to do than scorers take, before there are more
+GROW_SECONDS = 5.0  # that are looked back on: was there more to do than scorers take
+GROW_SHARE = 0.5  # for so much of the time, before there are more; a search's generation ends, and the next begins
 IDLE_SECONDS = 300.0  # without work, before there are fewer
 STRAGGLERS = 3.0  # times what the first took to load their LM: as long the others are waited for, if they need not be
 NAMESPACE = "rayprompt"  # of pools that outlive who started them
@@ -75,15 +78,9 @@ class KeeperPlan:
     @classmethod
     def of(cls, source: LMSource, plan: PoolPlan, actor: type[ScorerActor]) -> KeeperPlan:
         """For the pool of one study."""
-        patience = os.environ.get("RAYPROMPT_PATIENCE")
-        return cls(
-            source,
-            plan,
-            f"scorer-{uuid.uuid4().hex[:12]}",
-            actor,
-            idle=float(os.environ.get("RAYPROMPT_IDLE", IDLE_SECONDS)),
-            patience=None if patience is None else float(patience),
-        )
+        name = f"scorer-{uuid.uuid4().hex[:12]}"
+        idle = seconds_from("RAYPROMPT_IDLE") or IDLE_SECONDS
+        return cls(source, plan, name, actor, idle=idle, patience=seconds_from("RAYPROMPT_PATIENCE"))
 
 
 class Keeper:
@@ -101,7 +98,7 @@ class Keeper:
         self.facts: ScorerInfo | None = None
         self.router: Any = None
         self.small = False  # made so because nobody had use for it
-        self.tended = 0
+        self.looks: deque[tuple[float, float]] = deque()  # the router's clock, and for how long orders have waited
 
     def adopt(self) -> list[ScorerInfo]:
         """Take over the scorers and the router that another keeper of this name has left; nothing if there are none."""
@@ -240,7 +237,8 @@ class Keeper:
     def _take_in(self, slot: Slot, info: ScorerInfo) -> None:
         """One more scorer, if what it says of itself fits: other devices give other last bits."""
         facts = self.facts
-        why = None if facts is None else unlike(facts, info)
+        # At the start passes are made as large as all have room for; later they are what they are.
+        why = None if facts is None else unlike(facts if self.router else replace(facts, tokens=info.tokens), info)
         if why is not None:
             if self.router is None:
                 self.refused = f"scorers {why}; one search uses one device class"
@@ -268,7 +266,6 @@ class Keeper:
 
     def tend(self) -> dict[str, Any]:
         """One look after the pool; gives the router's status."""
-        self.tended += 1
         self._hear(0.0)
         status: dict[str, Any] = ray.get(self.router.status.remote(), timeout=10.0)
         for name, scorer in status["scorers"].items():
@@ -286,10 +283,11 @@ class Keeper:
             return
         loading = any(slot.info is None for slot in self.slots.values())
         most = self._most()
-        if self.small and (status["pressed"] or status["in_flight"]):
+        if self.small and not status["idle"]:
             self.small = False
-        if status["pressed"] > GROW_SECONDS and not loading:
+        if self._pressed(status) and not loading:
             self.target = max(self.target, min(2 * self.target, most))
+            self.looks.clear()
         elif self.size.most is None and not self.small:  # machines that join are used
             self.target = max(self.target, room_for(self.plan.plan.gpus, ray.cluster_resources()) if self._gpus else 0)
         if status["idle"] > self.plan.idle and self.target > self.size.least:
@@ -300,6 +298,16 @@ class Keeper:
             surplus += [s for s in reversed(order) if s.info is not None]
             for slot in surplus[: len(self.slots) - self.target]:
                 self._drop(slot)
+
+    def _pressed(self, status: dict[str, Any]) -> bool:
+        """Whether orders have waited for scorers for much of the last seconds."""
+        if self.looks and (status["pressed"] < self.looks[-1][1] or status["clock"] < self.looks[-1][0]):
+            self.looks.clear()  # another router
+        self.looks.append((status["clock"], status["pressed"]))
+        while len(self.looks) > 1 and self.looks[1][0] <= status["clock"] - GROW_SECONDS:
+            self.looks.popleft()
+        seconds, waited = (now - before for now, before in zip(self.looks[-1], self.looks[0], strict=True))
+        return seconds >= GROW_SECONDS and waited >= GROW_SHARE * seconds
 
     @property
     def _gpus(self) -> bool:
@@ -354,6 +362,16 @@ class KeeperThread:
         self.keeper.stop()
 
 
+def seconds_from(variable: str) -> float | None:
+    """Seconds that an environment variable holds; None where it is not set.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    text = os.environ.get(variable)
+    return None if text is None else seconds_of(text, variable)
+
+
 def here() -> Any:
     """Where actors that hold no machine are put: beside who starts them, if that can be; in no placement group."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -367,6 +385,8 @@ def unlike(facts: ScorerInfo, info: ScorerInfo) -> str | None:
         return f"run on {' and '.join(sorted({facts.device, info.device}))}"
     if info.dtype != facts.dtype:
         return f"compute in {facts.dtype} and {info.dtype}"
+    if info.tokens < facts.tokens:
+        return f"have room for passes of {facts.tokens} and {info.tokens} tokens (--lm tokens={info.tokens} suits both)"
     return None
 
 

@@ -119,6 +119,7 @@ class Router:
         self.stuck = 0
         self.used = time.monotonic()
         self.pressed: float | None = None  # since when there are more orders than scorers take
+        self.pressed_seconds = 0.0  # how long there were, before that
         self.background: set[asyncio.Task[None]] = set()
         self.watching: asyncio.Task[None] | None = None
         self.meter = PoolMeter(model, self._state, self._of_scorers)
@@ -184,7 +185,8 @@ class Router:
             **await self.stats(),
             "stuck": self.stuck,
             "idle": 0.0 if self._busy else now - self.used,
-            "pressed": 0.0 if self.pressed is None else now - self.pressed,
+            "pressed": self.pressed_seconds + (0.0 if self.pressed is None else now - self.pressed),
+            "clock": now,
             "searches": {name: len(queue) for name, queue in self.queues.items()},
             "scorers": {
                 m.name: {
@@ -283,6 +285,8 @@ class Router:
                 member.moved = time.monotonic()
             self._spawn(self._work(member, job))
         if not self.queues:
+            if self.pressed is not None:
+                self.pressed_seconds += time.monotonic() - self.pressed
             self.pressed = None
         elif self.pressed is None:
             self.pressed = time.monotonic()

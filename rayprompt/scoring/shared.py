@@ -18,11 +18,21 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 
+from rayprompt import __version__
 from rayprompt.errors import InputError, ScoringError, did_you_mean
 from rayprompt.lm.source import LMSource
 from rayprompt.scoring.actor import ScorerActor, ScorerInfo
 from rayprompt.scoring.cluster import PoolPlan, await_room, most_resources, plan_scorers
-from rayprompt.scoring.keeper import IDLE_SECONDS, NAMESPACE, Keeper, KeeperPlan, KeeperThread, here, last_line
+from rayprompt.scoring.keeper import (
+    IDLE_SECONDS,
+    NAMESPACE,
+    Keeper,
+    KeeperPlan,
+    KeeperThread,
+    here,
+    last_line,
+    seconds_from,
+)
 from rayprompt.scoring.size import POOL, Scorers
 
 LEASE_SECONDS = 1800.0
@@ -86,6 +96,7 @@ class PoolHost:
         facts = self.keeper.facts
         return {
             "name": self.name,
+            "version": __version__,
             "source": self.plan.keeper.source,
             "infos": self.infos,
             "gpus": self.plan.gpus,
@@ -148,6 +159,7 @@ def up(
         raise InputError(f"pool {name}: is up already (rayprompt pool status {name}; rayprompt pool down {name})")
     plan: PoolPlan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer, 0.0, most_resources())
     await_room(plan)
+    patience = seconds_from("RAYPROMPT_PATIENCE") if patience is None else patience
     keeper = KeeperPlan(source, plan, name, actor, shared=True, idle=idle, patience=patience)
     host: Any = (
         ray.remote(PoolHost)
@@ -249,6 +261,8 @@ def join(name: str, source: LMSource, spare_gpu: float = 0.0) -> Joined:
     for one in name.split(","):
         content = describe(one)
         why = _other(content["source"], source)
+        if content["version"] != __version__:
+            why = f"was started by rayprompt {content['version']}, this is {__version__}"
         if why is not None:
             wrong.append(f"pool {one} {why}")
             continue

@@ -1,0 +1,253 @@
+"""Half an hour of accidents: searches on a shared pool, on a cluster of several nodes of which something always dies.
+
+    python benchmarks/soak.py [--minutes 30] [--workers 4] [--budget 128000] [--every 4]
+
+A head without CPUs and workers of one CPU and one logical GPU each, on this machine; a pool of one scorer each, kept up
+(`rayprompt pool up`); and the same search, one time after the other, its result compared with that of a quiet run.
+Every few seconds, drawn at random: a scorer, the router, the pool's host, a trial or the driver is killed, a scorer's
+process is stopped, or a worker node vanishes and another joins. At the end of each search its store is held against its
+ledger: no pair lost or twice, evaluations = budget. The memory of driver, router and trial is read every five seconds;
+its slope is that of the longest that one of them lived. Written to soak.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+TITLES = {"scorer": "ray::Scorer", "router": "ray::Router", "host": "ray::PoolHost", "trial": "ray::ResourceTrainable"}
+KINDS = {"scorer": 8, "node": 3, "trial": 2, "driver": 1, "host": 1, "router": 1, "stopped": 2}  # how often, by weight
+DIFFER = {
+    "lm_evaluations", "report_lm_evaluations", "tokens", "lm_seconds", "seconds", "evaluations_per_second",
+    "cache_hits", "timings", "study_dir", "store",
+}  # fmt: skip
+COMMAND = str(Path(sys.executable).with_name("rayprompt"))
+PATIENCE = 10
+
+
+def of_kind(kind: str) -> list[psutil.Process]:
+    """Processes below this one that are such, by their titles."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if title.startswith(TITLES[kind]):
+                found.append(process)
+    return found
+
+
+def wanted(content: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same with and without accidents."""
+    return {name: value for name, value in content.items() if name not in DIFFER}
+
+
+def stored(study: Path) -> tuple[int, int]:
+    """Rows of the train pairs of a study's search, and different ones."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rayprompt.store.store import ScoreStore
+
+    shards = ScoreStore(study).shards("scores", part="train")
+    rows = pa.concat_tables(
+        [pq.read_table(study / "scores" / str(s.name)) for s in shards if not s.name.search.endswith("report")]
+    )
+    pairs = set(zip(rows.column("candidate").to_pylist(), rows.column("example").to_pylist(), strict=True))
+    return len(rows), len(pairs)
+
+
+class Soak:
+    """The cluster, and what happens to it."""
+
+    def __init__(self, workers: int, seed: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.rng = random.Random(seed)
+        self.cluster = Cluster(
+            initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        self.workers: list[Any] = []
+        for _ in range(workers):
+            self.join()
+        self.done: Counter[str] = Counter()
+        self.memory: dict[tuple[str, int], list[tuple[float, int]]] = {}
+        self.began = time.monotonic()
+        self.process: subprocess.Popen[str] | None = None
+        self.read_at = 0.0
+
+    def join(self) -> None:
+        """A worker joins."""
+        self.workers.append(self.cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "RAY_ADDRESS": self.cluster.address, "RAYPROMPT_PATIENCE": str(PATIENCE)}
+
+    def run(self, *arguments: str) -> str:
+        """The command, to its end."""
+        done = subprocess.run([COMMAND, *arguments], capture_output=True, text=True, env=self.environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"{arguments}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+        return done.stdout
+
+    def read(self) -> None:
+        """Memory of the processes that are to stay small."""
+        if time.monotonic() - self.read_at < 5.0:
+            return
+        self.read_at = time.monotonic()
+        found = [(kind, p) for kind in ("router", "host", "trial") for p in of_kind(kind)]
+        if self.process is not None and self.process.poll() is None:
+            found.append(("driver", psutil.Process(self.process.pid)))
+        for kind, process in found:
+            with contextlib.suppress(psutil.Error):
+                rows = self.memory.setdefault((kind, process.pid), [])
+                rows.append((time.monotonic() - self.began, process.memory_info().rss))
+
+    def accident(self) -> None:
+        """One of them."""
+        kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
+        if kind == "node":
+            place = self.rng.randrange(len(self.workers))
+            self.cluster.remove_node(self.workers.pop(place), allow_graceful=False)
+            self.join()
+        elif kind == "driver":
+            assert self.process is not None
+            self.process.kill()
+            self.process.wait()
+        else:
+            found = of_kind("scorer" if kind == "stopped" else kind)
+            if not found:
+                return
+            with contextlib.suppress(psutil.Error):
+                self.rng.choice(found).send_signal(signal.SIGSTOP if kind == "stopped" else signal.SIGKILL)
+        self.done[kind] += 1
+
+    def search(self, study: Path, options: list[str], every: float) -> dict[str, Any]:
+        """One search among accidents; gives its result."""
+        starts, last = 0, time.monotonic()
+        log = study.with_suffix(".log")
+        while True:
+            if self.process is None or self.process.poll() is not None:
+                if self.process is not None and self.process.returncode == 0:
+                    self.process = None
+                    return {**json.loads((study / "result.json").read_text()), "starts": starts}
+                if self.process is not None and self.process.returncode not in (-9,):
+                    raise SystemExit(f"the search failed:\n{log.read_text()[-4000:]}")
+                starts += 1
+                with log.open("a") as file:
+                    again = ["--out", str(study), "--start-or-resume", "--scorers", "pool:soak"]
+                    self.process = subprocess.Popen(
+                        [COMMAND, "search", *options, *again],
+                        stdout=file, stderr=file, text=True, env=self.environment,
+                    )  # fmt: skip
+            time.sleep(0.2)
+            self.read()
+            begun = (study / "scores").is_dir()
+            if begun and time.monotonic() - last > self.rng.uniform(0.5, 1.5) * every:
+                last = time.monotonic()
+                self.accident()
+
+    def slopes(self) -> dict[str, Any]:
+        """Of each kind, of the process that lived longest: megabytes at first and at last, and an hour's growth."""
+        found = {}
+        for kind in ("driver", "router", "host", "trial"):
+            rows = max((r for (k, _), r in self.memory.items() if k == kind), key=len, default=[])
+            rows = rows[len(rows) // 10 :]  # what it loads at first
+            if len(rows) < 6:
+                continue
+            at, size = np.array(rows).T
+            slope = np.polyfit(at, size, 1)[0] * 3600 / 2**20
+            tenth = max(1, len(rows) // 10)
+            found[kind] = {
+                "minutes": round((at[-1] - at[0]) / 60, 1),
+                "first_megabytes": round(float(np.median(size[:tenth])) / 2**20, 1),
+                "last_megabytes": round(float(np.median(size[-tenth:])) / 2**20, 1),
+                "megabytes_an_hour": round(float(slope), 1),
+            }
+        return found
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--budget", type=int, default=128_000)
+    parser.add_argument("--every", type=float, default=4.0, help="seconds between two accidents, on average")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    os.environ["RAY_health_check_period_ms"] = "1000"  # noqa: SIM112 (so they are called)
+    os.environ["RAY_health_check_failure_threshold"] = "10"  # noqa: SIM112
+    options = ["--searcher", "random", "--budget", str(args.budget), "--seed", "1"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [COMMAND, "search", *options, "--out", f"{folder}/quiet", "--address", "local"],
+            check=True,
+            capture_output=True,
+        )
+        quiet = json.loads(Path(folder, "quiet", "result.json").read_text())
+        rows, pairs = stored(Path(folder, "quiet"))
+        soak = Soak(args.workers, args.seed)
+        searches = []
+        try:
+            soak.run("pool", "up", "soak", "--scorers", f"1:{args.workers}", "--lease", "2h", "--idle", "1h")
+            while time.monotonic() - soak.began < 60 * args.minutes:
+                study = Path(folder, f"study-{len(searches)}")
+                content = soak.search(study, options, args.every)
+                starts = content.pop("starts")
+                had = stored(study)
+                row = {
+                    "starts": starts,
+                    "evaluations": content["evaluations"],
+                    "budget_kept": content["evaluations"] == args.budget,
+                    "rows": had[0],
+                    "pairs": had[1],
+                    "doubled": had[0] - had[1],
+                    "lost": pairs - had[1],
+                    "same_result": wanted(content) == wanted(quiet),
+                    "scored_again": content["lm_evaluations"] - had[1],
+                    "seconds": round(content["seconds"]),
+                }
+                searches.append(row)
+                print(f"{(time.monotonic() - soak.began) / 60:.1f} min", row, dict(soak.done), flush=True)
+            (pool,) = json.loads(soak.run("pool", "status", "soak", "--json").splitlines()[-1])["pools"]
+        finally:
+            soak.cluster.shutdown()
+    content = {
+        "command": " ".join(["python benchmarks/soak.py", *map(re.escape, sys.argv[1:])]),
+        "minutes": round((time.monotonic() - soak.began) / 60, 1),
+        "accidents": dict(sorted(soak.done.items())),
+        "searches": len(searches),
+        "evaluations": sum(row["evaluations"] for row in searches),
+        "quiet": {"rows": rows, "pairs": pairs},
+        "lost": sum(abs(row["lost"]) for row in searches),
+        "doubled": sum(row["doubled"] for row in searches),
+        "all_the_same": all(row["same_result"] and row["budget_kept"] for row in searches),
+        "memory": soak.slopes(),
+        "pool_at_the_end": {key: pool[key] for key in ("state", "target", "restarts", "stuck", "remarks")},
+        "each": searches,
+    }
+    print(json.dumps({k: v for k, v in content.items() if k != "each"}, indent=1))
+    args.result.write_text(json.dumps(content, indent=1) + "\n")
+    if content["lost"] or content["doubled"] or not content["all_the_same"]:
+        raise SystemExit("a pair was lost or doubled, a budget was not kept, or a result is another one")
+
+
+if __name__ == "__main__":
+    main()
