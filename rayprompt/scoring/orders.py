@@ -13,6 +13,7 @@ from rayprompt.scores import IntArray
 
 MOST_PASSES = 8  # forward passes of an order, before it is known what one takes
 ORDER_SECONDS = 0.05  # of work in an order
+MOST_ORDERS_A_SECOND = 320  # of a search: what it and the router do for an order takes a millisecond or two each
 LEAST_SECONDS = 0.005  # an order with less work than this costs as much on its way as in the LM
 
 
@@ -30,8 +31,8 @@ class Order:
 def cut_orders(table: Table, lanes: int, pass_seconds: float | None, request: Request, soft: Any = None) -> list[Order]:
     """Cut a request into orders, at the bounds of forward passes: how they are cut does not change a result.
 
-    An order is to take ORDER_SECONDS, so that what it costs on its way does not count; but no lane is to be idle,
-    unless there is next to nothing to do.
+    An order is to take ORDER_SECONDS, so that what it costs on its way does not count, and longer on so many lanes that
+    there would be too many of them a second; but no lane is to be idle, unless there is next to nothing to do.
 
     Args:
         table: of the forward passes.
@@ -45,7 +46,9 @@ def cut_orders(table: Table, lanes: int, pass_seconds: float | None, request: Re
     if pass_seconds is None:
         size = max(1, min(MOST_PASSES, -(-share // 4)))
     else:
-        size = max(1, int(LEAST_SECONDS / pass_seconds), min(int(ORDER_SECONDS / pass_seconds), share))
+        most = max(1, int(max(ORDER_SECONDS, lanes / MOST_ORDERS_A_SECOND) / pass_seconds))
+        rounds = -(-share // most)  # orders that each lane gets
+        size = max(1, int(LEAST_SECONDS / pass_seconds), -(-share // rounds))
     orders = []
     for start in range(0, len(passes), size):
         some = passes[start : start + size]
