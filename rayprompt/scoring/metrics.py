@@ -100,11 +100,12 @@ class Meter:
 
     Args:
         tags: a value for every label; names and paths are shortened to what can be read in a legend.
+        like: one of this process whose metrics it sends as well, with its own tags.
     """
 
-    def __init__(self, tags: Mapping[str, str]) -> None:
+    def __init__(self, tags: Mapping[str, str], like: Meter | None = None) -> None:
         self.tags = {key: os.path.basename(value) if os.path.isabs(value) else value for key, value in tags.items()}
-        self.made: dict[str, Any] = {}
+        self.made: dict[str, Any] = {} if like is None else like.made
         self.shown: dict[str, float] = {}
         self.off = False
 
@@ -117,7 +118,7 @@ class Meter:
         """Set a gauge, and keep it up. What is no number, as the best score before there is one, is left out."""
         if math.isfinite(value):
             if not self.shown:
-                threading.Thread(target=_keep_up, args=(weakref.ref(self),), daemon=True).start()
+                KEPT_UP.add(self)
             self.shown[name] = value
             self._send(name, "set", (value,))
 
@@ -152,15 +153,34 @@ class Meter:
         return self.made[name]
 
 
-def _keep_up(reference: weakref.ref[Meter]) -> None:
-    """As long as there is the meter."""
-    while True:
-        time.sleep(KEEP_SECONDS)
-        meter = reference()
-        if meter is None or meter.off:
-            return
-        meter.repeat()
-        del meter
+class _KeptUp:
+    """The meters of this process whose gauges are set again and again, as long as there are the meters; one thread."""
+
+    def __init__(self) -> None:
+        self.meters: weakref.WeakSet[Meter] = weakref.WeakSet()
+        self.lock = threading.Lock()
+        self.pid = 0  # of the process whose thread runs: a fork has none
+
+    def add(self, meter: Meter) -> None:
+        with self.lock:
+            self.meters.add(meter)
+            if self.pid != os.getpid():
+                self.pid = os.getpid()
+                threading.Thread(target=self._run, name="rayprompt-gauges", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(KEEP_SECONDS)
+            self._repeat()
+
+    def _repeat(self) -> None:
+        with self.lock:
+            meters = [meter for meter in self.meters if not meter.off]
+        for meter in meters:
+            meter.repeat()
+
+
+KEPT_UP = _KeptUp()
 
 
 class SearchMeter:
@@ -242,12 +262,13 @@ class PoolMeter:
         self.meter.observe("rayprompt_order_seconds", seconds)
         now = self.scorers()
         self.meters = {
-            name: self.meters.get(name) or Meter({**self.meter.tags, "scorer": name}) for name in now
+            name: self.meters.get(name) or Meter({**self.meter.tags, "scorer": name}, self.meter) for name in now
         }  # of those that are gone nothing is shown any more
+        self.counted = {name: self.counted.get(name, 0.0) for name in now}
         for name, values in now.items():
             for metric, value in values.items():
                 if BY_NAME[metric].kind == "counter":
-                    self.meters[name].count(metric, value - self.counted.get(name, 0.0))
+                    self.meters[name].count(metric, value - self.counted[name])
                     self.counted[name] = value
                 else:
                     self.meters[name].show(metric, value)

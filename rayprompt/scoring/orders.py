@@ -13,7 +13,7 @@ from rayprompt.scores import IntArray
 
 MOST_PASSES = 8  # forward passes of an order, before it is known what one takes
 ORDER_SECONDS = 0.05  # of work in an order
-MOST_ORDERS_A_SECOND = 320  # of a search: what it and the router do for an order takes a millisecond or two each
+MOST_ORDERS_A_SECOND = 160  # of a search: what it and the router do for an order takes a millisecond or two each
 LEAST_SECONDS = 0.005  # an order with less work than this costs as much on its way as in the LM
 
 
