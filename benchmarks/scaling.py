@@ -71,6 +71,7 @@ class Search:
     def run(self, seconds: float, generations: int | None = None) -> dict[str, float]:
         """Generations for so long, or so many."""
         started, before, done = time.perf_counter(), self.loop.ledger.evaluations, 0
+        parts = dict(self.loop.seconds)
         while done < generations if generations is not None else time.perf_counter() - started < seconds:
             self.loop.step()
             self.loop.report()
@@ -79,7 +80,7 @@ class Search:
             "evaluations": self.loop.ledger.evaluations - before,
             "generations": done,
             "seconds": time.perf_counter() - started,
-            "rss": psutil.Process().memory_info().rss,
+            **{name: self.loop.seconds[name] - parts[name] for name in parts},
         }
 
 
@@ -121,13 +122,16 @@ def measure(problem: Problem, actors: int, searches: int, seconds: float, size: 
         time.sleep(seconds)  # the last generations of several searches do not end together
         after, wall = processes(), time.perf_counter() - began
         more = ray.get([s.spent.remote() for s in scorers])
-        ray.get(found)
+        rounds = ray.get(found)
         for search in running:
             ray.kill(search)
     pool.shutdown()
     delta = np.array(more) - np.array(spent)
     passes = int(delta[:, 1].sum())
     cpu = by_kind(before, after)
+    count = sum(r["generations"] for r in rounds)
+    own = {name: round(1000 * sum(r[name] for r in rounds) / count) for name in ("ask", "score", "tell")}
+    own["else"] = round(1000 * sum(r["seconds"] for r in rounds) / count) - sum(own.values())
     return {
         "actors": actors,
         "searches": searches,
@@ -136,6 +140,7 @@ def measure(problem: Problem, actors: int, searches: int, seconds: float, size: 
         "in_passes": round(float(delta[:, 0].sum() / (actors * wall)), 3),
         "passes_per_second": round(passes / wall, 1),
         "evaluations_per_second": round(float(delta[:, 2].sum()) / wall),
+        "milliseconds_a_generation": own,
         "cores_used": round(sum(cpu.values()) / wall, 2),
         "cpu_milliseconds_a_pass": {kind: round(1000 * s / max(1, passes), 3) for kind, s in sorted(cpu.items())},
     }
