@@ -170,14 +170,22 @@ def test_a_node_fetches_a_model_once_and_again_when_it_has_changed(
 
 
 def test_who_has_lost_a_study_stops_and_writes_nothing_more(tmp_path: Path) -> None:
-    there = (tmp_path / "there").as_uri()
+    there, stopped = (tmp_path / "there").as_uri(), False
     here, folder = new_place(there), Folder.at(there)
     with pytest.raises(StoreError, match="has taken this study over"), carried_over(here, print, SECONDS):  # noqa: PT012
         (here / "study.yaml").write_text("mine")
         carry(here)
         folder.write(LEASE, json.dumps({"host": "another", "process": 1, "id": "another"}).encode(), again=True)
-        (here / "study.yaml").write_text("mine again")
-        time.sleep(60)  # it is interrupted
+        until = time.monotonic() + 60
+        try:
+            while time.monotonic() < until:
+                time.sleep(0.01)
+        except KeyboardInterrupt:  # it has noticed: what is written from here on is not carried over any more
+            stopped = True
+            (here / "study.yaml").write_text("mine again")
+            time.sleep(5 * SECONDS)
+            raise
+    assert stopped
     assert folder.read("study.yaml") == b"mine"
     assert json.loads(folder.read(LEASE))["id"] == "another"
 
