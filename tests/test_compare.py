@@ -395,7 +395,7 @@ def test_a_comparison_that_died_in_its_closing_phase_and_was_moved(
 
 
 AS_QUIET: dict[str, Any] = {
-    "searchers": ["random", "nevergrad"],
+    "searchers": ["nevergrad", "random"],
     "seeds": 2,
     "budget": 1280,
     "settings": {"*": {"length": 3}},
@@ -411,22 +411,22 @@ def quiet(shared_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Compa
         return rayprompt.compare(**AS_QUIET, out=tmp_path_factory.mktemp("quiet") / "study")
 
 
-OPTIONS = ["--searchers", "random,nevergrad", "--seeds", "2", "--budget", "1280", "--set", "length=3"]
+OPTIONS = ["--searchers", "nevergrad,random", "--seeds", "2", "--budget", "1280", "--set", "length=3"]
 OPTIONS += ["--baselines", "none", "--max-concurrent", "2"]
 
 
 def test_interrupted_and_resumed_it_gives_the_same_table(quiet: Comparison, tmp_path: Path) -> None:
-    """Ctrl-C in the middle. The slow test beside it kills the command with SIGKILL, too."""
+    """Ctrl-C in the second run of nevergrad. The slow test beside it kills the command with SIGKILL, too."""
     reports = 0
 
     def interrupt(progress: Progress) -> None:
         nonlocal reports
         reports += progress.phase == "search"
-        if reports == 3:
+        if reports == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted) as interrupted:
-        rayprompt.compare(**AS_QUIET, out=tmp_path / "study", listener=interrupt)
+        rayprompt.compare(**{**AS_QUIET, "max_concurrent": 1}, out=tmp_path / "study", listener=interrupt)
     line = str(interrupted.value)
     assert "of 4 runs have ended; dev and test of tiny-masked were not opened" in line
     assert line.endswith(f"to go on: rayprompt compare --resume {tmp_path / 'study'}")
