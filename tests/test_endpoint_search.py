@@ -25,20 +25,20 @@ SAME = ("best_prompt", "train", "dev", "test", "baselines", "p_value", "finalist
 
 @pytest.mark.usefixtures("ray_session", "trials_here")
 def test_faults_lose_nothing_double_nothing_and_change_nothing(server: Server, studies: Path) -> None:
-    given: dict[str, Any] = {"model": server.model, "budget": 320}
+    given: dict[str, Any] = {"model": server.model, "budget": 192}
     calm = rayprompt.search(small(), out=studies / "calm", **given)
-    assert calm.lm_evaluations == calm.evaluations == 320
+    assert calm.lm_evaluations == calm.evaluations == 192
     server.faults = 0.1
     rough = rayprompt.search(small(), out=studies / "rough", lm=QUICK, **given)
     assert all(server.counts[fault] > 0 for fault in FAULTS)
     for name in (*SAME, "tokens"):
         assert getattr(rough, name) == getattr(calm, name), name
-    assert rough.lm_evaluations > 320  # what was sent again is told
+    assert rough.lm_evaluations > 192  # what was sent again is told
     for study in ("calm", "rough"):
         rows = ScoreStore(studies / study).pairs()
-        assert rows.num_rows == 320
+        assert rows.num_rows == 192
         keys = set(zip(rows["candidate"].to_pylist(), rows["example"].to_pylist(), strict=True))
-        assert len(keys) == 320
+        assert len(keys) == 192
         assert not np.isnan(rows["value"].to_numpy()).any()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import in_this_process
 from pyarrow import fs as pafs
 
 import rayprompt
@@ -209,7 +210,9 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
     """Searched, given more, looked at, begun from."""
     there = f"s3://bucket/runs/one?{bucket}"
     found = rayprompt.search(budget=1024, out=there, **SMALL)
-    local = rayprompt.search(budget=1024, out=tmp_path / "local", **SMALL)
+    with in_this_process():
+        local = rayprompt.search(budget=1024, out=tmp_path / "local", **SMALL)
+        longer = rayprompt.resume(tmp_path / "local", budget=2048)
     assert found.best_prompt == local.best_prompt
     assert found.test == local.test
     assert found.to_json()["study_dir"] == str(found.study_dir) == there
@@ -217,7 +220,7 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
         rayprompt.search(budget=1024, out=there, **SMALL)
     more = rayprompt.search(budget=2048, out=there, start_or_resume=True, **SMALL)
     assert (more.evaluations, more.lm_evaluations, more.test_opened) == (2048, 2048, 2)
-    assert more.best_prompt == rayprompt.resume(tmp_path / "local", budget=2048).best_prompt
+    assert more.best_prompt == longer.best_prompt
     again = rayprompt.resume(there)
     assert again.to_json() == more.to_json()
     assert run(app, ["report", there]) == 0
@@ -235,7 +238,8 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
     assert wanted <= names(there)
     assert any(name.startswith("scores/") for name in names(there))
     assert b"<html" in Folder.at(there).read("report.html")
-    begun = rayprompt.search(budget=640, out=tmp_path / "begun", warm_start=there, **SMALL)
+    with in_this_process():
+        begun = rayprompt.search(budget=640, out=tmp_path / "begun", warm_start=there, **SMALL)
     assert begun.train.value >= more.train.value
     assert not any("endpoint" in part for part in Folder.at(there).shown.split("/"))
 

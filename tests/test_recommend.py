@@ -295,7 +295,6 @@ def test_fits_side_by_side_are_those_of_one_after_the_other(demos: Path, tmp_pat
     train, test = data.of(split="train"), data.of(split="test")
     fits = [
         Fit(),
-        Fit(prompts=("a",)),
         Fit("lightgbm", {"trees": 20}, prompts=("a", "b"), seed=3),
         Fit("mlp", {"epochs": 2}, fold=(4, 1)),
     ]
