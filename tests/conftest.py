@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,14 +21,20 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from lm_server import CAUSAL, Server, serving
+from ray import cloudpickle
 
 import rayprompt
+from rayprompt.comparison.trials import ComparedSearch, Searches
 from rayprompt.lm.source import LMSource
 from rayprompt.reward.demonstrations import Demonstrations, read_demonstrations
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.loop import SearchLoop, SearchPlan
+from rayprompt.study.progress import ProgressCallback
+from rayprompt.study.trackers import Trackers
+from rayprompt.study.trial import FAILED, SearchTrial
+from rayprompt.study.tuning import parameters_of, trial_error
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -169,6 +176,64 @@ def kept_pool(pool_of: PoolOf) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkey:
         for module in ("search", "evaluate"):
             monkey.setattr(f"rayprompt.study.{module}.session", kept)
+        yield
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Run searches, and those of comparisons, here, by the steps of the same trials, and not in trials of Tune's.
+
+    For tests of something else: a trial's process takes seconds to start. Searches in Tune's hands are in
+    tests/test_search.py, test_resume.py, test_tune.py, test_place.py, test_metrics.py and test_trackers.py,
+    comparisons in tests/test_compare.py.
+    """
+
+    def stepped(cls: type[SearchTrial], name: str, config: dict[str, Any], job: bytes, tell: Any) -> dict[str, Any]:
+        trial = cls.__new__(cls)
+        trial.config, trial._trial_info = config, SimpleNamespace(trial_name=name)
+        trial.setup(config, job)
+        report: dict[str, Any] = {"done": False}
+        while not report["done"]:
+            report = trial.step()
+            tell(0, [], None, {**report, "config": config})
+        return report
+
+    def search(searcher: Any, pool: Any, plan: SearchPlan, name: str, listener: Any, trackers: Any) -> dict[str, Any]:
+        assert trackers == Trackers(), "these need Tune"
+        pool.add(searcher.problem.part("train"))
+        tell = ProgressCallback(listener, plan.budget).on_trial_result
+        job = cloudpickle.dumps((searcher, pool, plan))  # as it travels
+        last = stepped(SearchTrial, name, parameters_of(searcher, plan), job, tell)
+        if last["end"] == FAILED:
+            raise trial_error(last["error"])
+        return last
+
+    def compare(searches: Searches, runs: Any, study: Path, listener: Any, **more: Any) -> dict[str, str]:
+        assert more.get("scheduler") is None, "it needs Tune"
+        for run in runs:
+            searches.pools[run.stratum[2]].add(searches.problem(run.stratum).part("train"))
+        job = cloudpickle.dumps(searches)
+        tell = ProgressCallback(listener, searches.plans[runs[0].name].budget, len(runs)).on_trial_result
+        last = {run.name: stepped(ComparedSearch, run.name, run.config, job, tell) for run in runs}
+        return {name: report["error"].splitlines()[-1] for name, report in last.items() if report["end"] == FAILED}
+
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr("rayprompt.study.search.run_trial", search)
+        monkey.setattr("rayprompt.comparison.compare.run_searches", compare)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trials_here() -> Iterator[None]:
+    """All searches of this module, in its fixtures too, run in this process."""
+    with in_this_process():
+        yield
+
+
+@pytest.fixture
+def trial_here() -> Iterator[None]:
+    """Those of one test."""
+    with in_this_process():
         yield
 
 

@@ -278,7 +278,9 @@ def test_the_random_baseline_draws_deep_prompts_too(view: Problem) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(kept_pool: None, few: Problem, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
+def found(
+    kept_pool: None, trials_here: None, few: Problem, tmp_path_factory: pytest.TempPathFactory
+) -> rayprompt.Result:
     out = tmp_path_factory.mktemp("deep") / "study"
     settings = {**SMALL, "alpha": 2.0}
     return rayprompt.search(few, searcher="cma-es-deep", budget=16 * 50, settings=settings, out=out, scorers=1)
@@ -335,7 +337,7 @@ def test_a_larger_budget_goes_on_where_it_ended_as_if_it_had_been_there_from_the
 
 
 def test_a_larger_budget_is_not_forgotten_where_the_search_was_interrupted(
-    few: Problem, tmp_path: Path, kept_pool: None
+    few: Problem, tmp_path: Path, kept_pool: None, trials_here: None
 ) -> None:
     """study.yaml has the larger budget then, and the searcher's plan is still that of the smaller one."""
     settings, study = {**SMALL, "alpha": 2.0}, tmp_path / "study"

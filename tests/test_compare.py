@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PoolOf
+from conftest import PoolOf, in_this_process
 from killing import Run
 from ray import cloudpickle
 from scipy import stats
@@ -32,7 +32,8 @@ from rayprompt.comparison.plan import entries_of
 from rayprompt.errors import Interrupted
 from rayprompt.study.progress import Progress
 
-BUDGET, SEEDS = 64 * 18, 5
+TRAIN, SEEDS = 32, 5
+BUDGET = TRAIN * 18
 # Of another run of the same comparison.
 MAY_DIFFER = {"seconds", "own_seconds", "device_seconds", "lm_evaluations", "cache_hits", "study_dir", "store", "pools"}
 
@@ -94,10 +95,18 @@ def reviews() -> rayprompt.Task:
 
 
 @pytest.fixture(scope="module")
-def verdict(shared_pools: None, reviews: rayprompt.Task, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def fewer() -> rayprompt.Task:
+    """The bundled task with fewer examples."""
+    task = rayprompt.load_task("reviews")
+    counts = {"train": TRAIN, "dev": 32, "test": 96}
+    return dataclasses.replace(task, splits={"default": {part: task.examples(part)[:n] for part, n in counts.items()}})
+
+
+@pytest.fixture(scope="module")
+def verdict(shared_pools: None, fewer: rayprompt.Task, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """Random search twice under different names, and one with a handicap."""
     return rayprompt.compare(
-        reviews, searchers={"random": "random", "again": "random", "stubborn": Stubborn},
+        fewer, searchers={"random": "random", "again": "random", "stubborn": Stubborn},
         seeds=SEEDS, budget=BUDGET, settings={"*": {"length": 3}}, price_per_hour=3.6, max_concurrent=2,
         baselines=["in-context"], out=tmp_path_factory.mktemp("compare") / "study",
     )  # fmt: skip
@@ -122,12 +131,12 @@ def test_the_verdict_is_kept_and_its_json_is_valid(verdict: Comparison) -> None:
 
 
 def test_every_run_had_its_budget_and_is_the_search_of_that_seed(
-    verdict: Comparison, reviews: rayprompt.Task, kept_pool: None, tmp_path: Path
+    verdict: Comparison, fewer: rayprompt.Task, kept_pool: None, tmp_path: Path
 ) -> None:
     assert {run.evaluations for run in verdict.runs} == {BUDGET}
     (run,) = (run for run in verdict.runs if run.searcher == "random" and run.seed == 3)
     alone = rayprompt.search(
-        reviews, searcher="random", seed=3, budget=BUDGET, settings={"length": 3}, out=tmp_path / "s"
+        fewer, searcher="random", seed=3, budget=BUDGET, settings={"length": 3}, out=tmp_path / "s"
     )
     assert run.prompt["text"] == alone.best_prompt.to_json()["text"]
     assert (run.train, run.dev, run.test) == (alone.train, alone.dev, alone.test)
@@ -135,7 +144,7 @@ def test_every_run_had_its_budget_and_is_the_search_of_that_seed(
     # The three best on dev, each as `evaluate` has it on test.
     third = sorted((f["dev"] for f in alone.finalists), reverse=True)[2]
     best = [rayprompt.candidate_from_json(f) for f in alone.finalists if f["dev"] >= third]
-    tests = [rayprompt.evaluate(prompt, reviews, "tiny-masked", store=tmp_path / "s").estimate for prompt in best]
+    tests = [rayprompt.evaluate(prompt, fewer, "tiny-masked", store=tmp_path / "s").estimate for prompt in best]
     assert len(run.top) == 3
     assert run.top[0] == run.test
     assert all(estimate in tests for estimate in run.top)
@@ -208,13 +217,15 @@ def test_curves_only_rise_and_end_where_the_searches_end(verdict: Comparison) ->
         assert curves["best_objective"][-1]["mean"] == pytest.approx(ends[name])
 
 
-def test_dev_score_of_the_incumbent_is_what_evaluate_says(verdict: Comparison, pool_of: PoolOf) -> None:
+def test_dev_score_of_the_incumbent_is_what_evaluate_says(
+    verdict: Comparison, fewer: rayprompt.Task, pool_of: PoolOf
+) -> None:
     run = next(run for run in verdict.runs if run.searcher == "random")
     trace = json.loads(next(verdict.study_dir.glob(f"runs/*{run.name}.json")).read_text())["trace"]
     for evaluations, _, dev in (run.dev_curve[0], run.dev_curve[-1]):
         form = [form for at, form in trace["incumbents"] if at <= evaluations][-1]
         prompt = rayprompt.candidate_from_json(form)
-        problem = rayprompt.Problem()
+        problem = rayprompt.Problem(fewer)
         found = rayprompt.evaluate(prompt, problem, on="dev", pool=pool_of(problem.lm, 1))
         assert found.estimate.value == dev
 
@@ -230,7 +241,7 @@ def test_tensorboard_finds_scalars_by_evaluations_prompts_and_hyperparameters(ve
         assert {"ray/tune/best_score", "ray/tune/best_objective", "final/test"} <= set(tags["scalars"])
         steps = [event.step for event in events.Scalars("ray/tune/best_score")]
         assert steps[-1] == run.evaluations
-        assert set(steps) <= {64 * n for n in range(1, 19)}
+        assert set(steps) <= {TRAIN * n for n in range(1, 19)}
         (final,) = events.Scalars("final/test")
         assert (final.step, final.value) == (run.evaluations, pytest.approx(run.test.value))
         texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("best_prompt/text_summary")]
@@ -249,7 +260,7 @@ def test_tensorboard_finds_scalars_by_evaluations_prompts_and_hyperparameters(ve
 def test_leaderboard_in_every_format(verdict: Comparison) -> None:
     text = as_text(verdict)
     first = text.splitlines()
-    assert first[0] == "reviews, tiny-masked: split default, 5 seeds, 1,152 evaluations a run"
+    assert first[0] == "reviews, tiny-masked: split default, 5 seeds, 576 evaluations a run"
     assert [line.split()[0] for line in first[2:8]] == [
         "random",
         "again",
@@ -332,22 +343,22 @@ class Unlucky(Stubborn):
 
 
 def test_a_run_that_fails_leaves_the_others_and_is_tried_again(
-    shared_pools: None, reviews: rayprompt.Task, tmp_path: Path
+    shared_pools: None, fewer: rayprompt.Task, tmp_path: Path
 ) -> None:
     cls = type("Gated", (Unlucky,), {"gate": tmp_path / "gate", "__module__": __name__})
-    options = {"seeds": 2, "budget": 128, "baselines": [], "max_concurrent": 2, "out": tmp_path / "s"}
-    found = rayprompt.compare(reviews, searchers={"unlucky": cls}, **options)
+    options = {"seeds": 2, "budget": 64, "baselines": [], "max_concurrent": 1, "out": tmp_path / "s"}
+    found = rayprompt.compare(fewer, searchers={"unlucky": cls}, **options)
     assert found.failed == {"unlucky-s1": "ValueError: out of luck"}
     assert [run.name for run in found.runs] == ["unlucky-s0"]
     assert as_text(found).count("failed: unlucky-s1: ValueError: out of luck") == 1
     (tmp_path / "gate").touch()
-    again = rayprompt.resume_comparison(tmp_path / "s", tasks=[reviews], searchers={"unlucky": cls})
+    again = rayprompt.resume_comparison(tmp_path / "s", tasks=[fewer], searchers={"unlucky": cls})
     assert not again.failed
     assert [run.name for run in again.runs] == ["unlucky-s0", "unlucky-s1"]
     assert again.runs[0].curve == found.runs[0].curve
 
 
-def test_several_lms_in_one_comparison(shared_pools: None, mr_folder: Path, tmp_path: Path) -> None:
+def test_several_lms_in_one_comparison(shared_pools: None, trial_here: None, mr_folder: Path, tmp_path: Path) -> None:
     found = rayprompt.compare(
         mr_folder, ["random"], models=["tiny-masked", "tiny-causal"], splits="short", seeds=1, budget=32,
         baselines=[], max_concurrent=2, out=tmp_path / "s",
@@ -367,7 +378,7 @@ def test_several_lms_in_one_comparison(shared_pools: None, mr_folder: Path, tmp_
 
 
 def test_a_comparison_that_died_in_its_closing_phase_and_was_moved(
-    shared_pools: None, problem: rayprompt.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_pools: None, trial_here: None, problem: rayprompt.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model given by a relative path, too: the directory of the resume is another one."""
     (tmp_path / "lm").symlink_to(problem.lm.location if Path(problem.lm.location).is_dir() else problem.lm.path)
@@ -384,7 +395,7 @@ def test_a_comparison_that_died_in_its_closing_phase_and_was_moved(
 
 
 AS_QUIET: dict[str, Any] = {
-    "searchers": ["random", "nevergrad"],
+    "searchers": ["nevergrad", "random"],
     "seeds": 2,
     "budget": 1280,
     "settings": {"*": {"length": 3}},
@@ -396,25 +407,26 @@ AS_QUIET: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def quiet(shared_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """One that is left alone."""
-    return rayprompt.compare(**AS_QUIET, out=tmp_path_factory.mktemp("quiet") / "study")
+    with in_this_process():
+        return rayprompt.compare(**AS_QUIET, out=tmp_path_factory.mktemp("quiet") / "study")
 
 
-OPTIONS = ["--searchers", "random,nevergrad", "--seeds", "2", "--budget", "1280", "--set", "length=3"]
+OPTIONS = ["--searchers", "nevergrad,random", "--seeds", "2", "--budget", "1280", "--set", "length=3"]
 OPTIONS += ["--baselines", "none", "--max-concurrent", "2"]
 
 
 def test_interrupted_and_resumed_it_gives_the_same_table(quiet: Comparison, tmp_path: Path) -> None:
-    """Ctrl-C in the middle. The slow test beside it kills the command with SIGKILL, too."""
+    """Ctrl-C in the second run of nevergrad. The slow test beside it kills the command with SIGKILL, too."""
     reports = 0
 
     def interrupt(progress: Progress) -> None:
         nonlocal reports
         reports += progress.phase == "search"
-        if reports == 3:
+        if reports == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted) as interrupted:
-        rayprompt.compare(**AS_QUIET, out=tmp_path / "study", listener=interrupt)
+        rayprompt.compare(**{**AS_QUIET, "max_concurrent": 1}, out=tmp_path / "study", listener=interrupt)
     line = str(interrupted.value)
     assert "of 4 runs have ended; dev and test of tiny-masked were not opened" in line
     assert line.endswith(f"to go on: rayprompt compare --resume {tmp_path / 'study'}")

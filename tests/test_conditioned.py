@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.conditioned import score_candidates
 from rayprompt.searcher.problem import Problem
+from rayprompt.task import BUNDLED
 from searchers.policy import Policy, Sampling
 from searchers.policy_pass import Pass
 from searchers.rl import z_of_inputs, z_within
@@ -244,28 +246,34 @@ def test_settings_that_do_not_go_together(view: Problem, settings: dict[str, Any
 # Whole searches.
 
 
-@pytest.mark.usefixtures("kept_pool")
+@pytest.mark.usefixtures("kept_pool", "trials_here")
 def test_a_search_ends_with_a_prompt_for_every_input_and_resumes(tmp_path: Path) -> None:
+    task = tmp_path / "task"  # reviews with few examples: it writes a prompt for each of them
+    task.mkdir()
+    for file, count in (("train", 16), ("dev", 16), ("test", 32)):
+        lines = (BUNDLED / "reviews" / f"{file}.tsv").read_text().splitlines(keepends=True)
+        (task / f"{file}.tsv").write_text("".join(lines[: count + 1]))
+    shutil.copy(BUNDLED / "reviews" / "task.yaml", task)
     given: dict[str, Any] = {
         "model": "tiny-masked", "searcher": "rl", "seed": 3,
         "settings": {"inputs": 4, "prompts": 16, "length": 2, "tokens": WORDS},
     }  # fmt: skip
-    whole = rayprompt.search("reviews", budget=320, out=tmp_path / "whole", **given)
+    whole = rayprompt.search(task, budget=192, out=tmp_path / "whole", **given)
     best = whole.best_prompt
     assert isinstance(best, ConditionedPrompt)
-    problem = Problem("reviews", "tiny-masked")
+    problem = Problem(task, "tiny-masked")
     assert set(best.of) == {d for part in ("train", "dev", "test") for d in problem.digests(part)}
     assert whole.to_json()["best_prompt"]["diversity"]["inputs"] == len(best.of)
-    part = rayprompt.search("reviews", budget=160, out=tmp_path / "part", **given)
-    assert part.evaluations == 160
-    more = rayprompt.resume(tmp_path / "part", budget=320)
+    part = rayprompt.search(task, budget=96, out=tmp_path / "part", **given)
+    assert part.evaluations == 96
+    more = rayprompt.resume(tmp_path / "part", budget=192)
     for name in ("best_prompt", "train", "dev", "test", "evaluations"):
         assert getattr(more, name) == getattr(whole, name), name
     found = rayprompt.evaluate(best, problem, store=tmp_path / "whole")
     assert found.estimate == whole.test
     assert yaml.safe_load((tmp_path / "whole" / "study.yaml").read_text())["searcher"]["settings"]["inputs"] == 4
     assert (
-        run(app, ["evaluate", "reviews", "--prompt-file", str(tmp_path / "whole" / "prompt.json"), "--on", "dev"]) == 0
+        run(app, ["evaluate", str(task), "--prompt-file", str(tmp_path / "whole" / "prompt.json"), "--on", "dev"]) == 0
     )
 
 

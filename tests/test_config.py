@@ -290,7 +290,9 @@ def test_a_recipe_runs(ray_session: None, kept_pool: None, tmp_path: Path, capsy
     assert (record["task"]["name"], record["searcher"]["seed"]) == ("sst-2@bbt", 42)
 
 
-def test_a_task_mapping_is_searched_and_resumed(ray_session: None, kept_pool: None, tmp_path: Path) -> None:
+def test_a_task_mapping_is_searched_and_resumed(
+    ray_session: None, kept_pool: None, trial_here: None, tmp_path: Path
+) -> None:
     content = {
         "task": {"name": "reviews", "manual_prompt": "so"}, "searcher": "random", "budget": 640, "out": "s",
     }  # fmt: skip

@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.nevergrad import NevergradSearch
 from ray.tune.search.optuna import OptunaSearch
 from safetensors.numpy import load_file
+from test_rl import WORDS
 
 from rayprompt.candidate import Candidate, TextPrompt
 from rayprompt.candidate import candidates as candidates_of
@@ -46,6 +47,17 @@ def failed(outcomes: list[Outcome]) -> set[str]:
 # Every registered searcher.
 
 
+# What the checks want to be done takes less time so; whether a searcher learns is seen with its own settings.
+QUICK: dict[str, dict[str, Any]] = {
+    "cma-es": {"population": 8},
+    "cma-es-deep": {"population": 8},
+    "nevergrad": {"population": 8},
+    "nevergrad-soft": {"population": 8},
+    "reward-model": {"population": 8, "warmup": 16, "proposals": 60},
+    "rl": {"prompts": 8, "replay": 4, "length": 3, "tokens": WORDS},
+}
+
+
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_registered_searchers_conform(name: str, check: str, view: Problem) -> None:
@@ -53,8 +65,8 @@ def test_registered_searchers_conform(name: str, check: str, view: Problem) -> N
     small: dict[str, Any] = {"intrinsic_dim": 10, "length": 5} if cls.kind == "soft" else {}
     # A policy learns what words mean: numbers of tokens, which the kit's own landscape is made of, say nothing to it.
     evaluate = near_in_meaning() if name == "rl" and check == "learns" else None
-    if name == "rl" and check != "learns":
-        small = {"prompts": 8, "replay": 4}
+    if check != "learns":
+        small |= QUICK.get(name, {})
     check_searcher(lambda **keywords: cls(view, **small, **keywords), only=check, evaluate=evaluate)
 
 

@@ -297,7 +297,7 @@ def _evaluate(server: Server, result: rayprompt.Result) -> Any:
     return rayprompt.evaluate(result.best_prompt, problem)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_tokens_and_money(server: Server, studies: Path) -> None:
     server.log_probs = ""
     lm = {"price_in": 2, "price_out": 10}

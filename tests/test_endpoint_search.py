@@ -23,26 +23,26 @@ from rayprompt.store.store import ScoreStore
 SAME = ("best_prompt", "train", "dev", "test", "baselines", "p_value", "finalists", "evaluations", "report_evaluations")
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_faults_lose_nothing_double_nothing_and_change_nothing(server: Server, studies: Path) -> None:
-    given: dict[str, Any] = {"model": server.model, "budget": 320}
+    given: dict[str, Any] = {"model": server.model, "budget": 192}
     calm = rayprompt.search(small(), out=studies / "calm", **given)
-    assert calm.lm_evaluations == calm.evaluations == 320
+    assert calm.lm_evaluations == calm.evaluations == 192
     server.faults = 0.1
     rough = rayprompt.search(small(), out=studies / "rough", lm=QUICK, **given)
     assert all(server.counts[fault] > 0 for fault in FAULTS)
     for name in (*SAME, "tokens"):
         assert getattr(rough, name) == getattr(calm, name), name
-    assert rough.lm_evaluations > 320  # what was sent again is told
+    assert rough.lm_evaluations > 192  # what was sent again is told
     for study in ("calm", "rough"):
         rows = ScoreStore(studies / study).pairs()
-        assert rows.num_rows == 320
+        assert rows.num_rows == 192
         keys = set(zip(rows["candidate"].to_pylist(), rows["example"].to_pylist(), strict=True))
-        assert len(keys) == 320
+        assert len(keys) == 192
         assert not np.isnan(rows["value"].to_numpy()).any()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_what_is_told_stands_in_a_file_and_a_resumed_search_asks_for_the_rest(server: Server, studies: Path) -> None:
     """The service goes away in the middle of a search."""
     given: dict[str, Any] = {"model": server.model, "lm": {**QUICK, "tries": 2}}
@@ -70,7 +70,7 @@ def test_what_is_told_stands_in_a_file_and_a_resumed_search_asks_for_the_rest(se
     assert len(searched) <= asked - kept + 2  # what was kept is not asked for again; two questions of what it can
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_pairs_that_are_refused_are_errors_and_not_wrong_answers(server: Server) -> None:
     problem = Problem(small(), server.model)
     text = problem.task.examples("dev")[3].fields["text"]
@@ -85,7 +85,7 @@ def test_pairs_that_are_refused_are_errors_and_not_wrong_answers(server: Server)
     assert scores.complete().all()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_a_service_that_stops_answering_ends_the_run_and_a_resumed_search_asks_again(
     server: Server, studies: Path
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_service_that_stops_answering_ends_the_run_and_a_resumed_search_asks_a
     assert not np.isnan(ScoreStore(studies / "cut").pairs()["value"].to_numpy()).any()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_refusals_of_everything_are_no_answers(server: Server, tmp_path: Path) -> None:
     problem = Problem(small(), server.model, lm={"in_flight": 8})
     server.after, server.reply = server.counts["200"] + 50, refusing(400)
@@ -123,7 +123,7 @@ def refusing(status: int) -> Any:
     return lambda body: web.json_response({"error": {"message": "no credit"}}, status=status)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_what_was_on_its_way_when_the_key_was_revoked_is_kept(server: Server, studies: Path) -> None:
     server.key, server.latency = None, 0.05
     server.reply, server.after = lambda body: web.json_response({"error": {"message": "revoked"}}, status=401), 40
@@ -135,7 +135,7 @@ def test_what_was_on_its_way_when_the_key_was_revoked_is_kept(server: Server, st
     assert server.counts["odd"] <= 64 + 16  # those on their way, and no more
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_half_a_character_and_stop_texts_beyond_the_fourth(server: Server, tmp_path: Path) -> None:
     text = "gre\ud83d. great five six"
     server.reply = lambda body: web.json_response({"choices": [{"text": text}], "usage": {}})
@@ -155,7 +155,7 @@ def test_a_server_that_ignores_echo_is_not_believed(server: Server) -> None:
     assert endpoint.labels == "text"
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_many_are_on_their_way_within_the_limits(server: Server) -> None:
     server.latency = 0.05
     rayprompt.score(PROMPTS, Problem(small(), server.model, lm={"in_flight": 32}), on="dev")
@@ -168,7 +168,7 @@ def test_many_are_on_their_way_within_the_limits(server: Server) -> None:
     assert server.most_at_once <= 8
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_an_actor_that_dies_is_asked_again(server: Server) -> None:
     problem = Problem(small(), server.model)
     remote = ScoringPool.start(problem.lm)
@@ -189,7 +189,7 @@ def test_an_actor_that_dies_is_asked_again(server: Server) -> None:
 
 
 @pytest.mark.slow  # quick: rl's prompts are texts on any LM, tests/test_rl_search.py
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_every_text_searcher_works(server: Server, studies: Path) -> None:
     for searcher, settings in (("random", {}), ("rl", {"policy_model": "tiny-causal", "length": 2})):
         result = rayprompt.search(
@@ -200,7 +200,7 @@ def test_every_text_searcher_works(server: Server, studies: Path) -> None:
 
 
 @pytest.mark.slow  # quick: the hint, below, and proxies of LMs loaded here
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "trials_here")
 def test_a_soft_search_on_a_proxy_is_measured_behind_the_service(server: Server, studies: Path) -> None:
     server.log_probs = ""  # cross-entropy is the proxy's objective, and not to be had there
     given: dict[str, Any] = {"model": server.model, "searcher": "random-soft", "budget": 320}

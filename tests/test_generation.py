@@ -417,7 +417,7 @@ def test_another_extractor_judges_anew_and_asks_nothing(pool: ScoringPool, tmp_p
     )
 
 
-@pytest.mark.usefixtures("kept_pool")
+@pytest.mark.usefixtures("kept_pool", "trials_here")
 def test_a_search_raises_success_over_the_empty_prompt_and_resumes(folder: Path, tmp_path: Path) -> None:
     given = {"model": "tiny-causal", "seed": 1}
     whole = rayprompt.search(folder, budget=1280, out=folder / "whole", **given)
@@ -443,7 +443,7 @@ def test_a_search_raises_success_over_the_empty_prompt_and_resumes(folder: Path,
     assert np.nanmean(data.correct[:, column]) == whole.train.value
 
 
-@pytest.mark.usefixtures("kept_pool")
+@pytest.mark.usefixtures("kept_pool", "trials_here")
 def test_a_study_with_its_own_extractor_can_be_used_and_one_with_a_function_is_not_run(folder: Path) -> None:
     given: dict[str, Any] = {"model": "tiny-causal", "budget": 640}
     result = rayprompt.search(folder, out=folder / "own", extractor="regex:(great|terrible)", **given)

@@ -30,7 +30,7 @@ from searchers.nevergrad import NevergradSearcher
 from searchers.random import RandomSearcher
 from searchers.reward_model import RewardModelSearcher
 
-pytestmark = pytest.mark.usefixtures("kept_pool")
+pytestmark = pytest.mark.usefixtures("kept_pool", "trials_here")
 ERROR = 0.05
 
 

@@ -295,7 +295,6 @@ def test_fits_side_by_side_are_those_of_one_after_the_other(demos: Path, tmp_pat
     train, test = data.of(split="train"), data.of(split="test")
     fits = [
         Fit(),
-        Fit(prompts=("a",)),
         Fit("lightgbm", {"trees": 20}, prompts=("a", "b"), seed=3),
         Fit("mlp", {"epochs": 2}, fold=(4, 1)),
     ]
@@ -314,7 +313,7 @@ def test_fits_side_by_side_are_those_of_one_after_the_other(demos: Path, tmp_pat
         fit_many([Fit(prompts=("zz",))], train, test, out=tmp_path / "fits")
 
 
-@pytest.mark.usefixtures("kept_pool")
+@pytest.mark.usefixtures("kept_pool", "trials_here")
 def test_demonstrations_of_a_study(problem: Problem, tmp_path: Path) -> None:
     result = rayprompt.search(problem, searcher="random", budget=10 * len(problem.gold), out=tmp_path / "s")
     data = from_study(result.study_dir)

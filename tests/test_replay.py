@@ -16,7 +16,7 @@ from rayprompt.errors import InputError, ScoringError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("kept_pool")
+pytestmark = pytest.mark.usefixtures("kept_pool", "trials_here")
 SEARCHERS: list[tuple[str, dict[str, Any]]] = [
     ("nevergrad", {}),
     ("reward-model", {"population": 8, "warmup": 16, "proposals": 60}),
@@ -30,7 +30,9 @@ def small() -> Problem:
 
 
 @pytest.fixture(scope="module")
-def studies(small: Problem, kept_pool: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, rayprompt.Result]:
+def studies(
+    small: Problem, kept_pool: None, trials_here: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, rayprompt.Result]:
     folder = tmp_path_factory.mktemp("recorded")
     return {
         name: rayprompt.search(

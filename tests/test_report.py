@@ -36,7 +36,7 @@ from rayprompt.report.rebuilt import rebuilt
 from rayprompt.study.progress import Progress
 from rayprompt.study.statistics import sign_test
 
-pytestmark = pytest.mark.usefixtures("kept_pool")
+pytestmark = pytest.mark.usefixtures("kept_pool", "trials_here")
 
 HOSTILE = '</script><script>alert(1)</script> 🤖 "quotes" & <b>'
 BAD_TEXT = "<img src=x onerror=alert(2)> the film was {} , number {} ."
@@ -58,7 +58,7 @@ def hostile_task() -> rayprompt.Task:
 
 
 @pytest.fixture(scope="module")
-def searched(kept_pool: None, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
+def searched(kept_pool: None, trials_here: None, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
     """A search on the bundled task whose prompts are hostile."""
     return rayprompt.search(
         searcher="random", budget=64 * len(PHRASES), settings={"phrases": PHRASES}, scorers=1, finalists=8,
@@ -68,7 +68,7 @@ def searched(kept_pool: None, tmp_path_factory: pytest.TempPathFactory) -> raypr
 
 @pytest.fixture(scope="module")
 def compared(
-    pool_of: PoolOf, hostile_task: rayprompt.Task, tmp_path_factory: pytest.TempPathFactory
+    pool_of: PoolOf, trials_here: None, hostile_task: rayprompt.Task, tmp_path_factory: pytest.TempPathFactory
 ) -> rayprompt.Comparison:
     """Three searchers, one of them of soft prompts, on a task whose examples are hostile."""
 
@@ -359,7 +359,7 @@ def test_several_studies_are_put_side_by_side_where_they_can_be(
     assert "its task has changed since: examples are shown by their digests" in page.words
 
 
-def test_a_page_that_cannot_be_written_costs_a_line(kept_pool: None, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_costs_a_line(tmp_path: Path) -> None:
     lines: list[str] = []
 
     def listen(progress: Progress) -> None:

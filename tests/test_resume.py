@@ -100,7 +100,7 @@ def test_nevergrad_learns_nothing_from_what_was_not_evaluated(
 
 @pytest.mark.parametrize("searcher", ["random", "nevergrad"])
 def test_the_command_line_takes_any_budget(
-    ray_session: None, tmp_path: Path, searcher: str, capsys: pytest.CaptureFixture[str]
+    ray_session: None, trial_here: None, tmp_path: Path, searcher: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["search", "--budget", "7", "--searcher", searcher, "--scorers", "1", "--out", str(tmp_path / "s")]
     assert run(app, [*arguments, "--json"]) == 0
@@ -380,7 +380,7 @@ def test_what_a_study_began_with_must_not_change(study: Path, tmp_path: Path) ->
         rayprompt.resume(tmp_path)
 
 
-def test_a_study_of_python_objects_is_resumed_with_them(ray_session: None, tmp_path: Path) -> None:
+def test_a_study_of_python_objects_is_resumed_with_them(ray_session: None, trial_here: None, tmp_path: Path) -> None:
     task = task_of(train=6)
     result = rayprompt.search(task, searcher="random", budget=60, scorers=1, out=tmp_path / "s")
     with pytest.raises(InputError, match=r"give it: resume\(..., task=...\)"):
@@ -410,7 +410,7 @@ def test_another_process_at_work_is_named(study: Path) -> None:
 
 
 def test_a_store_is_shared_by_studies_and_commands(
-    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_session: None, trial_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = [
         rayprompt.search(budget=700, seed=4, scorers=1, out=tmp_path / name, store=tmp_path / "store")
@@ -507,7 +507,7 @@ def test_a_scorer_that_cannot_load_again_ends_the_run_with_its_reason(
 def test_ctrl_c_saves_and_the_command_it_prints_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = tmp_path / "with space"
     command = [sys.executable, "-m", "rayprompt.cli.main", "search", "--budget", "100000000", "--searcher", "random"]
-    process = subprocess.Popen([*command, "--out", str(study)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--scorers", "1", "--out", str(study)], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         for line in process.stderr:

@@ -28,12 +28,14 @@ from rayprompt.study.prepare import fits, fitting
 from rayprompt.study.results import read_prompt_file
 from searchers.cma_es import CMAESSearcher
 
-pytestmark = pytest.mark.usefixtures("kept_pool")
+pytestmark = pytest.mark.usefixtures("kept_pool", "trials_here")
 SMALL = {"length": 5, "intrinsic_dim": 20, "alpha": 10.0}
 
 
 @pytest.fixture(scope="module")
-def found(kept_pool: None, few: Problem, tmp_path_factory: pytest.TempPathFactory) -> rayprompt.Result:
+def found(
+    kept_pool: None, trials_here: None, few: Problem, tmp_path_factory: pytest.TempPathFactory
+) -> rayprompt.Result:
     out = tmp_path_factory.mktemp("soft") / "study"
     return rayprompt.search(
         few, searcher="cma-es", budget=16 * 100, settings={**SMALL, "dev": "all"}, out=out, scorers=1

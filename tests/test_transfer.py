@@ -33,7 +33,7 @@ SCHEMA = json.loads((Path(rayprompt.__file__).parent / "schemas" / "transfer-1.j
 CAUSAL_FOLDER = Path(rayprompt.__file__).parent / "bundled" / "models" / "tiny-causal"
 BUDGET = 64 * 20
 
-pytestmark = pytest.mark.usefixtures("kept_pool")
+pytestmark = pytest.mark.usefixtures("kept_pool", "trials_here")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(kept_pool: None, folder: Path) -> rayprompt.Result:
+def study(kept_pool: None, trials_here: None, folder: Path) -> rayprompt.Result:
     return rayprompt.search(budget=BUDGET, seed=3, scorers=1, out=folder / "words")
 
 
 @pytest.fixture(scope="module")
-def soft_study(kept_pool: None, folder: Path) -> rayprompt.Result:
+def soft_study(kept_pool: None, trials_here: None, folder: Path) -> rayprompt.Result:
     settings = {"length": 3, "intrinsic_dim": 10}
     return rayprompt.search(
         searcher="random-soft", budget=64 * 6, seed=1, scorers=1, settings=settings, out=folder / "vectors"

@@ -160,7 +160,7 @@ def test_a_bad_batch_does_not_spoil_those_scored_with_it(
     searcher = TooLong(tiny, budget=64)
     results = tune.Tuner(
         trainable,
-        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=4),
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=4, reuse_actors=True),
         run_config=run_config(tmp_path),
     ).fit()
     bad = {r.config["batch"] for r in results if any(p.text == "long" for p in rayprompt.candidates(r.config))}
@@ -215,7 +215,7 @@ def test_points_to_evaluate_and_a_trial_that_fails(ray_session: None, tiny: Prob
     )
     results = tune.Tuner(
         fail_on_great,
-        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1),
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
         run_config=run_config(tmp_path),
     ).fit()
     batches = {r.config["batch"]: [p.text for p in rayprompt.candidates(r.config)] for r in results}
