@@ -89,6 +89,28 @@ def test_orders_go_by_speed(scorers: dict[str, TimedScorer]) -> None:
     assert fast["speed"] > 4 * slow["speed"]
 
 
+def test_one_that_was_slow_once_gets_orders_again(scorers: dict[str, TimedScorer]) -> None:
+    """What a caller has not sent yet counts: the end is not near, and a scorer that is idle is tried again."""
+    scorers.update({name: TimedScorer(0.002) for name in "abcd"})
+
+    async def play() -> None:
+        router = Router([(name, 1) for name in "abcd"])
+        await ask(router, "s", 40)
+        router.members["d"].slowness = 20.0
+        before = len(scorers["d"].asked)
+        left = 300
+        running: set[asyncio.Future[Any]] = set()
+        while left or running:
+            while left and len(running) < 16:  # no more at a time, as a pool does it
+                left -= 1
+                running.add(asyncio.ensure_future(router.run("s", b"s:1", None, behind=left)))
+            _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        assert len(scorers["d"].asked) - before > 40
+        assert router.members["d"].slowness < 3.0
+
+    asyncio.run(play())
+
+
 def test_searches_have_the_same_share_of_time_not_of_orders(scorers: dict[str, TimedScorer]) -> None:
     scorers.update(one=TimedScorer(0.001))
 

@@ -307,15 +307,16 @@ class ScoringPool:
         """Have orders run; each with its result, and to how many scorers it was sent."""
         running: dict[Any, Order] = {}
         waiting = deque(orders)
+        behind = sum(order.passes for order in orders)
         losses = 0
         while waiting or running:
             # Back-pressure: no more orders are on their way than the pool can have in its hands.
             while waiting and len(running) < self.window:
                 order = waiting.popleft()
                 reference = [self.parts[part.key]] if order.with_part else None
-                running[
-                    self.router.run.remote(self.caller + search, order.content, reference, order.soft, order.passes)
-                ] = order
+                behind = max(0, behind - order.passes)
+                more = (order.content, reference, order.soft, order.passes, behind)
+                running[self.router.run.remote(self.caller + search, *more)] = order
             done = list(running)
             if len(done) > 1:
                 done, _ = ray.wait(done, num_returns=1)

@@ -113,6 +113,7 @@ class Router:
         self.queues: OrderedDict[str, deque[_Job]] = OrderedDict()
         self.served: dict[str, float] = {}  # search -> scorers' seconds that it has had, from where it came in
         self.now = 0.0  # how much the search has had whose turn it was last
+        self.behind: dict[str, int] = {}  # forward passes of a search that are still to come
         self.pass_seconds: dict[str, float] = {}  # of a search, on a scorer of speed 1
         self.lost: str | None = None
         self.restarts = 0
@@ -126,9 +127,15 @@ class Router:
         self._set(scorers)
 
     async def run(
-        self, search: str, order: bytes, part: list[Any] | None, soft: list[Any] | None = None, passes: int = 1
+        self,
+        search: str,
+        order: bytes,
+        part: list[Any] | None,
+        soft: list[Any] | None = None,
+        passes: int = 1,
+        behind: int = 0,
     ) -> Answer:
-        """Have an order of so many forward passes scored for ``search``.
+        """Have an order of so many forward passes scored for ``search``, which has so many more passes ``behind`` it.
 
         The answer is None if the scorer wants the part's examples.
 
@@ -142,6 +149,7 @@ class Router:
             self.queues[search] = deque()
             self.served[search] = max(self.served.get(search, 0.0), self.now)
         self.queues[search].append(job)
+        self.behind[search] = behind
         self._dispatch()
         self.meter.wake()
         if self.watching is None:
@@ -298,6 +306,7 @@ class Router:
         if not speed or not any(m.speed > 1.5 * member.speed for m in others):
             return False
         waiting = sum(self._cost(job) for queue in self.queues.values() for job in queue)
+        waiting += sum(self.behind.get(name, 0) * self.pass_seconds.get(name, 0.0) for name in self.queues)
         return (sum(map(self._load, others)) + waiting) / speed < finish
 
     def _forget(self) -> None:
@@ -305,13 +314,14 @@ class Router:
         if len(self.served) > 1000:
             self.served = {name: had for name, had in self.served.items() if name in self.queues or had > self.now}
             self.pass_seconds = {name: took for name, took in self.pass_seconds.items() if name in self.served}
+            self.behind = {name: passes for name, passes in self.behind.items() if name in self.served}
 
     async def _work(self, member: Member, job: _Job) -> None:
         job.tries += 1
         began = time.monotonic()
         try:
             result = await member.handle.score.remote(job.order, job.part, job.soft)
-            self._learn(member, job, began)
+            self._learn(member, job, began, fetched=result is None or job.part is not None)
             if not job.answer.done():
                 job.answer.set_result((result, job.tries, max(1, self._lanes)))
         except RayActorError as error:
@@ -333,7 +343,7 @@ class Router:
                 self.members.pop(member.name, None)
             self._dispatch()
 
-    def _learn(self, member: Member, job: _Job, began: float) -> None:
+    def _learn(self, member: Member, job: _Job, began: float, *, fetched: bool) -> None:
         """What a pass of the search takes, and how fast the scorer is beside the others."""
         now = time.monotonic()
         took = max(1e-6, now - max(began, member.last_done)) / job.passes
@@ -343,6 +353,8 @@ class Router:
             member.passes + job.passes,
             member.seconds + took * job.passes,
         )
+        if fetched:  # the examples, once: that says nothing of the scorer
+            return
         if job.search in self.served:
             self.served[job.search] += took * job.passes / member.slowness - job.charged
         known = self.pass_seconds.get(job.search)
