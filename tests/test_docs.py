@@ -192,8 +192,8 @@ def test_tune_own_trainable(tune_space: dict[str, Any]) -> None:
 
 def test_tune_concurrency(tune_space: dict[str, Any]) -> None:
     (code,) = section("Concurrency")
-    exec(with_pool(code), tune_space)
-    assert (len(tune_space["tuner"].get_results()), tune_space["searcher"].ended) == (16, "budget")
+    exec(with_pool(code, budget="64->32"), tune_space)
+    assert (len(tune_space["tuner"].get_results()), tune_space["searcher"].ended) == (8, "budget")
 
 
 def test_tune_restore(tune_space: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -365,7 +365,7 @@ def test_duplicates_are_judged_once_and_sources_are_kept(
     assert judge.values(written, gold, Judges("cpu").run) == pytest.approx(first, abs=1e-6)
 
 
-@pytest.mark.usefixtures("kept_pool")
+@pytest.mark.usefixtures("kept_pool", "trial_here")
 def test_a_search_and_the_report_of_its_winner(
     models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
