@@ -12,7 +12,7 @@ import ray
 from rayprompt.lm.source import LMSource
 from rayprompt.scoring.cluster import address_of, connect
 from rayprompt.scoring.pool import ScoringPool
-from rayprompt.scoring.size import Scorers, shared_name
+from rayprompt.scoring.size import PoolSize, Scorers, shared_name
 from rayprompt.study.progress import Listener, Progress, silent
 
 
@@ -27,6 +27,15 @@ class Cluster:
     scorers: Scorers = None
     gpus_per_scorer: float | None = None
     spare_gpu: float = 0.0  # share of a GPU that the scorers leave to the searches' own work
+
+    def __post_init__(self) -> None:
+        """Say before anything is started that it cannot be.
+
+        Raises:
+            InputError: scorers that are none.
+        """
+        if shared_name(self.scorers) is None:
+            PoolSize.of(self.scorers)
 
 
 @contextmanager
