@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from rayprompt.errors import InputError
 from rayprompt.scoring.actor import ScorerInfo
@@ -110,6 +111,32 @@ def test_a_scorer_that_would_give_other_bits_is_refused(
     assert re.search(why, keeper.remarks[0])
     keeper._take_in(next(iter(keeper.slots.values())), replace(INFO, tokens=8192))  # more room than it needs: fine
     assert keeper.facts.tokens == 4096
+
+
+def test_a_scorer_that_waits_for_its_restart_is_not_given_up(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its node is lost, and there is no room: that may take long. One that dies again and again is another matter."""
+    played = Played(problem, PoolSize(1, 1), 1, 0, monkeypatch)
+    keeper, gave_up = played.keeper, []
+    keeper.router = SimpleNamespace(give_up=SimpleNamespace(remote=gave_up.append))
+    (slot,) = keeper.slots.values()
+    slot.handle = SimpleNamespace(ready=SimpleNamespace(remote=lambda: "asked"))
+    slot.ready = "asked"
+    said = "The actor is temporarily unavailable: IOError: The actor is restarting."
+
+    def get(reference: str) -> None:
+        raise ray.exceptions.ActorUnavailableError(said, b"0" * 16)
+
+    monkeypatch.setattr("rayprompt.scoring.keeper.ray.wait", lambda some, **how: (some, []))
+    monkeypatch.setattr("rayprompt.scoring.keeper.ray.get", get)
+    for _ in range(100):
+        keeper._hear(0.0)
+    assert (slot.deaths, gave_up, keeper.remarks) == (0, [], [])
+    said = "The actor died before it answered"
+    for _ in range(6):
+        keeper._hear(0.0)
+    assert not keeper.slots
+    assert "die while they load tiny-masked" in keeper.remarks[0]
+    assert not gave_up, "others are tried"
 
 
 def test_plans_where_machines_are_still_to_come() -> None:

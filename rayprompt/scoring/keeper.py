@@ -35,6 +35,7 @@ TEND_SECONDS = 1.0
 GROW_SECONDS = 5.0  # that are looked back on: was there more to do than scorers take
 GROW_SHARE = 0.5  # for so much of the time, before there are more; a search's generation ends, and the next begins
 IDLE_SECONDS = 300.0  # without work, before there are fewer
+RESTARTING = "is restarting"  # what Ray says of a call to an actor that is not there yet
 STRAGGLERS = 3.0  # times what the first took to load their LM: as long the others are waited for, if they need not be
 NAMESPACE = "rayprompt"  # of pools that outlive who started them
 
@@ -208,11 +209,13 @@ class Keeper:
             try:
                 info: ScorerInfo = ray.get(reference)
             except ActorUnavailableError as error:  # one that dies while it loads is started again by Ray
-                slot.deaths += 1
+                if RESTARTING not in str(error):  # one that waits for its restart, or for room, has not died again
+                    slot.deaths += 1
                 if slot.deaths > MOST_START_DEATHS:
+                    self._drop(slot)
                     self._refuse(f"the scoring actors die while they load {self._lm}: {last_line(error)}")
-                    return
-                time.sleep(RESTART_PAUSE_SECONDS)
+                    continue
+                time.sleep(RESTART_PAUSE_SECONDS if self.router is None else 0.0)
                 slot.ready = slot.handle.ready.remote()
             except (RayActorError, RayTaskError) as error:
                 reason = last_line(error).removeprefix(f"{ScoringError.__module__}.{ScoringError.__name__}: ")
