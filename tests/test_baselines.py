@@ -327,7 +327,7 @@ def test_a_scorer_that_dies_while_it_tunes_is_asked_again(problem: Problem, ray_
 
     scorer = ray.remote(Mortal).options(num_cpus=0, max_restarts=-1).remote(str(tmp_path / "died"))
     pool = ScoringPool.__new__(ScoringPool)
-    pool.__dict__.update(source=problem.lm, scorers=[scorer], parts={})
+    pool.__dict__.update(source=problem.lm, scorers=lambda: [scorer], parts={})
     answer: Any = pool.tune(problem.part("train"), problem.gold, start_of(problem), FEW, seed=7)
     assert answer == "True 7"
     assert (tmp_path / "died").exists()

@@ -176,9 +176,9 @@ def test_who_has_lost_a_study_stops_and_writes_nothing_more(tmp_path: Path) -> N
     with pytest.raises(StoreError, match="has taken this study over"), carried_over(here, print, SECONDS):  # noqa: PT012
         (here / "study.yaml").write_text("mine")
         carry(here)
-        folder.write(LEASE, json.dumps({"host": "another", "process": 1, "id": "another"}).encode(), again=True)
         until = time.monotonic() + 60
-        try:
+        try:  # it may be noticed as soon as it is written
+            folder.write(LEASE, json.dumps({"host": "another", "process": 1, "id": "another"}).encode(), again=True)
             while time.monotonic() < until:
                 time.sleep(0.01)
         except KeyboardInterrupt:  # it has noticed: what is written from here on is not carried over any more
