@@ -36,6 +36,12 @@ class Interrupted(RayPromptError):
     exit_code = 130
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, which says what went wrong where a remote traceback is before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known name nearest to ``name``, or an empty string."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

@@ -417,7 +417,7 @@ OPTIONS += ["--baselines", "none", "--max-concurrent", "2"]
 
 def test_interrupted_and_resumed_it_gives_the_same_table(quiet: Comparison, tmp_path: Path) -> None:
     """Ctrl-C in the second run of nevergrad. The slow test beside it kills the command with SIGKILL, too."""
-    reports = 0
+    reports, handler = 0, signal.getsignal(signal.SIGINT)
 
     def interrupt(progress: Progress) -> None:
         nonlocal reports
@@ -432,6 +432,7 @@ def test_interrupted_and_resumed_it_gives_the_same_table(quiet: Comparison, tmp_
     assert line.endswith(f"to go on: rayprompt compare --resume {tmp_path / 'study'}")
     found = rayprompt.resume_comparison(tmp_path / "study")
     assert stable(found.to_json()) == stable(quiet.to_json())
+    assert signal.getsignal(signal.SIGINT) is handler  # Tune leaves its own, which makes nothing of the next Ctrl-C
 
 
 @pytest.mark.slow

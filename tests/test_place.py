@@ -170,6 +170,15 @@ def test_a_node_fetches_a_model_once_and_again_when_it_has_changed(
             model_folder((tmp_path / wrong).as_uri())
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt: whoever used Tune here may have left its handler, which makes nothing of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_who_has_lost_a_study_stops_and_writes_nothing_more(tmp_path: Path) -> None:
     there, stopped = (tmp_path / "there").as_uri(), False
     here, folder = new_place(there), Folder.at(there)

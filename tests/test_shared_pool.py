@@ -129,21 +129,22 @@ def test_what_cannot_be(kept: str, problem: Problem) -> None:
     assert shared.names() == ["kept"]
 
 
-def test_the_commands(problem: Problem, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(app, ["pool", "up", "mine", "--scorers", "1", "--lease", "10m", "--json"]) == 0
+def test_the_commands(kept: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(app, ["pool", "up", "mine", "--model", "tiny-causal", "--scorers", "1", "--lease", "10m", "--json"]) == 0
     captured = capsys.readouterr()
-    assert "pool mine: 1 scorer of tiny-masked on 1 node" in captured.err
+    assert "pool mine: 1 scorer of tiny-causal on 1 node" in captured.err
     content = json.loads(captured.out.splitlines()[-1])
     jsonschema.validate(content, SCHEMA)
     assert content["pools"][0]["lease_seconds"] == 600
-    joined = ScoringPool.start(problem.lm, scorers="pool:other,mine" if "other" in shared.names() else "pool:mine")
+    problem = Problem("reviews", "tiny-causal")
+    joined = ScoringPool.start(problem.lm, scorers="pool:kept,mine")  # of several the one that has the LM
     prompts, prompt, example = pairs(problem, 2, "train")
     joined.add(problem.part("train"))
     joined.score_pairs(problem.part("train"), prompts, prompt, example)
     wait_for(lambda: shared.describe("mine")["status"].get("scorers", {}).get("mine-0", {}).get("passes"))
     assert run(app, ["pool", "status", "mine"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("pool mine (tiny-masked, cpu, float32): up, 1 scorer (1 to 1)")
+    assert lines[0].startswith("pool mine (tiny-causal, cpu, float32): up, 1 scorer (1 to 1)")
     assert any(line.split()[:1] == ["mine-0"] and " up " in line for line in lines)
     assert run(app, ["pool", "status", "--json"]) == 0
     jsonschema.validate(json.loads(capsys.readouterr().out.splitlines()[-1]), SCHEMA)

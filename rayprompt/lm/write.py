@@ -241,7 +241,7 @@ class Writer:
         """
         from rayprompt.lm.room import roomy_cache
 
-        state = _State(roomy_cache(self.forward.model.config, room), self.forward.device, room)
+        state = _State(roomy_cache(self.forward.model.config, room), self.forward.device)
         pad = int(inputs[0][-1])
         if shared:
             self._step(state, _left([inputs[0][:begin]], 1, shared, pad), np.array([begin]))
@@ -344,10 +344,9 @@ class Writer:
 class _State:
     """Cache and attention mask of some rows; ``prefix`` is what was in the cache where rows share it."""
 
-    def __init__(self, cache: Any, device: torch.device, room: int) -> None:
+    def __init__(self, cache: Any, device: torch.device) -> None:
         self.cache = cache
         self.device = device
-        self.room = room
         self.mask: torch.Tensor | None = None
         self.index: torch.Tensor | None = None
         self.prefix: list[torch.Tensor] | None = None

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from rayprompt.durations import seconds_of
-from rayprompt.errors import ScoringError
+from rayprompt.errors import ScoringError, last_line
 from rayprompt.lm.source import LMSource
 from rayprompt.scoring.actor import ScorerActor, ScorerInfo
 from rayprompt.scoring.cluster import PoolPlan, most_resources
@@ -391,8 +391,3 @@ def unlike(facts: ScorerInfo, info: ScorerInfo) -> str | None:
     if info.tokens < facts.tokens:
         return f"have room for passes of {facts.tokens} and {info.tokens} tokens (--lm tokens={info.tokens} suits both)"
     return None
-
-
-def last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

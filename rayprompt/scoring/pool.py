@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rayprompt.candidate import SoftPrompt, Subspace, digest
-from rayprompt.errors import InputError, ScoringError
+from rayprompt.errors import InputError, ScoringError, last_line
 from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.judges import judges_here
@@ -416,7 +416,7 @@ class ScoringPool:
             try:
                 values = ray.get(reference)
             except RayTaskError as error:
-                raise ScoringError(f"the LM {self.source.name}: {_last_line(error)}") from None
+                raise ScoringError(f"the LM {self.source.name}: {last_line(error)}") from None
             except RayActorError:  # that scorer has died
                 values = self._ask_scorer(method, *of(cut))
             found.update(zip(cut, values, strict=True))
@@ -499,7 +499,7 @@ class ScoringPool:
                     self._await(scorer)
                 return ray.get(getattr(scorer, method).remote(*arguments))
             except RayTaskError as error:
-                raise ScoringError(f"the LM {self.source.name}: {_last_line(error)}") from None
+                raise ScoringError(f"the LM {self.source.name}: {last_line(error)}") from None
             except RayActorError:
                 time.sleep(RESTART_PAUSE_SECONDS)
         raise ScoringError("the scoring actors are lost")
@@ -557,11 +557,6 @@ class ScoringPool:
             self.keeper.close()
         elif self.namespace is None and self.router is not None:
             ray.kill(self.router)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def answer_of(ref: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from rayprompt.errors import ScoringError
+from rayprompt.errors import ScoringError, last_line
 from rayprompt.scoring.metrics import PoolMeter
 
 RESTART_POLL_SECONDS = 0.5
@@ -329,14 +329,14 @@ class Router:
             if self.lost:
                 self._fail(job, self.lost)
             elif job.tries >= MOST_TRIES and not member.leaving:
-                self._fail(job, f"an order was lost with its scorer {job.tries} times: {_last_line(error)}")
+                self._fail(job, f"an order was lost with its scorer {job.tries} times: {last_line(error)}")
             else:
                 self.queues.setdefault(job.search, deque()).appendleft(job)
                 self.served.setdefault(job.search, self.now)
         except RayTaskError as error:
-            self._fail(job, f"scoring failed: {_last_line(error)}")
+            self._fail(job, f"scoring failed: {last_line(error)}")
         except Exception as error:  # whatever it is, somebody waits for the answer
-            self._fail(job, f"scoring failed: {type(error).__name__}: {_last_line(error)}")
+            self._fail(job, f"scoring failed: {type(error).__name__}: {last_line(error)}")
         finally:
             member.jobs.pop(id(job), None)
             if member.leaving and not member.jobs:
@@ -397,7 +397,7 @@ class Router:
             except Exception as died:
                 member.gone = True
                 if all(m.gone for m in self.members.values()) and not self.kept:
-                    self._give_up(f"every scorer is lost: {_last_line(died)}")
+                    self._give_up(f"every scorer is lost: {last_line(died)}")
                 return
         self._dispatch()
 
@@ -446,8 +446,3 @@ class Router:
         task = asyncio.get_running_loop().create_task(work)
         self.background.add(task)
         task.add_done_callback(self.background.discard)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

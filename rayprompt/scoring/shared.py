@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 
 from rayprompt import __version__
-from rayprompt.errors import InputError, ScoringError, did_you_mean
+from rayprompt.errors import InputError, ScoringError, did_you_mean, last_line
 from rayprompt.lm.source import LMSource
 from rayprompt.scoring.actor import ScorerActor, ScorerInfo
 from rayprompt.scoring.cluster import PoolPlan, await_room, most_resources, plan_scorers
@@ -30,7 +30,6 @@ from rayprompt.scoring.keeper import (
     KeeperPlan,
     KeeperThread,
     here,
-    last_line,
     seconds_from,
 )
 from rayprompt.scoring.size import POOL, Scorers

@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune import Callback
 
 from rayprompt.candidate import candidates
-from rayprompt.errors import Interrupted, RayPromptError, ScoringError
+from rayprompt.errors import Interrupted, RayPromptError, ScoringError, last_line
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.study.loop import Finalist, Finalists, SearchPlan
@@ -70,8 +70,7 @@ def run_native(
     finally:
         desk.close()
     if outcome.errors:
-        lines = [line.strip() for line in str(outcome.errors[0]).splitlines() if line.strip()]
-        raise ScoringError(f"the search failed: {lines[-1] if lines else type(outcome.errors[0]).__name__}")
+        raise ScoringError(f"the search failed: {last_line(outcome.errors[0])}")
     seconds = time.perf_counter() - begun
     report = collect.report()
     if not searcher.ended:

@@ -7,7 +7,6 @@ seconds and once more at the end. A directory that stands for a study says so in
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import hashlib
@@ -15,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -314,7 +314,7 @@ def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT
         except LeaseLost as error:
             if not lost:
                 lost.append(error)
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # wakes what sleeps, too
             raise
 
     def now_and_then(work: Callable[[], None]) -> None:

@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from ray import cloudpickle, tune
 from ray.tune import Callback
 
 from rayprompt import errors
-from rayprompt.errors import Interrupted, RayPromptError, ScoringError
+from rayprompt.errors import Interrupted, RayPromptError, ScoringError, last_line
 from rayprompt.scoring.cluster import trial_resources
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
@@ -77,8 +79,7 @@ def run_trial(
     with quiet_tune():
         outcome = tuner.fit()[0]
     if outcome.error is not None:
-        lines = [line.strip() for line in str(outcome.error).splitlines() if line.strip()]
-        raise ScoringError(f"the search failed: {lines[-1] if lines else type(outcome.error).__name__}")
+        raise ScoringError(f"the search failed: {last_line(outcome.error)}")
     last: dict[str, Any] = outcome.metrics or {}
     if last.get("end") == FAILED:
         raise trial_error(last["error"])
@@ -161,7 +162,12 @@ def kept_rows(text: str, done: int) -> str:
 
 @contextmanager
 def quiet_tune() -> Iterator[None]:
-    """Tune's own tables and advice are not shown: the listener shows the progress, and the outcome is raised."""
+    """Tune's own tables and advice are not shown: the listener shows the progress, and the outcome is raised.
+
+    Nor does it keep SIGINT to itself: its handler, which would make nothing of the next Ctrl-C, goes with its run.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)} if main else {}
     engine = os.environ.get("RAY_AIR_NEW_OUTPUT")
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output engine prints even when it is told to be silent
     logger = logging.getLogger("ray.tune")
@@ -172,6 +178,8 @@ def quiet_tune() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         logger.setLevel(level)
         if engine is None:
             del os.environ["RAY_AIR_NEW_OUTPUT"]
