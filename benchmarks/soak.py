@@ -1,13 +1,14 @@
 """Half an hour of accidents: searches on a shared pool, on a cluster of several nodes of which something always dies.
 
-    python benchmarks/soak.py [--minutes 30] [--workers 4] [--budget 128000] [--every 4]
+    python benchmarks/soak.py [--minutes 30] [--workers 3] [--budget 20480] [--every 6] [--long 160000]
 
 A head without CPUs and workers of one CPU and one logical GPU each, on this machine; a pool of one scorer each, kept up
 (`rayprompt pool up`); and the same search, one time after the other, its result compared with that of a quiet run.
 Every few seconds, drawn at random: a scorer, the router, the pool's host, a trial or the driver is killed, a scorer's
 process is stopped, or a worker node vanishes and another joins. At the end of each search its store is held against its
-ledger: no pair lost or twice, evaluations = budget. The memory of driver, router and trial is read every five seconds;
-its slope is that of the longest that one of them lived. Written to soak.json.
+ledger: no pair lost or twice, evaluations = budget. Then one long search in which only scorers are killed and stopped,
+so that driver, router, host and trial live long enough for their memory, read every five seconds, to show a slope.
+Written to soak.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -30,12 +30,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-TITLES = {"scorer": "ray::Scorer", "router": "ray::Router", "host": "ray::PoolHost", "trial": "ray::ResourceTrainable"}
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import killing
+
+TITLES = {**killing.TITLES, "host": "ray::PoolHost"}
 KINDS = {"scorer": 8, "node": 3, "trial": 2, "driver": 1, "host": 1, "router": 1, "stopped": 2}  # how often, by weight
-DIFFER = {
-    "lm_evaluations", "report_lm_evaluations", "tokens", "lm_seconds", "seconds", "evaluations_per_second",
-    "cache_hits", "timings", "study_dir", "store",
-}  # fmt: skip
+OF_SCORERS = {"scorer": 8, "stopped": 2}
 COMMAND = str(Path(sys.executable).with_name("rayprompt"))
 PATIENCE = 10
 
@@ -49,11 +50,6 @@ def of_kind(kind: str) -> list[psutil.Process]:
             if title.startswith(TITLES[kind]):
                 found.append(process)
     return found
-
-
-def wanted(content: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same with and without accidents."""
-    return {name: value for name, value in content.items() if name not in DIFFER}
 
 
 def stored(study: Path) -> tuple[int, int]:
@@ -84,6 +80,7 @@ class Soak:
         self.workers: list[Any] = []
         for _ in range(workers):
             self.join()
+        self.kinds = KINDS
         self.done: Counter[str] = Counter()
         self.memory: dict[tuple[str, int], list[tuple[float, int]]] = {}
         self.began = time.monotonic()
@@ -121,7 +118,7 @@ class Soak:
 
     def accident(self) -> None:
         """One of them."""
-        kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = self.rng.choices(list(self.kinds), list(self.kinds.values()))[0]
         if kind == "node":
             place = self.rng.randrange(len(self.workers))
             self.cluster.remove_node(self.workers.pop(place), allow_graceful=False)
@@ -167,6 +164,26 @@ class Soak:
                 last = time.monotonic()
                 self.accident()
 
+    def checked(self, study: Path, options: list[str], every: float, quiet: Path) -> dict[str, Any]:
+        """One search among accidents, held against the same one without."""
+        content = self.search(study, options, every)
+        starts, wanted = content.pop("starts"), json.loads((quiet / "result.json").read_text())
+        rows, pairs = stored(study)
+        row = {
+            "starts": starts,
+            "evaluations": content["evaluations"],
+            "budget_kept": content["evaluations"] == content["budget"],
+            "rows": rows,
+            "pairs": pairs,
+            "doubled": rows - pairs,
+            "lost": stored(quiet)[1] - pairs,
+            "same_result": killing.same(content) == killing.same(wanted),
+            "scored_again": content["lm_evaluations"] - pairs,
+            "seconds": round(content["seconds"]),
+        }
+        print(f"{(time.monotonic() - self.began) / 60:.1f} min", row, dict(self.done), flush=True)
+        return row
+
     def slopes(self) -> dict[str, Any]:
         """Of each kind, of the process that lived longest: megabytes at first and at last, and an hour's growth."""
         found = {}
@@ -191,60 +208,48 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--budget", type=int, default=128_000)
-    parser.add_argument("--every", type=float, default=4.0, help="seconds between two accidents, on average")
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=20_480)
+    parser.add_argument("--long", type=int, default=160_000, help="budget of the long search")
+    parser.add_argument("--every", type=float, default=6.0, help="seconds between two accidents, on average")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     os.environ["RAY_health_check_period_ms"] = "1000"  # noqa: SIM112 (so they are called)
     os.environ["RAY_health_check_failure_threshold"] = "10"  # noqa: SIM112
-    options = ["--searcher", "random", "--budget", str(args.budget), "--seed", "1"]
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [COMMAND, "search", *options, "--out", f"{folder}/quiet", "--address", "local"],
-            check=True,
-            capture_output=True,
-        )
-        quiet = json.loads(Path(folder, "quiet", "result.json").read_text())
-        rows, pairs = stored(Path(folder, "quiet"))
+        given, quiet = {}, {}
+        for name, budget in (("short", args.budget), ("long", args.long)):
+            given[name] = ["--searcher", "random", "--budget", str(budget), "--seed", "1"]
+            quiet[name] = Path(folder, f"quiet-{name}")
+            command = [COMMAND, "search", *given[name], "--out", str(quiet[name]), "--address", "local"]
+            subprocess.run(command, check=True, capture_output=True)
         soak = Soak(args.workers, args.seed)
-        searches = []
+        searches: list[dict[str, Any]] = []
         try:
-            soak.run("pool", "up", "soak", "--scorers", f"1:{args.workers}", "--lease", "2h", "--idle", "1h")
+            soak.run("pool", "up", "soak", "--scorers", f"1:{args.workers}", "--lease", "3h", "--idle", "2h")
             while time.monotonic() - soak.began < 60 * args.minutes:
                 study = Path(folder, f"study-{len(searches)}")
-                content = soak.search(study, options, args.every)
-                starts = content.pop("starts")
-                had = stored(study)
-                row = {
-                    "starts": starts,
-                    "evaluations": content["evaluations"],
-                    "budget_kept": content["evaluations"] == args.budget,
-                    "rows": had[0],
-                    "pairs": had[1],
-                    "doubled": had[0] - had[1],
-                    "lost": pairs - had[1],
-                    "same_result": wanted(content) == wanted(quiet),
-                    "scored_again": content["lm_evaluations"] - had[1],
-                    "seconds": round(content["seconds"]),
-                }
-                searches.append(row)
-                print(f"{(time.monotonic() - soak.began) / 60:.1f} min", row, dict(soak.done), flush=True)
+                searches.append(soak.checked(study, given["short"], args.every, quiet["short"]))
+            minutes, accidents = (time.monotonic() - soak.began) / 60, dict(sorted(soak.done.items()))
+            soak.kinds, soak.done = OF_SCORERS, Counter()
+            soak.memory.clear()
+            long = soak.checked(Path(folder, "long"), given["long"], args.every, quiet["long"])
             (pool,) = json.loads(soak.run("pool", "status", "soak", "--json").splitlines()[-1])["pools"]
         finally:
             soak.cluster.shutdown()
     content = {
-        "command": " ".join(["python benchmarks/soak.py", *map(re.escape, sys.argv[1:])]),
-        "minutes": round((time.monotonic() - soak.began) / 60, 1),
-        "accidents": dict(sorted(soak.done.items())),
+        "command": " ".join(["python benchmarks/soak.py", *sys.argv[1:]]),
+        "minutes": round(minutes, 1),
+        "accidents": accidents,
+        "seconds_between_accidents": round(60 * minutes / sum(accidents.values()), 1),
         "searches": len(searches),
         "evaluations": sum(row["evaluations"] for row in searches),
-        "quiet": {"rows": rows, "pairs": pairs},
-        "lost": sum(abs(row["lost"]) for row in searches),
-        "doubled": sum(row["doubled"] for row in searches),
-        "all_the_same": all(row["same_result"] and row["budget_kept"] for row in searches),
-        "memory": soak.slopes(),
+        "scored_again": sum(row["scored_again"] for row in searches),
+        "lost": sum(abs(row["lost"]) for row in [*searches, long]),
+        "doubled": sum(row["doubled"] for row in [*searches, long]),
+        "all_the_same": all(row["same_result"] and row["budget_kept"] for row in [*searches, long]),
+        "long": {**long, "accidents": dict(soak.done), "memory": soak.slopes()},
         "pool_at_the_end": {key: pool[key] for key in ("state", "target", "restarts", "stuck", "remarks")},
         "each": searches,
     }

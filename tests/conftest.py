@@ -166,9 +166,10 @@ def kept_pool(pool_of: PoolOf) -> Iterator[None]:
 
     @contextmanager
     def kept(source: Any, cluster: Any, listener: Any = None, timings: Any = None) -> Iterator[ScoringPool]:
-        if not source.replay and cluster.scorers in (None, 1, 2) and cluster.address is None and ray.is_initialized():
+        scorers = str(cluster.scorers or 1)  # the command's are text
+        if not source.replay and scorers in ("1", "2") and cluster.address is None and ray.is_initialized():
             (timings if timings is not None else {}).update(ray_start=0.0, model_load=0.0, shutdown=0.0)
-            yield pool_of(source, cluster.scorers or 1)
+            yield pool_of(source, int(scorers))
         else:
             with sessions.session(source, cluster, listener, timings) as own:
                 yield own

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,7 +249,10 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
     wanted = {"study.yaml", "result.json", "prompt.json", "report.html", "store.json", "random-s3/result.json"}
     assert wanted <= names(there)
     assert any(name.startswith("scores/") for name in names(there))
-    assert b"<html" in Folder.at(there).read("report.html")
+    page = Folder.at(there).read("report.html").decode()
+    assert html.escape(f"rayprompt report {shlex.quote(there)}") in page
+    assert "tensorboard --logdir" not in page
+    assert tempfile.gettempdir() + "/rayprompt-" not in page
     with in_this_process():
         begun = rayprompt.search(budget=640, out=tmp_path / "begun", warm_start=there, **SMALL)
     assert begun.train.value >= more.train.value

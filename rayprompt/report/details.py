@@ -17,6 +17,7 @@ from rayprompt.report.examples import Matrix, Part
 from rayprompt.report.markup import Markup, join, printable, tag
 from rayprompt.report.model import Run, Study
 from rayprompt.report.sections import Cell, bracket, count, figures, prompt_text, table
+from rayprompt.study.place import is_uri, location_of
 from rayprompt.study.statistics import sign_test
 
 MOST_RUNS = 200  # rows of winners
@@ -253,14 +254,14 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def again(study: Study) -> Markup:
     """The commands that do it again, replay it and look into it."""
     command = _search_command(study) if study.kind == "search" else _compare_command(study)
-    path = shlex.quote(str(study.path))
+    place = location_of(study.path)
+    path = shlex.quote(place)
     lines = [
         *([] if command is None else ["# the same again, bit for bit on one device class", command]),
         *([] if study.finished else ["# go on with it", f"rayprompt {study.kind} --resume {path}"]),
         "# this page",
         f"rayprompt report {path}",
-        "# the curves in TensorBoard",
-        f"tensorboard --logdir {path}",
+        *([] if is_uri(place) else ["# the curves in TensorBoard", f"tensorboard --logdir {path}"]),
     ]
     return tag("pre", tag("code", "\n".join(lines)), tabindex=0)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
+from rayprompt.study.place import location_of
 from rayprompt.study.progress import Listener, Progress
 from rayprompt.task import Task
 
@@ -20,5 +21,7 @@ def write_page(study: Path, tasks: Iterable[Task], listener: Listener) -> None:
     except Exception as error:  # whatever it is: it must not take the result with it
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         listener(
-            Progress("report", f"warning: {study / 'report.html'} was not written ({reason}); the result is whole")
+            Progress(
+                "report", f"warning: {location_of(study)}/report.html was not written ({reason}); the result is whole"
+            )
         )

@@ -17,7 +17,7 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.files import reason
-from rayprompt.study.place import STUDY_FILE, carry
+from rayprompt.study.place import STUDY_FILE, carry, location_of
 from rayprompt.study.results import go_on
 from rayprompt.study.whole import write_whole
 from rayprompt.task import BUNDLED, Task
@@ -143,9 +143,9 @@ def read_manifest(study: Path, schema: str = SCHEMA) -> dict[str, Any]:
 
     path = study / FILE
     if not study.is_dir():
-        raise InputError(f"--resume {study}: no such directory")
+        raise InputError(f"--resume {location_of(study)}: no such directory")
     if not path.is_file():
-        raise InputError(f"--resume {study}: not a study that has begun (it holds no {FILE})")
+        raise InputError(f"--resume {location_of(study)}: not a study that has begun (it holds no {FILE})")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -153,7 +153,8 @@ def read_manifest(study: Path, schema: str = SCHEMA) -> dict[str, Any]:
     found = content.get("schema") if isinstance(content, dict) else None
     kind, other = str(found).partition("/")[0], {"rayprompt.study": "search", "rayprompt.comparison": "compare"}
     if kind in other and kind != schema.partition("/")[0]:
-        raise InputError(f"{study}: begun by rayprompt {other[kind]}; rayprompt {other[kind]} --resume goes on with it")
+        begun = f"rayprompt {other[kind]}"
+        raise InputError(f"{location_of(study)}: begun by {begun}; {begun} --resume goes on with it")
     if found != schema:
         raise InputError(f"{path}: schema {found!r}; this version resumes {schema!r}")
     return dict(content)
@@ -168,7 +169,7 @@ def make_directory(study: Path) -> None:
     try:
         study.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{study}: cannot be made ({error.strerror})") from None
+        raise StoreError(f"{location_of(study)}: cannot be made ({error.strerror})") from None
 
 
 @contextmanager
@@ -200,7 +201,8 @@ def recorded_searcher(path: str, study: Path) -> type[PromptSearcher]:
         cls: type[PromptSearcher] = getattr(import_module(module), name)
     except (ImportError, AttributeError):
         raise InputError(
-            f"{study}: its searcher {path} cannot be imported here; give the class: resume(..., searcher=...)"
+            f"{location_of(study)}: its searcher {path} cannot be imported here; give the class: "
+            "resume(..., searcher=...)"
         ) from None
     return cls
 
@@ -234,7 +236,7 @@ def check_same_search(was: Mapping[str, Any], now: Mapping[str, Any], study: Pat
             given, had = (deciding(LMSettings.of(form.get("settings")).to_json()) for form in (here, before))
             if given != had:
                 raise InputError(
-                    f"{study}: --lm was {had} when the study began and is {given} now; it must be the same"
+                    f"{location_of(study)}: --lm was {had} when the study began and is {given} now; it must be the same"
                 )
 
 
@@ -252,7 +254,7 @@ def _check_parts(
                 continue
             if _plain(was[part][name]) != _plain(now[part][name]):
                 raise InputError(
-                    f"{study}: {part} {name} was {_short(was[part][name])} when the study began and is "
+                    f"{location_of(study)}: {part} {name} was {_short(was[part][name])} when the study began and is "
                     f"{_short(now[part][name])} now; a resumed search must go on with the same"
                 )
 

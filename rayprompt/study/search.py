@@ -552,7 +552,9 @@ def _recorded_problem(record: Mapping[str, Any], study: Path, task: Task | None)
     """The task and LM that a study was begun with."""
     was = record["task"]
     if task is None and not was["location"]:
-        raise InputError(f"{study}: its task {was['name']!r} is made of Python objects; give it: resume(..., task=...)")
+        raise InputError(
+            f"{location_of(study)}: its task {was['name']!r} is made of Python objects; give it: resume(..., task=...)"
+        )
     data = was.get("data") if task is None else None
     settings = LMSettings.of(record["model"].get("settings")).with_tokens(record.get("pool", {}).get("tokens"))
     leaks, judge = record["allow_leaks"], was.get("judge") or {}
