@@ -105,11 +105,12 @@ def fewer() -> rayprompt.Task:
 @pytest.fixture(scope="module")
 def verdict(shared_pools: None, fewer: rayprompt.Task, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """Random search twice under different names, and one with a handicap."""
-    return rayprompt.compare(
-        fewer, searchers={"random": "random", "again": "random", "stubborn": Stubborn},
-        seeds=SEEDS, budget=BUDGET, settings={"*": {"length": 3}}, price_per_hour=3.6, max_concurrent=2,
-        baselines=["in-context"], out=tmp_path_factory.mktemp("compare") / "study",
-    )  # fmt: skip
+    with in_this_process():
+        return rayprompt.compare(
+            fewer, searchers={"random": "random", "again": "random", "stubborn": Stubborn},
+            seeds=SEEDS, budget=BUDGET, settings={"*": {"length": 3}}, price_per_hour=3.6, max_concurrent=2,
+            baselines=["in-context"], out=tmp_path_factory.mktemp("compare") / "study",
+        )  # fmt: skip
 
 
 def stable(content: Any) -> Any:
@@ -230,12 +231,17 @@ def test_dev_score_of_the_incumbent_is_what_evaluate_says(
         assert found.estimate.value == dev
 
 
-def test_tensorboard_finds_scalars_by_evaluations_prompts_and_hyperparameters(verdict: Comparison) -> None:
+def test_tensorboard_finds_scalars_by_evaluations_prompts_and_hyperparameters(
+    shared_pools: None, fewer: rayprompt.Task, tmp_path: Path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    for run in verdict.runs:
-        events = EventAccumulator(str(verdict.study_dir / run.name))
+    found = rayprompt.compare(
+        fewer, searchers=["random"], seeds=2, budget=BUDGET, settings={"*": {"length": 3}}, out=tmp_path / "study"
+    )
+    for run in found.runs:
+        events = EventAccumulator(str(found.study_dir / run.name))
         events.Reload()
         tags = events.Tags()
         assert {"ray/tune/best_score", "ray/tune/best_objective", "final/test"} <= set(tags["scalars"])

@@ -62,7 +62,8 @@ def test_contributed_searcher_conforms(problem: Problem, tmp_path: Path, monkeyp
     check_searcher(lambda **keywords: cls(problem.for_search(), **keywords))
 
 
-def test_contributed_searcher_searches(kept_pool: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("kept_pool", "trial_here")
+def test_contributed_searcher_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = module_of(blocks(CONTRIBUTING, "python")[0], "mutate", tmp_path, monkeypatch).MutateSearcher
     from ray import cloudpickle
 
@@ -190,6 +191,7 @@ def test_tune_own_trainable(tune_space: dict[str, Any]) -> None:
     assert results.get_best_result().metrics["characters"] < first.metrics["characters"]
 
 
+@pytest.mark.slow  # quick: tests/test_tune.py
 def test_tune_concurrency(tune_space: dict[str, Any]) -> None:
     (code,) = section("Concurrency")
     exec(with_pool(code, budget="64->32"), tune_space)
@@ -235,6 +237,7 @@ def test_tune_asha(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     assert len(curves) == 4  # one for each search, for TensorBoard
 
 
+@pytest.mark.slow  # quick: tests/test_trackers.py
 def test_tune_mlflow(tune_space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")  # the block sets it; this puts it back

@@ -31,7 +31,7 @@ from rayprompt.scoring.metrics import METRICS, Meter, PoolMeter, SearchMeter
 from rayprompt.scoring.router import Router
 from rayprompt.searcher.problem import Problem
 
-REPORT_SECONDS = 25.0  # Ray sends what a living process has every ten
+REPORT_SECONDS = 15.0  # Ray sends what a living process has every second here
 BOARD = json.loads(dashboard_file().read_text())
 Sample = tuple[str, dict[str, str], float]
 

@@ -273,7 +273,16 @@ def test_prompts_that_come_again_are_not_raced_again(pool: ScoringPool, problem:
     assert counts[0] == once.dropped[:32].sum() > 0
 
 
-@pytest.mark.parametrize("name", ["random", "nevergrad", "reward-model", "random-soft", "nevergrad-soft"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nevergrad",
+        "reward-model",
+        "random-soft",
+        pytest.param("random", marks=pytest.mark.slow),
+        pytest.param("nevergrad-soft", marks=pytest.mark.slow),
+    ],
+)
 def test_searchers_race_within_their_budget(few: Problem, tmp_path: Path, name: str) -> None:
     found = rayprompt.search(few, budget=999, searcher=name, race=True, scorers=1, out=tmp_path / "s")
     searched = [row for row in ScoreStore(tmp_path / "s").pairs().column("search").to_pylist() if "report" not in row]

@@ -68,6 +68,7 @@ def test_result_and_files(found: rayprompt.Result, problem: Problem) -> None:
     assert scores == sorted(scores)
 
 
+@pytest.mark.usefixtures("trial_here")
 def test_same_seed_same_result_on_one_scorer_and_on_two(found: rayprompt.Result, tmp_path: Path) -> None:
     again = rayprompt.search(budget=64 * 24, seed=3, scorers=2, out=tmp_path / "again")
     assert stable(again) == stable(found)
@@ -138,7 +139,9 @@ def test_score_command_writes_parquet(ray_session: None, tmp_path: Path, capsys:
     assert len(table["label_log_probs"][0]) == 2
 
 
-def test_a_search_on_the_causal_lm_and_a_task_of_python_objects(ray_session: None, tmp_path: Path) -> None:
+def test_a_search_on_the_causal_lm_and_a_task_of_python_objects(
+    ray_session: None, trial_here: None, tmp_path: Path
+) -> None:
     result = rayprompt.search(
         task_of(train=6), model="tiny-causal", searcher="random", budget=60, objective="gap", scorers=1,
         settings={"length": 2}, out=tmp_path / "s",
@@ -148,7 +151,7 @@ def test_a_search_on_the_causal_lm_and_a_task_of_python_objects(ray_session: Non
     assert len(result.best_prompt.text.split()) == 2
 
 
-def test_a_task_whose_metric_is_f1(ray_session: None, tmp_path: Path) -> None:
+def test_a_task_whose_metric_is_f1(ray_session: None, trial_here: None, tmp_path: Path) -> None:
     result = rayprompt.search(
         task_of(train=6, metric="f1"), searcher="random", budget=60, scorers=1, out=tmp_path / "s"
     )
@@ -159,7 +162,9 @@ def test_a_task_whose_metric_is_f1(ray_session: None, tmp_path: Path) -> None:
     assert result.train.value == next(f["train"] for f in result.finalists if f["key"] == result.best_prompt.key)
 
 
-def test_a_search_that_has_no_more_prompts_ends_as_exhausted(ray_session: None, tmp_path: Path) -> None:
+def test_a_search_that_has_no_more_prompts_ends_as_exhausted(
+    ray_session: None, trial_here: None, tmp_path: Path
+) -> None:
     (tmp_path / "phrases.txt").write_text("it was\noverall\n")
     settings = {"phrases": str(tmp_path / "phrases.txt")}
     result = rayprompt.search(searcher="random", settings=settings, scorers=1, out=tmp_path / "s")

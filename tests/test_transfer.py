@@ -66,14 +66,27 @@ def opened() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def found(
-    study: rayprompt.Result, soft_study: rayprompt.Result, pool_of: PoolOf, folder: Path, opened: list[tuple[str, str]]
-) -> Transfer:
-    """Both studies on both LMs, in the session's pools."""
+def session_pools(pool_of: PoolOf) -> Iterator[None]:
+    """Prompts are scored in the session's pools."""
 
     @contextmanager
     def kept(source: Any, *others: Any) -> Iterator[ScoringPool]:
         yield pool_of(source, 1)
+
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(module, "loaded", kept)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(
+    study: rayprompt.Result,
+    soft_study: rayprompt.Result,
+    session_pools: None,
+    folder: Path,
+    opened: list[tuple[str, str]],
+) -> Transfer:
+    """Both studies on both LMs."""
 
     class Spied(PartScorer):
         def __init__(self, problem: Problem, pool: ScoringPool, part: str, *others: Any, **more: Any) -> None:
@@ -85,7 +98,6 @@ def found(
             return super().scores(prompts)
 
     with pytest.MonkeyPatch.context() as monkey:
-        monkey.setattr(module, "loaded", kept)
         monkey.setattr("rayprompt.study.closing.PartScorer", Spied)
         return rayprompt.transfer(
             [study.study_dir, soft_study.study_dir], ["tiny-causal"], store=folder / "scores", scorers=1
@@ -196,11 +208,9 @@ def test_what_happens_to_a_prompt_on_the_way_is_said(found: Transfer, problem: P
 
 
 def test_the_command(
-    found: Transfer, study: rayprompt.Result, folder: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """In pools of its own; the store knows all pairs, and dev of one study alone picks the same."""
-    monkeypatch.setattr("rayprompt.scoring.cluster.CPU_SHARE", 0.1)
+    found: Transfer, study: rayprompt.Result, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store knows all pairs, and dev of one study alone picks the same."""
     out = folder / "transfer.json"
     arguments = ["transfer", str(study.study_dir), "--models", "tiny-causal, tiny-masked", "--scorers", "1"]
     assert run(app, [*arguments, "--store", str(folder / "scores"), "--out", str(out), "--json"]) == 0
