@@ -80,12 +80,6 @@ def mr_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that use Ray come first: they take long, and none should be what is waited for at the end."""
-    using = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in using)
-
-
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     # More CPUs than there are: tests hold several pools at a time.

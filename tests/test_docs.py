@@ -198,6 +198,7 @@ def test_tune_concurrency(tune_space: dict[str, Any]) -> None:
     assert (len(tune_space["tuner"].get_results()), tune_space["searcher"].ended) == (8, "budget")
 
 
+@pytest.mark.slow  # quick: tests/test_tune.py
 def test_tune_restore(tune_space: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script twice: a run that is broken off after some trials, and the rest of it."""
     from ray import tune

@@ -75,6 +75,7 @@ def test_bundled_lms_score_as_a_plain_forward_pass(model: str) -> None:
     check_equal(Problem("reviews", model), 40)
 
 
+@pytest.mark.slow  # quick: the bundled LMs
 def test_minilm_scores_as_a_plain_forward_pass(mr_folder: Path, minilm: str) -> None:
     check_equal(Problem(mr_folder, minilm), 4)
 

@@ -289,6 +289,7 @@ def test_what_the_commands_refuse(demos: Path, tmp_path: Path) -> None:
     assert "opinion counts 0" in run("fit", tmp_path / "leak.parquet", "--out", tmp_path / "y", *allowed)
 
 
+@pytest.mark.slow  # quick: the fits of one process, above
 @pytest.mark.usefixtures("ray_session")
 def test_fits_side_by_side_are_those_of_one_after_the_other(demos: Path, tmp_path: Path) -> None:
     data = read_demonstrations(demos)

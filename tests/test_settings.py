@@ -110,6 +110,7 @@ def test_passes_get_smaller_where_memory_is_short() -> None:
     assert room_for_tokens(replace(source, parameters=22_000_000), "cpu", 4, None) == 512
 
 
+@pytest.mark.slow  # quick: the settings in a pool, and in what must be the same
 @pytest.mark.usefixtures("ray_session", "trials_here")
 def test_a_study_keeps_them_and_goes_on_with_them(tmp_path: Path) -> None:
     study, task = tmp_path / "study", task_of(train=8)

@@ -514,8 +514,9 @@ def test_a_background_write_that_fails_is_raised(store: ScoreStore) -> None:
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (Linux)")
 @pytest.mark.parametrize(
     ("options", "message"),
-    [("size=512k", "No space left on device"), pytest.param("ro", "Read-only", marks=pytest.mark.slow)],
+    [("size=512k", "No space left on device"), ("ro", "Read-only")],
 )
+@pytest.mark.slow  # quick: full disks by a filesystem that says so
 def test_a_real_full_disk_and_a_real_read_only_directory(tmp_path: Path, options: str, message: str) -> None:
     """A small filesystem of its own, mounted in a namespace of its own."""
     script = tmp_path / "fill.py"
