@@ -47,6 +47,7 @@ def test_sizes() -> None:
     assert {p.name for p in BUNDLED.iterdir()} == set(MODELS)
 
 
+@pytest.mark.slow  # quick: what is in the folders, and tests/test_lm.py on their forward passes
 def test_measured_numbers_are_those_of_the_card(local: Local) -> None:
     """measure.py uses plain transformers; the project's scorer must come to the same accuracies."""
     name = local.problem.lm.name

@@ -230,7 +230,8 @@ def test_a_search_at_a_uri_is_the_local_one(bucket: str, tmp_path: Path, capsys:
     assert found.to_json()["study_dir"] == str(found.study_dir) == there
     with pytest.raises(InputError, match="--out s3://bucket/runs/one: exists already and is not empty"):
         rayprompt.search(budget=1024, out=there, **SMALL)
-    more = rayprompt.search(budget=2048, out=there, start_or_resume=True, **SMALL)
+    with in_this_process():
+        more = rayprompt.search(budget=2048, out=there, start_or_resume=True, **SMALL)
     assert (more.evaluations, more.lm_evaluations, more.test_opened) == (2048, 2048, 2)
     assert more.best_prompt == longer.best_prompt
     again = rayprompt.resume(there)

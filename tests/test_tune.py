@@ -56,15 +56,19 @@ def in_order(results: Any) -> list[dict[str, Any]]:
     return sorted((r.metrics for r in results), key=lambda m: m["config"]["batch"])
 
 
+SOFT = {"length": 5, "alpha": 5.0, "population": 10}
+
+
 @pytest.mark.parametrize(
-    ("name", "settings", "count"),
+    ("name", "settings", "count", "pieces"),
     [
-        pytest.param("nevergrad", {}, 50, marks=pytest.mark.slow, id="nevergrad"),
-        pytest.param("cma-es", {"length": 5, "alpha": 5.0, "population": 10}, 15, id="cma-es"),
+        pytest.param("nevergrad", {}, 50, True, marks=pytest.mark.slow, id="nevergrad"),
+        pytest.param("cma-es", SOFT, 15, True, marks=pytest.mark.slow, id="cma-es-pieces"),
+        pytest.param("cma-es", SOFT, 15, False, id="cma-es"),
     ],
 )
 def test_three_ways_of_running_ask_for_the_same_and_end_the_same(
-    name: str, settings: dict[str, Any], count: int, pool: ScoringPool, tiny: Problem,
+    name: str, settings: dict[str, Any], count: int, pieces: bool, pool: ScoringPool, tiny: Problem,
     trainable: type[tune.Trainable], tmp_path: Path,
 ) -> None:  # fmt: skip
     budget = 8 * count
@@ -72,7 +76,7 @@ def test_three_ways_of_running_ask_for_the_same_and_end_the_same(
     for way, more in (
         ("default", {}),
         ("native", {"tune_native": True}),
-        ("pieces", {"tune_native": True, "batch_size": 7}),
+        *([("pieces", {"tune_native": True, "batch_size": 7})] if pieces else []),
     ):
         ways[way] = rayprompt.search(
             tiny, searcher=name, budget=budget, seed=3, settings=settings, out=tmp_path / way, **more
