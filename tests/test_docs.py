@@ -62,6 +62,7 @@ def test_contributed_searcher_conforms(problem: Problem, tmp_path: Path, monkeyp
     check_searcher(lambda **keywords: cls(problem.for_search(), **keywords))
 
 
+@pytest.mark.slow  # quick: it conforms, above
 @pytest.mark.usefixtures("kept_pool", "trial_here")
 def test_contributed_searcher_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = module_of(blocks(CONTRIBUTING, "python")[0], "mutate", tmp_path, monkeypatch).MutateSearcher
@@ -171,6 +172,7 @@ def test_every_block_of_the_tune_page_is_in_a_section_that_is_tested() -> None:
     assert len(blocks(TUNE, "python")) == 1 + sum(tested.values())
 
 
+@pytest.mark.slow  # quick: the README's, above
 def test_tune_own_tuner(tune_space: dict[str, Any]) -> None:
     (code,) = section("Your own Tuner")
     exec(with_pool(code, budget="320->34"), tune_space)

@@ -68,6 +68,7 @@ def test_result_and_files(found: rayprompt.Result, problem: Problem) -> None:
     assert scores == sorted(scores)
 
 
+@pytest.mark.slow  # quick: two studies on a pool of two scorers get what one alone gets, tests/test_shared_pool.py
 @pytest.mark.usefixtures("trial_here")
 def test_same_seed_same_result_on_one_scorer_and_on_two(found: rayprompt.Result, tmp_path: Path) -> None:
     again = rayprompt.search(budget=64 * 24, seed=3, scorers=2, out=tmp_path / "again")
