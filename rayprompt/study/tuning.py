@@ -166,8 +166,9 @@ def quiet_tune() -> Iterator[None]:
 
     Nor does it keep SIGINT to itself: its handler, which would make nothing of the next Ctrl-C, goes with its run.
     """
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGUSR1") if hasattr(signal, name)]
     main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)} if main else {}
+    handlers = {number: signal.getsignal(number) for number in numbers} if main else {}
     engine = os.environ.get("RAY_AIR_NEW_OUTPUT")
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output engine prints even when it is told to be silent
     logger = logging.getLogger("ray.tune")
@@ -179,7 +180,8 @@ def quiet_tune() -> Iterator[None]:
             yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not set by Python cannot be set
+                signal.signal(number, handler)
         logger.setLevel(level)
         if engine is None:
             del os.environ["RAY_AIR_NEW_OUTPUT"]
