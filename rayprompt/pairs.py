@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rayprompt.errors import InputError
-from rayprompt.scores import FloatArray, IntArray, ObjectArray
+from rayprompt.scores import BoolArray, FloatArray, IntArray, ObjectArray
+from rayprompt.unanswered import Reason
 
 FIRST_ROWS = 64
 BLANK = {"completion": None, "value": np.nan}
@@ -23,8 +24,11 @@ class Answers:
         label_log_probs: (P, L) float32 of the label words; L is 0 where the LM writes.
         tokens: (P,) int32 of the LM's input and output, padding not counted.
         seconds: (P,) float32, each pair's share of the time of its batch.
-        completion: (P,) what the LM wrote, None where it failed; None as a whole where it is only read.
+        completion: (P,) what the LM wrote, None where it failed; None as a whole where it is only read. A completion
+            that was cut may keep its text here: ``reason`` says that it is no answer.
         written: (P,) int32, the tokens of the completions.
+        reason: (P,) int8 of :class:`~rayprompt.unanswered.Reason`, 0 where the pair was answered. None reads it off the
+            answers: NaN where a log-probability is NaN, FAILED where there is no completion.
     """
 
     label_log_probs: FloatArray
@@ -32,16 +36,23 @@ class Answers:
     seconds: FloatArray
     completion: ObjectArray | None = None
     written: IntArray | None = None
+    reason: IntArray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.reason is None:
+            self.reason = np.zeros(len(self.tokens), dtype=np.int8)
+            self.settle()
 
     @classmethod
     def empty(cls, pairs: int, labels: int) -> Answers:
-        """Room for P pairs and L labels; L = 0: completions."""
+        """Room for P pairs and L labels; L = 0: completions. The reason is ANSWERED until something else is entered."""
         return cls(
             np.full((pairs, labels), np.nan, dtype=np.float32),
             np.zeros(pairs, dtype=np.int32),
             np.zeros(pairs, dtype=np.float32),
             None if labels else np.full(pairs, None, dtype=object),
             None if labels else np.zeros(pairs, dtype=np.int32),
+            np.zeros(pairs, dtype=np.int8),
         )
 
     def __len__(self) -> int:
@@ -61,7 +72,24 @@ class Answers:
             self.seconds[rows],
             None if self.completion is None else self.completion[rows],
             None if self.written is None else self.written[rows],
+            self.reason[rows],
         )
+
+    def settle(self) -> BoolArray:
+        """Make reason and answers agree, in place; gives (P,) which pairs are unanswered.
+
+        A pair with NaN log-probabilities or no completion gets a reason where it has none. Where there is a reason, the
+        log-probabilities become NaN.
+        """
+        if self.completion is None:
+            missing, why = np.isnan(self.label_log_probs).any(axis=1), Reason.NAN
+        else:
+            missing, why = np.equal(self.completion, None).astype(bool), Reason.FAILED
+        self.reason[missing & (self.reason == Reason.ANSWERED)] = why
+        found: BoolArray = self.reason != Reason.ANSWERED
+        if (found & ~missing).any() and self.completion is None:
+            self.label_log_probs[found] = np.nan
+        return found
 
 
 class PairTable:
@@ -78,6 +106,8 @@ class PairTable:
         written, completion: (capacity, E S) tokens and text of what the LM wrote; None = it failed. Only where L is 0.
         value: (capacity, E S) float32, what that is worth; NaN = not judged yet. Only where L is 0.
         seconds: (capacity, E S) float32.
+        reason: (capacity, E S) int8 of :class:`~rayprompt.unanswered.Reason`.
+        unanswered: (E S,) bool, the columns with an unanswered pair of any row.
         known, asked: (capacity, E S) bool.
     """
 
@@ -92,6 +122,8 @@ class PairTable:
         self.log_probs: FloatArray = np.empty((0, size, labels), dtype=np.float32)
         self.tokens: IntArray = np.empty((0, size), dtype=np.int32)
         self.seconds: FloatArray = np.empty((0, size), dtype=np.float32)
+        self.reason: IntArray = np.empty((0, size), dtype=np.int8)
+        self.unanswered = np.zeros(size, dtype=bool)
         self.known = np.zeros((0, size), dtype=bool)
         self.asked = np.zeros((0, size), dtype=bool)
         self.completion: ObjectArray = np.full((0, size), None, dtype=object)
@@ -128,6 +160,8 @@ class PairTable:
         self.log_probs[row, column] = answers.label_log_probs[new]
         self.tokens[row, column] = answers.tokens[new]
         self.seconds[row, column] = answers.seconds[new]
+        self.reason[row, column] = answers.reason[new]
+        self.unanswered[column[answers.reason[new] != Reason.ANSWERED]] = True
         if self.writes and answers.completion is not None and answers.written is not None:
             self.completion[row, column] = answers.completion[new]
             self.written[row, column] = answers.written[new]
@@ -138,7 +172,12 @@ class PairTable:
         """What is known of P pairs."""
         completion, written = (self.completion[row, column], self.written[row, column]) if self.writes else (None, None)
         return Answers(
-            self.log_probs[row, column], self.tokens[row, column], self.seconds[row, column], completion, written
+            self.log_probs[row, column],
+            self.tokens[row, column],
+            self.seconds[row, column],
+            completion,
+            written,
+            self.reason[row, column],
         )
 
     def asked_state(self) -> dict[str, Any]:
@@ -165,7 +204,7 @@ class PairTable:
         while size < need:
             size *= 2
         own = ("completion", "written", "value") if self.writes else ()
-        for name in ("log_probs", "tokens", "seconds", "known", "asked", *own):
+        for name in ("log_probs", "tokens", "seconds", "reason", "known", "asked", *own):
             old = getattr(self, name)
             new = np.zeros((size, *old.shape[1:]), dtype=old.dtype)
             if name in BLANK:

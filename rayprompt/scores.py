@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from rayprompt.candidate import Candidate
 from rayprompt.errors import InputError
+from rayprompt.unanswered import Reason
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -20,11 +21,16 @@ ObjectArray = npt.NDArray[np.object_]
 
 @dataclass(frozen=True)
 class PairError:
-    """A pair whose scoring raised: not a wrong answer (value 0) and not an unevaluated pair (no row)."""
+    """An unanswered pair: it was asked (or skipped, see ``reason``), and there is no usable answer.
+
+    It is not an unevaluated pair: every metric and objective counts it as not right.
+    """
 
     candidate: int
     example: int
     message: str
+    reason: Reason = Reason.FAILED
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,3 +176,9 @@ def right(label_log_probs: FloatArray, gold: IntArray) -> FloatArray:
     own = others[rows, gold].copy()
     others[rows, gold] = -np.inf
     return np.asarray(own > others.max(axis=1), dtype=np.float64)
+
+
+def pair_errors(candidate: IntArray, example: IntArray, sample: IntArray, reason: IntArray) -> tuple[PairError, ...]:
+    """The unanswered pairs of (U,) columns."""
+    rows = zip(candidate.tolist(), example.tolist(), sample.tolist(), reason.tolist(), strict=True)
+    return tuple(PairError(c, e, Reason(r).meaning, Reason(r), s) for c, e, s, r in rows)

@@ -162,7 +162,7 @@ def test_others_read_it_without_our_code(store: ScoreStore) -> None:
     frame = pd.concat(pd.read_parquet(path) for path in Path(store.folder.path, "scores").iterdir())
     assert {(r.candidate, r.example): list(r.label_log_probs) for r in frame.itertuples()} == wanted
     metadata = pq.read_schema(next(Path(store.folder.path, "scores").iterdir())).metadata
-    assert metadata[b"rayprompt.schema"] == b"rayprompt.scores/2"
+    assert metadata[b"rayprompt.schema"] == b"rayprompt.scores/3"
     assert json.loads(metadata[b"rayprompt.context"]) == dict(CONTEXT.content)
 
 
@@ -270,9 +270,9 @@ def test_another_version_is_refused(store: ScoreStore) -> None:
     writer.flush()
     (path,) = Path(store.folder.path, "scores").iterdir()
     table = pq.read_table(path)
-    changed = table.replace_schema_metadata({b"rayprompt.schema": b"rayprompt.scores/3"})
+    changed = table.replace_schema_metadata({b"rayprompt.schema": b"rayprompt.scores/9"})
     pq.write_table(changed, path)
-    with pytest.raises(InputError, match="schema rayprompt.scores/3, written by another version.*this one reads"):
+    with pytest.raises(InputError, match="schema rayprompt.scores/9, written by another version.*this one reads"):
         ScoreStore(store.folder.path).pairs()
     Path(store.folder.path, "store.json").write_text('{"schema": "rayprompt.store/9"}')
     with pytest.raises(InputError, match="schema rayprompt.store/9; this version reads rayprompt.store/1"):

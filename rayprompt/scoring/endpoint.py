@@ -28,6 +28,7 @@ from rayprompt.scoring.actor import ScorerInfo
 from rayprompt.scoring.metrics import PoolMeter
 from rayprompt.scoring.pool import NO_VECTORS, Cost, answer_of
 from rayprompt.scoring.unloaded import UnloadedPool
+from rayprompt.unanswered import Reason
 
 MOST_DEATHS = 20  # of the actor, in one request of ours
 MOST_PAIRS = 16  # of an order: what has come is told of in such portions
@@ -285,4 +286,6 @@ def _found(came: Sequence[tuple[int, Reply]], labels: int) -> tuple[IntArray, An
             answers.completion[i], answers.written[i] = reply.completion, reply.written
         elif reply.log_probs is not None:
             answers.label_log_probs[i] = reply.log_probs
+        if reply.reason:
+            answers.reason[i] = Reason.REFUSED
     return np.array([row for row, _ in came]), answers, Cost(sum(reply.tries for _, reply in came))

@@ -14,10 +14,11 @@ from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import ScoringError
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.pairs import Answers, PairTable
-from rayprompt.scores import BoolArray, FloatArray, IntArray, PairError, Scores, right
+from rayprompt.scores import BoolArray, FloatArray, IntArray, Scores, pair_errors, right
 from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
 from rayprompt.scoring.replay import ReplayPool
 from rayprompt.store.writer import ShardWriter
+from rayprompt.unanswered import Reason
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,7 @@ class Evaluator:
 
     def _take(self, keys: list[str], rows: IntArray, candidate: IntArray, column: IntArray, answers: Answers) -> None:
         """Keep and store the answers to some pairs."""
+        answers.settle()
         self.table.fill(rows[candidate], column, answers)
         if self.writer is not None:
             self.writer.add(keys, candidate, column, self._values(answers, self.position[column]), answers)
@@ -235,11 +237,14 @@ class Evaluator:
         self.ledger.seconds += float(answers.seconds.sum())
 
     def _values(self, answers: Answers, example: IntArray) -> FloatArray:
-        """(P,) what answers are worth; NaN = the LM failed, which is not a wrong answer."""
-        if answers.completion is not None:
-            return self._judged(answers.completion.tolist(), example)
-        value = right(answers.label_log_probs, self.gold[example])
-        value[np.isnan(answers.label_log_probs).any(axis=1)] = np.nan
+        """(P,) what answers are worth; NaN = unanswered, which is not a wrong answer."""
+        if answers.completion is None:
+            value = right(answers.label_log_probs, self.gold[example])
+            value[answers.reason != Reason.ANSWERED] = np.nan
+            return value
+        value = np.full(len(answers), np.nan)
+        there = np.flatnonzero(answers.reason == Reason.ANSWERED)
+        value[there] = self._judged(answers.completion[there].tolist(), example[there])
         return value
 
     def _judged(self, completions: Sequence[str | None], example: IntArray) -> FloatArray:
@@ -252,10 +257,9 @@ class Evaluator:
         """(P,) the values of completions, each judged once."""
         table = self.table
         value = table.value[row, column]
-        completion = table.completion[row, column]
-        new = np.array([i for i in np.flatnonzero(np.isnan(value)) if completion[i] is not None], dtype=np.int64)
+        new = np.flatnonzero(np.isnan(value) & (table.reason[row, column] == Reason.ANSWERED))
         if len(new):
-            value[new] = self._judged(completion[new].tolist(), self.position[column[new]])
+            value[new] = self._judged(table.completion[row[new], column[new]].tolist(), self.position[column[new]])
             table.value[row[new], column[new]] = value[new]
         return np.asarray(value, dtype=np.float64)
 
@@ -266,15 +270,9 @@ class Evaluator:
         row, column = rows[candidate], columns[place]
         example, sample = place // self.samples, place % self.samples
         answers = table.answers(row, column)
-        # The LM overflowed or refused: an error, not an answer and not a gap.
-        if table.writes:
-            value = self._judge(row, column)
-            keep = np.flatnonzero(~np.isnan(value))
-        else:
-            value = right(answers.label_log_probs, self.gold[example])
-            keep = np.flatnonzero(~np.isnan(answers.label_log_probs).any(axis=1))
-        errors = np.setdiff1d(np.arange(len(value)), keep)
-        what = "the LM gave no answer" if table.writes else "the LM gave NaN"
+        value = self._judge(row, column) if table.writes else right(answers.label_log_probs, self.gold[example])
+        keep = np.flatnonzero(answers.reason == Reason.ANSWERED)
+        missing = np.flatnonzero(answers.reason != Reason.ANSWERED)
         return Scores(
             candidates=tuple(candidates),
             examples=np.arange(len(self.gold)),
@@ -286,7 +284,7 @@ class Evaluator:
             tokens=answers.tokens[keep],
             seconds=answers.seconds[keep],
             completion=None if answers.completion is None else tuple(answers.completion[keep].tolist()),
-            errors=tuple(PairError(int(candidate[i]), int(example[i]), what) for i in errors),
+            errors=pair_errors(candidate[missing], example[missing], sample[missing], answers.reason[missing]),
             samples=self.samples,
             asked=pairs,
         )

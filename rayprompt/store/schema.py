@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError
 
-SCORES_SCHEMA = "rayprompt.scores/2"
-EARLIER = {"rayprompt.scores/1": "rayprompt.scores/2"}  # without the columns that may be null: read as they are
+SCORES_SCHEMA = "rayprompt.scores/3"
+# Files of these versions lack some of the columns that may be null: those read as null.
+EARLIER = {f"rayprompt.scores/{version}": SCORES_SCHEMA for version in (1, 2)}
 CANDIDATES_SCHEMA = "rayprompt.candidates/1"
 ROWS_A_GROUP = 1 << 20
 DICTIONARY_BYTES = 16 * 2**20  # beyond it Parquet writes the keys of the candidates out, once a row
@@ -40,6 +41,7 @@ SCORES = pa.schema(
         ("completion", pa.string()),
         ("written", pa.int32()),
         ("judge", _NAME),
+        ("reason", pa.int8()),
     ]
 )
 CANDIDATES = pa.schema(

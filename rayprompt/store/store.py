@@ -200,8 +200,8 @@ class ScoreStore:
         """Enter all that is known of a part into ``table``; gives what ``search`` itself has stored of it.
 
         Where others have stored another score of the same pair, a search goes on with its own. ``alone``: only what
-        the search has stored is entered. ``failed``: also pairs for which the LM had no answer, as it will not another
-        time.
+        the search has stored is entered. ``failed``: also the unanswered pairs of others, where the LM would fail
+        again. The search's own always are: they are paid for, and not asked again.
         """
         counts = [0, 0, 0, 0.0]
 
@@ -209,7 +209,8 @@ class ScoreStore:
             shards = self._list("scores", search if alone else None, part, context)
             for shard in sorted(shards, key=lambda shard: shard.name.search != search):
                 for batch in self._tables("scores", shard, BATCH_ROWS):
-                    batch = batch if failed else batch.filter(pc.is_finite(batch.column("value")))
+                    if not failed and shard.name.search != search:
+                        batch = batch.filter(pc.is_finite(batch.column("value")))
                     new = _enter(table, batch)
                     if shard.name.search == search:  # what stands twice counts once
                         counts[0] += len(new)
@@ -341,20 +342,21 @@ def _enter(table: PairTable, pairs: pa.Table) -> IntArray:
     used, position = np.unique(codes[keep], return_inverse=True)
     row = table.index(keys[int(i)] for i in used)[position]
     if table.writes:
-        log_probs = np.empty((len(keep), 0), dtype=np.float32)
+        log_probs = np.empty((len(pairs), 0), dtype=np.float32)
     else:
         flat = pairs.column("label_log_probs").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         log_probs = flat.reshape(len(pairs), -1)
-    answers = Answers(log_probs, *(pairs.column(name).to_numpy() for name in ("tokens", "seconds")))
-    column = column + sample
+    column = (column + sample)[keep]
     if len(keep) < len(pairs):
-        some = None if table.writes else log_probs[keep]
-        answers = Answers(log_probs if some is None else some, answers.tokens[keep], answers.seconds[keep])
-        column = column[keep]
+        pairs, log_probs = pairs.take(pa.array(keep)), log_probs[keep]
+    tokens, seconds, written, reason = (
+        pairs.column(name).fill_null(0).to_numpy() for name in ("tokens", "seconds", "written", "reason")
+    )
+    answers = Answers(log_probs, tokens, seconds, reason=reason.copy())
     if table.writes:
-        texts = pairs.column("completion").take(pa.array(keep)).to_pylist()
-        answers.completion = np.array([*texts, None], dtype=object)[:-1]
-        answers.written = pairs.column("written").take(pa.array(keep)).fill_null(0).to_numpy()
+        answers.completion = np.array([*pairs.column("completion").to_pylist(), None], dtype=object)[:-1]
+        answers.written = written
+    answers.settle()  # a file of an earlier version gives no reasons
     return keep[table.fill(row, column, answers)]
 
 

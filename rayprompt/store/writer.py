@@ -171,8 +171,9 @@ class ShardWriter:
         blocks = buffer.blocks
         candidate, column, value = (np.concatenate([block[i] for block in blocks]) for i in range(3))
         answers = [block[3] for block in blocks]
-        log_probs, tokens, seconds = (
-            np.concatenate([getattr(a, name) for a in answers]) for name in ("label_log_probs", "tokens", "seconds")
+        log_probs, tokens, seconds, reason = (
+            np.concatenate([getattr(a, name) for a in answers])
+            for name in ("label_log_probs", "tokens", "seconds", "reason")
         )
         count, labels = log_probs.shape
         offsets = pa.array(np.arange(count + 1, dtype=np.int32) * labels)
@@ -197,6 +198,7 @@ class ShardWriter:
             "completion": pa.nulls(count, pa.string()),
             "written": pa.nulls(count, pa.int32()),
             "judge": pa.nulls(count, SCORES.field("judge").type),
+            "reason": pa.array(reason.astype(np.int8)),
         }
         if writes:
             columns["completion"] = pa.array(np.concatenate([a.completion for a in answers]), pa.string())

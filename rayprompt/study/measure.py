@@ -64,8 +64,8 @@ def evaluator_of(
         p0=problem.vectors,
         judging=judging_of(problem, part),
     )
-    # What a service has refused it may answer another time; an LM that overflowed will again.
+    # What a service refused to another search it may answer this one; an LM that overflowed will again.
     if pool.replays is not None:
-        ScoreStore(pool.replays).load(evaluator.table, context.key, part, failed=pool.deterministic)
+        ScoreStore(pool.replays).load(evaluator.table, context.key, part)
     spent = store.load(evaluator.table, context.key, part, search, alone=alone, failed=pool.deterministic)
     return evaluator, spent, writer
