@@ -84,7 +84,8 @@ class Answers:
         if self.completion is None:
             missing, why = np.isnan(self.label_log_probs).any(axis=1), Reason.NAN
         else:
-            missing, why = np.equal(self.completion, None).astype(bool), Reason.FAILED
+            missing = np.array([text is None for text in self.completion.tolist()], dtype=bool)
+            why = Reason.FAILED
         self.reason[missing & (self.reason == Reason.ANSWERED)] = why
         found: BoolArray = self.reason != Reason.ANSWERED
         if (found & ~missing).any() and self.completion is None:
