@@ -16,6 +16,7 @@ import ray
 from conftest import task_of
 from killing import await_end, descendants
 from ray import tune
+from ray.tune.search import Repeater
 
 import rayprompt
 from rayprompt.candidate import TextPrompt
@@ -183,28 +184,136 @@ def test_a_native_search_needs_a_candidates_budget(tiny: Problem, tmp_path: Path
         rayprompt.search(tiny, budget=70, out=tmp_path / "x", batch_size=0, tune_native=True)
 
 
-@pytest.mark.parametrize(("metric", "mode"), [("score", "max"), ("loss", "min")])
-def test_a_trainable_of_your_own(ray_session: None, tiny: Problem, tmp_path: Path, metric: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("metric", "mode", "space", "limit"),
+    [
+        pytest.param("score", "max", {"constant": 1}, None, marks=pytest.mark.slow, id="score"),
+        pytest.param("loss", "min", {"constant": 1}, 2, id="constants"),
+        pytest.param("loss", "min", {}, None, id="no-param-space"),
+    ],
+)
+def test_a_trainable_of_your_own(
+    ray_session: None, tiny: Problem, tmp_path: Path, metric: str, mode: str, space: dict[str, Any], limit: int | None
+) -> None:
     """Any function of the prompts will do; here the shortest text is best. Metric and mode come from the Tuner."""
+    sign = 1 if mode == "min" else -1
 
     def shortest(config: dict[str, Any]) -> None:
         lengths = [len(prompt.text) for prompt in rayprompt.candidates(config)]
-        sign = 1 if config["metric"] == "loss" else -1
-        values = [sign * n for n in lengths]
-        tune.report({config["metric"]: sign * min(lengths), "candidate_scores": values})
+        tune.report({metric: sign * min(lengths), "candidate_scores": [sign * n for n in lengths]})
 
     searcher = load_searcher("nevergrad")(tiny, seed=0, budget=64, start="random", population=8)
     results = tune.Tuner(
         shortest,
-        param_space={"metric": metric},  # constants pass through
-        tune_config=tune.TuneConfig(search_alg=searcher, metric=metric, mode=mode, num_samples=-1, reuse_actors=True),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, metric=metric, mode=mode, num_samples=-1, reuse_actors=True,
+            max_concurrent_trials=limit,
+        ),
         run_config=run_config(tmp_path),
-    ).fit()
+    ).fit()  # fmt: skip
     assert not results.errors
     assert len(results) == 8
     assert (searcher.metric, searcher.mode) == (metric, mode)
     first, *_, last = in_order(results)
     assert abs(last[metric]) < abs(first[metric])
+
+
+def test_a_bare_number_and_only_a_mode(ray_session: None, tiny: Problem, tmp_path: Path) -> None:
+    """As in Ray's own tests of searchers: ``tune.run(mode="max")`` of a function that returns its metric unnamed."""
+
+    def longest(config: dict[str, Any]) -> None:
+        (prompt,) = rayprompt.candidates(config)
+        tune.report({"_metric": len(prompt.text)})
+
+    told = []
+
+    class Told(RandomSearcher):
+        def tell(self, candidates: Any, scores: Any) -> None:
+            told.extend(zip([len(c.text) for c in candidates], self.values(scores).tolist(), strict=True))
+
+    tune.run(
+        longest, search_alg=Told(tiny, budget=3, batch_size=1), mode="max", num_samples=-1, verbose=0,
+        reuse_actors=True, storage_path=str(tmp_path), name="run",
+    )  # fmt: skip
+    known = [(length, value) for length, value in told if value == value]
+    assert len(known) == 3
+    assert all(length == value for length, value in known)
+
+
+def test_a_metric_that_conflicts_is_refused(ray_session: None, tiny: Problem, tmp_path: Path) -> None:
+    """Whether Tune passes it on (param_space) or not."""
+    line = "searcher random has {0}, the Tuner {1}: give it to the Tuner only"
+    expected = {
+        "metric": (line.format("metric='score'", "metric='loss'"), {"metric": "score"}),
+        "mode": (line.format("mode='max'", "mode='min'"), {"mode": "max"}),
+    }
+    for text, given in expected.values():
+        with pytest.raises(InputError) as direct:
+            RandomSearcher(tiny, **given).set_search_properties("loss", "min", {"constant": 1})
+        assert str(direct.value) == text
+    tuner = tune.Tuner(
+        lambda config: None,
+        tune_config=tune.TuneConfig(search_alg=RandomSearcher(tiny, mode="max"), metric="loss", mode="min"),
+        run_config=run_config(tmp_path),
+    )
+    with pytest.raises(InputError, match="mode='max', the Tuner mode='min'"):
+        tuner.fit()
+    for wrong in ({"metric": ["a", "b"]}, {"mode": "maximum"}):
+        with pytest.raises(InputError, match="must be one metric's name, and 'max' or 'min'"):
+            RandomSearcher(tiny, **wrong)
+
+
+def test_a_repeated_searcher_learns_with_single_candidates(tiny: Problem) -> None:
+    """A Repeater tells one mean; of a batch of several candidates that is refused."""
+    searcher = load_searcher("nevergrad")(
+        tiny, seed=0, start="random", population=8, batch_size=1, metric="loss", mode="min"
+    )
+    repeater, means = Repeater(searcher, repeat=2), []
+    for trial in range(8 * 8 * 2):
+        config = repeater.suggest(str(trial))
+        length = len(rayprompt.candidates(config)[0].text)
+        repeater.on_trial_complete(str(trial), {"loss": length + (trial % 2 - 0.5), "training_iteration": 1})
+        means.append(length)
+    assert sum(means[-16:]) < 0.7 * sum(means[:16])
+    with pytest.raises(InputError, match="one mean for all 8 candidates of a trial.*batch_size=1"):
+        Repeater(load_searcher("nevergrad")(tiny, population=8), repeat=2).suggest("0")
+
+
+def test_one_value_for_several_candidates_is_said_once(tiny: Problem, caplog: pytest.LogCaptureFixture) -> None:
+    searcher = RandomSearcher(tiny)
+    for trial in ("0", "1"):
+        searcher.suggest(trial)
+        searcher.on_trial_complete(trial, {"score": 0.5})
+    (record,) = caplog.records
+    assert "batch_size=1" in record.getMessage()
+
+
+@pytest.mark.slow  # quick: the kit's check "pause"
+def test_hyperband_for_bohb_pauses_trials(ray_session: None, tiny: Problem, tmp_path: Path) -> None:
+    from ray.tune.schedulers import HyperBandForBOHB
+
+    class Steps(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            return {"score": float(len(rayprompt.candidates(self.config)[0].text) + self.iteration)}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            Path(checkpoint_dir, "nothing").touch()
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            pass
+
+    searcher = load_searcher("nevergrad")(tiny, population=4, batch_size=1, budget=12)
+    results = tune.Tuner(
+        Steps,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, metric="score", mode="max", num_samples=-1, scheduler=HyperBandForBOHB(max_t=4)
+        ),
+        run_config=run_config(tmp_path, stop={"training_iteration": 4}),
+    ).fit()
+    assert len(results) == 12
+    assert not results.errors
+    assert not searcher._batches.failed  # those that were stopped while paused count with what they reported
 
 
 def test_points_to_evaluate_and_a_trial_that_fails(ray_session: None, tiny: Problem, tmp_path: Path) -> None:

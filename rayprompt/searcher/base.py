@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import sys
 import time
 from abc import abstractmethod
@@ -38,7 +39,7 @@ from rayprompt.scores import FloatArray, Scores
 from rayprompt.searcher.batches import Batches
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import NoSettings, make_settings
-from rayprompt.searcher.tune_state import known_trials, tuner_is_restoring
+from rayprompt.searcher.tune_state import is_repeated, known_trials, metric_of_run, tuner_is_restoring
 from rayprompt.task import Example
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 3
 IDLE_ASKS, IDLE_SECONDS = 3, 0.9
+SCORE = "score"  # the metric of prompt_trainable, taken where nobody names one
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
 
 
 class PromptSearcher(Searcher):
@@ -67,7 +73,8 @@ class PromptSearcher(Searcher):
         seed: of its own random generator; no library's global generator is touched.
         budget: candidates it may expect to have scored in all, for optimizers that plan ahead; None = not known.
             In a ``Tuner`` it suggests no more than these.
-        metric, mode: what a trial reports and whether more is better, for use in a ``Tuner``.
+        metric, mode: what a trial reports, and ``max`` or ``min``, for use in a ``Tuner``. None takes those of the
+            ``Tuner``; where it has none either, ``score`` (or the bare number that a function returns) and ``max``.
         points_to_evaluate: prompts to begin with (texts, candidates, or JSON forms).
         batch_size: in a ``Tuner``: candidates of a trial; None is the generation.
         settings: fields of ``Settings``.
@@ -88,14 +95,13 @@ class PromptSearcher(Searcher):
         objective: str | Objective | None = None,
         seed: int = 0,
         budget: int | None = None,
-        metric: str | None = "score",
-        mode: str = "max",
+        metric: str | None = None,
+        mode: str | None = None,
         points_to_evaluate: Sequence[Any] | None = None,
         batch_size: int | None = None,
         **settings: Any,
     ) -> None:
-        if not (metric is None or isinstance(metric, str)) or mode not in ("max", "min"):
-            raise InputError(f"metric={metric!r}, mode={mode!r}: one metric's name, and max or min")
+        _check_metric(metric, mode)
         super().__init__(metric=metric, mode=mode)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size {batch_size}: must be 1 or more candidates")
@@ -121,6 +127,9 @@ class PromptSearcher(Searcher):
         self._not_restored = False
         self._in_doubt: set[int] = set()  # batches of trials that Tune had not finished when it was restored
         self._idle: list[float] = []
+        self._settled = False  # it has seen what the run that asks wants
+        self._warned = False
+        self._reported: dict[str, list[float]] = {}  # live trial -> the values that it reported last
 
     @abstractmethod
     def ask(self, n: int) -> list[Candidate]:
@@ -257,12 +266,15 @@ class PromptSearcher(Searcher):
     # What Tune needs. A Tune trial is a batch of candidates: a generation, or a piece of one.
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Adopt metric and mode. The search space is the prompt space: ``config`` must hold constants only."""
+        """Adopt metric and mode. The search space is the prompt space: ``config`` must hold constants only.
+
+        Raises:
+            InputError: the searcher has another metric or mode already.
+        """
         _, domains, grids = parse_spec_vars(config)
         if domains or grids:
             return False  # Tune says what is wrong
-        self._metric = metric or self._metric
-        self._mode = mode or self._mode
+        self._adopt(metric, mode)
         return True
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
@@ -282,8 +294,11 @@ class PromptSearcher(Searcher):
 
         Raises:
             RestoreError: ``Tuner.restore`` was asked for, and Tune starts from the beginning instead.
+            InputError: the searcher and the ``Tuner`` have different metrics or modes, or a ``Repeater`` asks for
+                batches of several candidates.
         """
         self._check_restored()
+        self._settle()
         batches = self._batches
         if trial_id not in batches.live:
             if self._most_live is not None and len(batches.live) >= self._most_live:
@@ -297,23 +312,40 @@ class PromptSearcher(Searcher):
         self._idle.clear()
         return {"candidates": CandidateForms.of(batch), "batch": number, "objective": self.objective_name}
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keep the values of a live trial: a scheduler that stops a paused trial completes it without a result."""
+        number = self._batches.live.get(trial_id)
+        if number is not None:
+            self._reported[trial_id] = self._values_of(result, len(self._batches.of(number))).tolist()
+
+    def on_pause(self, trial_id: str) -> None:
+        """``HyperBandForBOHB`` pauses a trial; nothing changes, as a paused trial is still out."""
+
+    def on_unpause(self, trial_id: str) -> None:
+        """``HyperBandForBOHB`` lets a trial go on."""
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the values of a trial's candidates: ``candidate_scores`` of the result, or its scalar metric.
 
-        A failure counts as NaN. A trial that is not known but says in its config which batch it had (Tune gave it a
-        new id) counts as that one; a batch that failed and comes again is told again; all else is ignored.
+        A trial that was stopped counts with what it reported last, a failure as NaN. A trial that is not known but
+        says in its config which batch it had (Tune gave it a new id) counts as that one; a batch that failed and
+        comes again is told again; all else is ignored.
         """
         self._idle.clear()
         number = self._batches.live.pop(trial_id, None)
+        reported = self._reported.pop(trial_id, None)
         if number is None:
             number = self._batch_of(result)
         batch = () if number is None else self._batches.of(number)
         if number is None or not batch:
             return
         self._in_doubt.discard(number)
-        values = (
-            self._values_of(result, len(batch)) if result is not None and not error else np.full(len(batch), np.nan)
-        )
+        values = np.full(len(batch), np.nan)
+        if result is not None and not error:
+            values = self._values_of(result, len(batch))
+            self._warn_of_one_value(result, len(batch))
+        elif reported is not None and not error:
+            values = np.array(reported)
         if self._batches.finish(number, values):
             self._tell_whole()
         elif not np.isnan(values).all():
@@ -330,7 +362,7 @@ class PromptSearcher(Searcher):
     ) -> None:
         """Tell candidates (a trial's config) that were evaluated before, each with the same value."""
         batch = candidates(parameters)
-        result = {} if error or value is None else {str(self._metric or DEFAULT_METRIC): value}
+        result = {} if error or value is None else {str(self._metric or SCORE): value}
         self.tell(batch, Scores.of_values(batch, self._values_of(result, len(batch))))
 
     def add_evaluated_trials(self, trials_or_analysis: Any, metric: str) -> None:
@@ -365,7 +397,7 @@ class PromptSearcher(Searcher):
         """
         super().restore_from_dir(checkpoint_dir)
         trials = known_trials(checkpoint_dir)
-        if trials is None:
+        if trials is None or is_repeated():  # a Repeater's trials have one repetition's result each, not the mean
             self._in_doubt = self._batches.out
             return
         for trial in trials:
@@ -374,6 +406,9 @@ class PromptSearcher(Searcher):
         running = {trial.id: trial.batch for trial in trials if not trial.finished}
         out = self._batches.out
         self._batches.live = {id: n for id, n in running.items() if n is not None and n in out}
+        for trial in trials:
+            if trial.result and not trial.finished:
+                self.on_trial_result(trial.id, trial.result)
         self._batches.hand_out_again([n for n in out if n not in self._batches.live.values()])
         self._in_doubt = set(self._batches.live.values())
 
@@ -391,6 +426,41 @@ class PromptSearcher(Searcher):
                 "Tune could not restore this run and would start it from the beginning (its log says why, after "
                 "'Failed to restore the run state'); remove the three files of its newest state (experiment_state-, "
                 "search_gen_state-, searcher-state-TIME) if there is an older one, or start a new run on the same store"
+            )
+
+    def _settle(self) -> None:
+        """Before the first suggestion: adopt the run's metric and mode, which Tune may not have passed on."""
+        if self._settled:
+            return
+        self._adopt(*metric_of_run())
+        if is_repeated():
+            self._metric = self._metric or SCORE  # a Repeater looks for it in results
+            if self._batches.size > 1:
+                raise InputError(
+                    f"searcher {self.name}: Repeater tells it one mean for all {self._batches.size} candidates of a "
+                    "trial, from which it cannot learn; give the searcher batch_size=1"
+                )
+        self._settled = True
+
+    def _adopt(self, metric: str | None, mode: str | None) -> None:
+        _check_metric(metric, mode)
+        for what, mine, given in (("metric", self._metric, metric), ("mode", self._mode, mode)):
+            if mine is not None and given is not None and mine != given:
+                raise InputError(
+                    f"searcher {self.name} has {what}={mine!r}, the Tuner {what}={given!r}: give it to the Tuner only"
+                )
+        self._metric = self._metric or metric
+        self._mode = self._mode or mode
+
+    def _warn_of_one_value(self, result: dict[str, Any], count: int) -> None:
+        """Say once that a trial's only value is told for all of its candidates."""
+        if count > 1 and not self._warned and "candidate_scores" not in result:
+            self._warned = True
+            logger.warning(
+                "searcher %s: a trial reported no candidate_scores, so its metric counts for each of its %d candidates; "
+                "report candidate_scores, or give the searcher batch_size=1",
+                self.name,
+                count,
             )
 
     def _open_generation(self) -> bool:
@@ -460,7 +530,7 @@ class PromptSearcher(Searcher):
     def _values_of(self, result: dict[str, Any], count: int, metric: str | None = None) -> FloatArray:
         """(count,) values of a trial's candidates, to be maximised; NaN where the result has none."""
         values = np.full(count, np.nan)
-        named = result.get(str(metric or self._metric or DEFAULT_METRIC), result.get(DEFAULT_METRIC))
+        named = result.get(str(metric or self._metric or SCORE), result.get(DEFAULT_METRIC))
         given = result.get("candidate_scores", named)
         with contextlib.suppress(TypeError, ValueError):
             numbers = np.asarray(given, dtype=np.float64).reshape(-1)
@@ -477,6 +547,7 @@ class PromptSearcher(Searcher):
             "mode": self._mode,
             "most_live": self._most_live,
             "points": [c.to_json() for c in self._points],
+            "reported": dict(self._reported),
             "ended": self.ended,
             "batches": self._batches.state_dict(),
             "state": self.state_dict(),
@@ -491,6 +562,7 @@ class PromptSearcher(Searcher):
         self._metric, self._mode = saved["metric"], saved["mode"]
         self._most_live = self._most_live if saved["most_live"] is None else saved["most_live"]
         self._points = [candidate_from_json(form) for form in saved["points"]]
+        self._reported = dict(saved.get("reported", {}))
         self.ended = saved["ended"]
         self._batches.load_state_dict(saved["batches"])
         self._not_restored = False
@@ -504,6 +576,11 @@ class PromptSearcher(Searcher):
 
     def _settings_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.settings)}
+
+
+def _check_metric(metric: Any, mode: Any) -> None:
+    if not (metric is None or isinstance(metric, str)) or mode not in (None, "max", "min"):
+        raise InputError(f"metric={metric!r}, mode={mode!r}: must be one metric's name, and 'max' or 'min'")
 
 
 def by_value(function: Objective) -> Any:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 from ray import cloudpickle
+from ray.tune.search import Repeater
 
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidates
+from rayprompt.errors import InputError
 from rayprompt.scores import Scores
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.testing.asktell import GENERATIONS, ask, make, tell
-from rayprompt.testing.faults import calling, expect, expect_same, form, short
+from rayprompt.testing.faults import Failed, calling, expect, expect_same, form, short
 from rayprompt.testing.kit import Kit, check
 from rayprompt.testing.play import METRIC, Config, TuneRun
 from rayprompt.testing.state import in_flight, same_future
@@ -247,3 +249,44 @@ def points_as_prompts(kit: Kit) -> None:
     same = [f.get("text", f.get("z")) for f in got] == [f.get("text", f.get("z")) for f in wanted]
     expect(same, f"the first trial holds {short(got)}, right: the points, {short(wanted)}")
     run.play(3)
+
+
+@check("repeater", prompt=True)
+def repeater(kit: Kit) -> None:
+    """In a Repeater a batch of one candidate is told the mean of its trials; larger batches are refused."""
+    searcher = make(kit, batch_size=1, mode="min")
+    spy, run = Spy(searcher), kit.run(Repeater(searcher, repeat=2), sign=-1.0)
+    run.play(4 * searcher.generation, live=4)
+    told = [value for values in spy.values for value in values]
+    means = [(first + second) / 2 for first, second in zip(run.values[::2], run.values[1::2], strict=True)]
+    expect(len(told) == len(means), f"{len(means)} candidates were repeated, and {len(told)} told")
+    expect(np.allclose(told, means, rtol=0, atol=1e-12), "tell got other values than the means of the trials")
+    try:
+        Repeater(make(kit, batch_size=2), repeat=2).suggest("00000000")
+    except InputError as error:
+        expect("batch_size=1" in str(error), f"the error does not name batch_size=1: {error}")
+    else:
+        raise Failed("batch_size=2 in a Repeater, which tells one value for both: accepted, right: an InputError")
+
+
+@check("pause", prompt=True)
+def pause(kit: Kit) -> None:
+    """Paused and resumed (HyperBandForBOHB), a trial is still out; stopped, it counts with what it reported last."""
+    twin, run = kit.run(make(kit)), kit.run(make(kit))
+    for _ in range(GENERATIONS):
+        trial_id = run.must_suggest("after paused trials")
+        for what in ("on_pause", "on_unpause"):
+            for name in (trial_id, "unknown"):
+                with calling(f"{what}()"):
+                    getattr(run.searcher, what)(name)
+        run.complete(trial_id)
+    twin.play(GENERATIONS)
+    expect_same(run.forms, twin.forms, "on_pause and on_unpause change the suggestions")
+    searcher = make(kit)
+    spy, run = Spy(searcher), kit.run(searcher)
+    trial_id = run.must_suggest("blank")
+    result = run.result(trial_id)
+    run.report(trial_id, {**result, "done": False})
+    searcher.on_pause(trial_id)
+    run.tell(trial_id, None)
+    expect(spy.values[-1:] == [result["candidate_scores"]], f"stopped while paused: told {short(spy.values[-1:])}")
