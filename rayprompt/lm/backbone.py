@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from rayprompt import limits
 from rayprompt.errors import InputError
 from rayprompt.lm.family import load_family
 from rayprompt.lm.source import LMSource, model_folder, quiet
@@ -92,7 +92,7 @@ def in_chunks(work: Callable[[int], T], count: int, device: str) -> list[T]:
     How the pieces are cut must not depend on how many threads there are: then no bit does. On a GPU they follow each
     other. ``work`` may not come here again.
     """
-    workers = min(count, _workers())
+    workers = min(count, limits.cpus())
     if device != "cpu" or workers <= 1:
         return [work(i) for i in range(count)]
     numbers, found = itertools.count(), dict[int, T]()
@@ -120,10 +120,6 @@ def _alone() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def _workers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 @contextmanager

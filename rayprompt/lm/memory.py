@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from rayprompt import limits
 from rayprompt.errors import ScoringError
 from rayprompt.lm.family import load_family
 from rayprompt.lm.settings import shown
@@ -82,7 +82,4 @@ def _memory_of(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return limits.memory()

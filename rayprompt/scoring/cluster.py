@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.scoring.size import PoolSize, Scorers, room_for, shared_name
+from rayprompt.scoring.starting import join_cluster, start_here
 
 NO_ROOM_SECONDS = 20.0
 TRIAL_CPUS = 0.1  # what a search claims for itself: it waits for the scorers nearly all the time
@@ -42,6 +41,7 @@ def plan_scorers(
     gpus_per_scorer: float | None,
     spare_gpu: float = 0.0,
     limit: Mapping[str, float] | None = None,
+    machine_cpus: float | None = None,
 ) -> PoolPlan:
     """Lay scorers over a cluster's ``resources`` (as ``ray.cluster_resources()`` gives them).
 
@@ -51,6 +51,7 @@ def plan_scorers(
         gpus_per_scorer: share of a GPU; None is a whole one where there are, or may be, GPUs, else none.
         spare_gpu: share of a GPU that some searcher wants for its own work; what is left of it is the scorers'.
         limit: what an autoscaler may bring; None is nothing more.
+        machine_cpus: CPUs of the largest machine, on which a scorer must find room; None is all that there are.
 
     Raises:
         InputError: the cluster cannot hold them, or they leave no GPU with that share.
@@ -85,8 +86,9 @@ def plan_scorers(
             )
         return PoolPlan(count, share, min(1.0, CPU_SHARE * cpus / max(1, count)), 1, size, room)
     count = 1 if scorers in (None, "auto") else size.within(max(1, int(cpus)))
-    lanes = max(1, min(MOST_LANES, int(cpus) // (size.most or count)))
-    each = round(min(CPU_SHARE * lanes, CPU_SHARE * cpus / (size.most or count)), 4)
+    own = min(cpus / (size.most or count), cpus if machine_cpus is None else machine_cpus)
+    lanes = max(1, min(MOST_LANES, int(own)))
+    each = round(CPU_SHARE * min(lanes, own), 4)
     return PoolPlan(count, 0.0, each, lanes, PoolSize(size.least, size.most or 1), count)
 
 
@@ -130,61 +132,89 @@ def connect(address: str | None) -> bool:
     ``None`` takes ``RAY_ADDRESS``, else ``local``. An existing connection of this process is used as it is.
 
     Raises:
-        InputError: there is no cluster at the address.
+        InputError: there is no cluster at the address, or it refuses this process.
+        ScoringError: Ray does not start here.
     """
     if ray.is_initialized():
         return False
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if where == "local":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=200 * 1024**2, **quiet)
+        start_here()
         return True
-    _check_address(where)
-    try:
-        ray.init(address=where, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--address {where}: no Ray cluster there ({reason[:160]})") from None
+    join_cluster(where)
     return False
 
 
-def _check_address(address: str) -> None:
-    """Ray itself tries an address for minutes before it gives up."""
-    if address == "auto":
-        return
-    if address.startswith("ray://"):
-        raise InputError(
-            f"--address {address}: Ray Client is not supported; run it on the cluster, as with: ray job submit"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"--address {address}: must be local, auto or host:port")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        raise InputError(f"--address {address}: no Ray cluster there (nothing answers)") from None
+def largest_machine() -> float | None:
+    """CPUs of the largest machine of the connected cluster; None where none has any."""
+    found = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return max(found, default=0.0) or None
 
 
 def await_room(plan: PoolPlan) -> None:
     """Wait a little for the cluster to have room: what an ended study held comes free after a moment.
 
     Only as many as there must be are waited for, and none that a machine yet to come would hold.
+
+    Raises:
+        ScoringError: there is none.
     """
     count = min(plan.size.least, plan.count)
     if plan.gpus > 0 and count > plan.room:
         return
     started = time.monotonic()
     while True:
-        free = ray.available_resources()
+        free, machines = ray.available_resources(), free_of_machines()
         cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
-        if cpus + 1e-6 >= count * plan.cpus + TRIAL_CPUS and gpus + 1e-6 >= count * plan.gpus:
+        enough = cpus + 1e-6 >= count * plan.cpus + TRIAL_CPUS and gpus + 1e-6 >= count * plan.gpus
+        if enough and fitting(plan, machines) >= count:
             return
         if time.monotonic() - started > NO_ROOM_SECONDS:
+            where = "no machine of the cluster has that free" if enough else (
+                f"{cpus:g} CPUs and {gpus:g} GPUs are free on the cluster"
+            )  # fmt: skip
             raise ScoringError(
-                f"no room for {count} scorers: each needs {plan.cpus:g} CPUs and {plan.gpus:g} GPUs, and "
-                f"{cpus:g} CPUs and {gpus:g} GPUs are free on the cluster (is another study, or a pool, running on it? "
-                "rayprompt pool status)"
+                f"no room for {count} scorers: each needs {plan.cpus:g} CPUs and {plan.gpus:g} GPUs, and {where}; "
+                f"{_instead()}"
             )
         time.sleep(0.2)
+
+
+def free_of_machines() -> list[Mapping[str, float]] | None:
+    """What is free on each machine of the connected cluster; None where Ray does not say."""
+    with contextlib.suppress(Exception):  # no part of Ray's public interface
+        from ray._private.state import available_resources_per_node
+
+        return list(available_resources_per_node().values())
+    return None
+
+
+def fitting(plan: PoolPlan, machines: Sequence[Mapping[str, float]] | None) -> float:
+    """How many scorers find room on machines, each on one of them."""
+    if machines is None:
+        return float("inf")
+    count = 0
+    for free in machines:
+        rooms = [
+            int((free.get(name, 0.0) + 1e-6) / share)
+            for name, share in (("CPU", plan.cpus), ("GPU", plan.gpus))
+            if share > 0
+        ]
+        count += min(rooms, default=1)
+    return count
+
+
+def _instead() -> str:
+    """What helps where other scorers hold the cluster."""
+    from rayprompt.scoring.shared import names
+
+    up: list[str] = []
+    with contextlib.suppress(Exception):
+        up = names()
+    if up:
+        return f"pool {up[0]} is up: take its scorers with --scorers pool:{up[0]} (rayprompt pool status)"
+    return (
+        "another run holds the rest: wait for its end, or have all runs use one pool (rayprompt pool up NAME, then "
+        "--scorers pool:NAME)"
+    )

@@ -32,7 +32,7 @@ from rayprompt.lm.write import WriteTable
 from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
 from rayprompt.scoring.actor import BatchResult, ScorerActor, ScorerInfo
-from rayprompt.scoring.cluster import await_room, most_resources, plan_scorers
+from rayprompt.scoring.cluster import await_room, largest_machine, most_resources, plan_scorers
 from rayprompt.scoring.keeper import (
     MOST_START_DEATHS,
     NAMESPACE,
@@ -161,7 +161,8 @@ class ScoringPool:
         shared = shared_name(scorers)
         if shared is not None:
             return cls._join(shared, source, gpus_per_scorer, spare_gpu)
-        plan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer, spare_gpu, most_resources())
+        there, limit = ray.cluster_resources(), most_resources()
+        plan = plan_scorers(there, scorers, gpus_per_scorer, spare_gpu, limit, largest_machine())
         await_room(plan)
         keeper = Keeper(KeeperPlan.of(source, plan, cls.actor))
         infos = keeper.start()

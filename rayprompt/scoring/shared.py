@@ -22,7 +22,7 @@ from rayprompt import __version__
 from rayprompt.errors import InputError, ScoringError, did_you_mean, last_line
 from rayprompt.lm.source import LMSource
 from rayprompt.scoring.actor import ScorerActor, ScorerInfo
-from rayprompt.scoring.cluster import PoolPlan, await_room, most_resources, plan_scorers
+from rayprompt.scoring.cluster import PoolPlan, await_room, largest_machine, most_resources, plan_scorers
 from rayprompt.scoring.keeper import (
     IDLE_SECONDS,
     NAMESPACE,
@@ -156,7 +156,8 @@ def up(
         raise InputError(f"model {source.name}: is not loaded here, it needs no pool")
     if name in names():
         raise InputError(f"pool {name}: is up already (rayprompt pool status {name}; rayprompt pool down {name})")
-    plan: PoolPlan = plan_scorers(ray.cluster_resources(), scorers, gpus_per_scorer, 0.0, most_resources())
+    there, limit = ray.cluster_resources(), most_resources()
+    plan: PoolPlan = plan_scorers(there, scorers, gpus_per_scorer, 0.0, limit, largest_machine())
     await_room(plan)
     patience = seconds_from("RAYPROMPT_PATIENCE") if patience is None else patience
     keeper = KeeperPlan(source, plan, name, actor, shared=True, idle=idle, patience=patience)

@@ -457,8 +457,8 @@ class PromptSearcher(Searcher):
         if count > 1 and not self._warned and "candidate_scores" not in result:
             self._warned = True
             logger.warning(
-                "searcher %s: a trial reported no candidate_scores, so its metric counts for each of its %d candidates; "
-                "report candidate_scores, or give the searcher batch_size=1",
+                "searcher %s: a trial reported no candidate_scores, its metric counts for all of its %d candidates: "
+                "report them, or give the searcher batch_size=1",
                 self.name,
                 count,
             )

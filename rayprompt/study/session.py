@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,8 +11,10 @@ import ray
 
 from rayprompt.lm.source import LMSource
 from rayprompt.scoring.cluster import address_of, connect
+from rayprompt.scoring.placement import PlacementWatch
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.scoring.size import PoolSize, Scorers, shared_name
+from rayprompt.study.kept import kept_pool
 from rayprompt.study.progress import Listener, Progress, silent
 
 
@@ -65,6 +67,8 @@ def loaded(
 ) -> Iterator[ScoringPool]:
     """A pool for ``source`` on the connected Ray; several may follow one another.
 
+    A trainable of this process may hold scorers of that LM: then they are taken, and left.
+
     Raises:
         InputError: the cluster cannot hold the scorers.
         ScoringError: the LM did not load.
@@ -73,15 +77,21 @@ def loaded(
     started = time.perf_counter()
     shared = shared_name(cluster.scorers)
     listener(Progress("start", f"loading {source.name}" if shared is None else f"taking the scorers of pool {shared}"))
-    pool = ScoringPool.start(
-        source, scorers=cluster.scorers, gpus_per_scorer=cluster.gpus_per_scorer, spare_gpu=cluster.spare_gpu
-    )
+    asked = (cluster.scorers, cluster.gpus_per_scorer, cluster.spare_gpu)
+    kept = kept_pool(source, *asked)
+    if kept is None:
+        pool = ScoringPool.start(source, scorers=asked[0], gpus_per_scorer=asked[1], spare_gpu=asked[2])
+        put_away: Callable[[], None] = pool.shutdown
+    else:
+        pool, put_away = kept
     clock["model_load"] = time.perf_counter() - started
+    watch = PlacementWatch(lambda line: listener(Progress("start", line)))
     try:
         yield pool
     finally:
         started = time.perf_counter()
-        pool.shutdown()
+        watch.close()
+        put_away()
         clock["shutdown"] = time.perf_counter() - started
 
 
