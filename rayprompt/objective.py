@@ -1,8 +1,14 @@
 """Objectives: pure functions of Scores and gold labels, one value per candidate, always maximised.
 
 Every function takes ``scores`` (C candidates, E examples) and ``gold`` (E,), the label index of each example, and
-returns (C,) float64; NaN for a candidate that has no evaluated pair. Partial rows are averaged over what is there.
-One of the user's own is named by where it is imported from, ``module:function``.
+returns (C,) float64; NaN for a candidate that has no answered pair. Partial rows are averaged over what is there.
+
+A pair that was asked and has no answer (``scores.errors``) counts as not right: its value is 0, and its L labels are
+equally likely, so cross_entropy gives it -log L, hinge -2 (L - 1), gap 0, and F1 a gold label that nothing predicted.
+
+A function of the user's own is named by where it is imported from, ``module:function``. It sees the rows of the
+answered pairs; ``scores.dense()``, ``scores.mean_value()`` and ``scores.counts()`` have the unanswered ones in them. For
+a candidate without a single answer its value is not used.
 """
 
 from __future__ import annotations
@@ -28,23 +34,36 @@ def accuracy(scores: Scores, gold: IntArray) -> FloatArray:
 
 
 def f1(scores: Scores, gold: IntArray) -> FloatArray:
-    """F1 of the last label where there are two, the macro average where there are more."""
-    log_probs = scores.dense("label_log_probs")
-    labels = log_probs.shape[2]
-    seen = ~np.isnan(log_probs[:, :, 0])
-    answer = np.where(seen, np.nan_to_num(log_probs, nan=-np.inf).argmax(axis=2), -1)
-    wanted = [labels - 1] if labels == 2 else list(range(labels))
+    """F1 of the last label where there are two, the macro average where there are more.
+
+    Where no label is strictly the most likely, or the pair is unanswered, no label is predicted.
+    """
+    answer, labels = predicted(scores)
+    seen = ~np.isnan(scores.dense("value"))
     parts = []
-    for label in wanted:
+    for label in f1_labels(labels):
         hit = ((answer == label) & (gold == label) & seen).sum(axis=1)
         total = ((answer == label) & seen).sum(axis=1) + ((gold == label) & seen).sum(axis=1)
         parts.append(np.where(total > 0, 2 * hit / np.maximum(total, 1), 0.0))
-    return np.where(seen.any(axis=1), np.mean(parts, axis=0), np.nan)
+    return np.where(scores.answered(), np.mean(parts, axis=0), np.nan)
+
+
+def predicted(scores: Scores) -> tuple[IntArray, int]:
+    """(C, E) the label that is strictly the most likely, -1 where there is none; and how many labels there are."""
+    log_probs = np.nan_to_num(scores.dense("label_log_probs"), nan=-np.inf)
+    most = log_probs.max(axis=2)
+    alone = (log_probs == most[:, :, None]).sum(axis=2) == 1
+    return np.where(alone, log_probs.argmax(axis=2), -1), log_probs.shape[2]
+
+
+def f1_labels(labels: int) -> list[int]:
+    """The labels whose F1 scores are averaged."""
+    return [labels - 1] if labels == 2 else list(range(labels))
 
 
 def cross_entropy(scores: Scores, gold: IntArray) -> FloatArray:
     """Minus the mean cross-entropy over the label words (nats): the mean log-probability of the gold label."""
-    return _mean(_gold_log_prob(scores, gold))
+    return _mean(scores, _gold_log_prob(scores, gold))
 
 
 def hinge(scores: Scores, gold: IntArray) -> FloatArray:
@@ -52,7 +71,7 @@ def hinge(scores: Scores, gold: IntArray) -> FloatArray:
 
     The loss depends on differences of logits only, so log-probabilities give the same number as logits.
     """
-    return _mean(_minus_hinge(scores, gold))
+    return _mean(scores, _minus_hinge(scores, gold))
 
 
 def gap(scores: Scores, gold: IntArray) -> FloatArray:
@@ -61,12 +80,12 @@ def gap(scores: Scores, gold: IntArray) -> FloatArray:
     gap = P(gold) - the greatest P of the other labels, P a softmax over the label words; right means gap > 0. The
     gold label is masked by its index: by equality two tied labels would both vanish.
     """
-    return _mean(_weighted_gap(scores, gold))
+    return _mean(scores, _weighted_gap(scores, gold))
 
 
 def best_sample(scores: Scores, gold: IntArray) -> FloatArray:
     """The value of the best of each example's samples, averaged: what is left when the best one is chosen."""
-    return _mean(best_of_samples(scores))
+    return _mean(scores, best_of_samples(scores))
 
 
 def group_maxima(scores: Scores, gold: IntArray) -> FloatArray:
@@ -74,7 +93,7 @@ def group_maxima(scores: Scores, gold: IntArray) -> FloatArray:
 
     100 x the value, averaged over groups and examples.
     """
-    return _mean(_group_maxima(scores, gold))
+    return _mean(scores, _group_maxima(scores, gold))
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -139,7 +158,7 @@ def group_values(name: str, scores: Scores, gold: IntArray) -> FloatArray | None
 
 def best_of_samples(scores: Scores) -> FloatArray:
     """(C, E) the greatest value among the samples of each pair; NaN = not evaluated."""
-    return _maxima(scores, np.zeros_like(scores.sample), 1)[:, :, 0]
+    return _maxima(scores, 1)[:, :, 0]
 
 
 def maxima_of_groups(scores: Scores) -> FloatArray:
@@ -148,12 +167,15 @@ def maxima_of_groups(scores: Scores) -> FloatArray:
     NaN = none of that group was evaluated. There are fewer groups where there are fewer samples.
     """
     groups = min(GROUPS, scores.samples)
-    return 100.0 * _maxima(scores, scores.sample.astype(np.int64) * groups // scores.samples, groups)
+    return 100.0 * _maxima(scores, groups)
 
 
-def _maxima(scores: Scores, group: IntArray, groups: int) -> FloatArray:
+def _maxima(scores: Scores, groups: int) -> FloatArray:
+    """(C, E, groups) the greatest value among the samples of each group; an unanswered sample has the value 0."""
     found = np.full((len(scores.candidates), len(scores.examples), groups), -np.inf)
-    np.maximum.at(found, (scores.candidate, scores.example, group), scores.value)
+    candidate, example, sample, _ = scores.unanswered
+    for c, e, k, value in ((scores.candidate, scores.example, scores.sample, scores.value), (candidate, example, sample, 0.0)):
+        np.maximum.at(found, (c, e, k.astype(np.int64) * groups // scores.samples), value)
     return np.where(np.isneginf(found), np.nan, found)
 
 
@@ -219,9 +241,9 @@ def _own_and_others(scores: Scores, gold: IntArray) -> tuple[FloatArray, FloatAr
     return own, others
 
 
-def _mean(values: FloatArray) -> FloatArray:
-    """(C, E) -> (C,), NaN = not evaluated; a plain sum in a fixed order, so that it is the same on every run."""
+def _mean(scores: Scores, values: FloatArray) -> FloatArray:
+    """(C, E) -> (C,), NaN = not evaluated or no answer at all; a plain sum in a fixed order, the same on every run."""
     seen = ~np.isnan(values)
     total = np.where(seen, values, 0.0).sum(axis=1)
     count = seen.sum(axis=1)
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
+    return np.asarray(np.where(scores.answered(), total / np.maximum(count, 1), np.nan), dtype=np.float64)

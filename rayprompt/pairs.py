@@ -181,6 +181,20 @@ class PairTable:
             self.reason[row, column],
         )
 
+    def unanswerable(self, tried: BoolArray, least: int) -> BoolArray:
+        """(E S,) the columns of examples on which ``least`` rows or more were ``tried`` (R, E S), and none answered.
+
+        A row is tried on an example where a sample of it is. ``tried`` pairs that are not known count as answered.
+        """
+        found = np.zeros(len(self.examples), dtype=bool)
+        some = np.flatnonzero(self.unanswered.reshape(-1, self.samples).any(axis=1))
+        if len(some):
+            shape = (len(tried), len(self.examples), self.samples)
+            asked = tried.reshape(shape)[:, some]
+            missing = (self.known & (self.reason != Reason.ANSWERED))[: len(tried)].reshape(shape)[:, some]
+            found[some] = (asked.any(axis=2).sum(axis=0) >= least) & ~(asked & ~missing).any(axis=(0, 2))
+        return found.repeat(self.samples)
+
     def asked_state(self) -> dict[str, Any]:
         """Which pairs were asked for, as plain data: keys of whole rows, and masks of the others."""
         used = len(self.rows)

@@ -16,6 +16,7 @@ from rayprompt.candidate import SoftPrompt
 from rayprompt.racing import race_line
 from rayprompt.study.progress import Progress
 from rayprompt.study.results import VECTORS_FILE, Result
+from rayprompt.unanswered import shown
 
 PLAIN_EVERY_SECONDS = 5.0
 
@@ -69,9 +70,9 @@ def show_result(result: Result, *, to_stderr: bool) -> None:
         rows.append(("as text", repr(_short(decoded.prompt.text)), decoded.dev, decoded.test))
     rows += [(f"{name} prompt", repr(b.prompt.text), b.dev, b.test) for name, b in result.baselines.items()]
     table = [("", "prompt", f"dev {result.dev.metric}", f"test {result.test.metric} [95 % interval]")]
-    for name, shown, dev, test in rows:
+    for name, prompt_shown, dev, test in rows:
         interval = f"[{test.ci95[0]:.3f}, {test.ci95[1]:.3f}]"
-        table.append((name, shown, f"{dev.value:.3f}", f"{test.value:.3f} {interval}"))
+        table.append((name, prompt_shown, f"{dev.value:.3f}", f"{test.value:.3f} {interval}"))
     for line in (*columns(table), *_remarks(result)):
         print(line, file=stream)
 
@@ -109,6 +110,8 @@ def _remarks(result: Result) -> list[str]:
         lines.append(f"its vectors are in {result.study_dir}/{VECTORS_FILE}; 'as text' are the tokens nearest to them")
     elif not result.round_trips:
         lines.append("the prompt's text does not give its tokens back: use the token ids in prompt.json")
+    if line := shown(result.unanswered):
+        lines.append(line)
     for part, count in result.truncated.items():
         if count:
             lines.append(f"{count} texts of {part} were truncated to fit {result.model}")

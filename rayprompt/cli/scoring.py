@@ -8,6 +8,7 @@ from typing import Any
 from rayprompt.errors import InputError
 from rayprompt.objective import OBJECTIVES
 from rayprompt.reward.demonstrations import read_demonstrations
+from rayprompt.scores import tally_of
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.demonstrations import from_scores
 from rayprompt.study.evaluate import score
@@ -79,6 +80,7 @@ def score_file(
             {"text": text, "key": c.key, "value": float(v), "cross_entropy": None if x is None else float(x)}
             for text, c, v, x in zip(texts, scores.candidates, values, likelihood, strict=True)
         ],
+        "unanswered": tally_of([scores]),
         "truncated": problem.part(on).truncated(max(len(problem.token_ids(c)) for c in scores.candidates)),
         "evaluations": len({(c.key, e) for c in scores.candidates for e in range(len(gold))}) * scores.samples,
         "out": None if out is None else str(out),

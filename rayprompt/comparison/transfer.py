@@ -25,7 +25,7 @@ from rayprompt.study.prepare import check_room, fitting
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import Baseline
 from rayprompt.study.session import Cluster, connected, loaded
-from rayprompt.study.statistics import Estimate, answers, paired
+from rayprompt.study.statistics import Estimate, paired_test
 from rayprompt.task import Task, load_task
 
 TRANSFER_SCHEMA = "rayprompt.transfer/1"
@@ -84,7 +84,7 @@ class Cell:
         picked: the finalist that the target's dev picked.
         winner: the source's own winner: what transfers without any data on the target.
         dev: the metric of every finalist on the target's dev.
-        p_value: exact McNemar test of ``picked`` against the target's manual prompt on test; None without one.
+        p_value: paired test of the metric, of ``picked`` against the target's manual prompt on test; None without one.
         p_holm: with Holm's correction for all cells.
         better: than the manual prompt, at 5 % of ``p_holm``.
     """
@@ -384,8 +384,7 @@ def _measure(
     def p_value(prompt: TextPrompt) -> float | None:
         if "manual" not in baselines:
             return None
-        both = (prompt, baselines["manual"][0])
-        return paired(*(answers(scores[p], problem.task.metric) for p in both))
+        return paired_test(problem.task.metric, scores[prompt], scores[baselines["manual"][0]], test.gold)
 
     target = Target(
         problem.lm.name,

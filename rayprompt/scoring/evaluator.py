@@ -18,7 +18,10 @@ from rayprompt.scores import BoolArray, FloatArray, IntArray, Scores, pair_error
 from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
 from rayprompt.scoring.replay import ReplayPool
 from rayprompt.store.writer import ShardWriter
-from rayprompt.unanswered import Reason
+from rayprompt.unanswered import Reason, tally
+
+
+TRIED = 3  # candidates without an answer on an example, after which it is not asked any more
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Evaluator:
     The first score of a pair stands: a pair that is known, from this search or from a store, costs no forward pass.
     A pair that this search has not asked for before is charged, known or not, so that a full store changes nothing.
 
+    An example is unanswerable if three candidates or more were asked on it and none got an answer. Later calls neither
+    ask nor charge its pairs: they count as unanswered, with the reason SKIPPED. That is decided at the beginning of
+    :meth:`score`, from the pairs of this search alone, so a resumed search decides the same.
+
     Args:
         pool: what runs the LM.
         part: the examples.
@@ -47,6 +54,10 @@ class Evaluator:
         report: count as report, without a limit.
         p0: initial vectors of soft prompts, by digest.
         judging: what completions are worth, where the LM writes.
+        skips: whether unanswerable examples are skipped. False where the order of the calls depends on timing.
+
+    Attributes:
+        skipped: (E S,) bool, the columns of the table that are not asked any more.
     """
 
     def __init__(
@@ -62,6 +73,7 @@ class Evaluator:
         report: bool = False,
         p0: Mapping[str, FloatArray] = NO_VECTORS,
         judging: Judging | None = None,
+        skips: bool = True,
     ) -> None:
         self.pool = pool
         self.judging = judging
@@ -81,6 +93,8 @@ class Evaluator:
         first = np.array([self.table.columns[d] for d in digests], dtype=np.int64)
         self.column = (first[:, None] + np.arange(self.samples)).reshape(-1)  # (E S,) of each example and sample
         self.position = np.unique(first, return_index=True)[1].repeat(self.samples)  # and back to the example
+        self.skips = skips
+        self.skipped = np.zeros(self.table.width, dtype=bool)
         pool.add(part)
 
     @property
@@ -112,6 +126,8 @@ class Evaluator:
             ScoringError: the LM or the pool failed.
             StoreError: pairs could not be written.
         """
+        if distinct is None:
+            self.skip_unanswerable()
         self.longest_prompt = max([self.longest_prompt, *(len(ids) for ids in token_ids)])
         rows = self.table.index(candidate.key for candidate in candidates)
         used, first = np.unique(rows, return_index=True)
@@ -122,7 +138,7 @@ class Evaluator:
             now[:] = False
             now.reshape(-1, self.samples)[distinct] = True
         here = now if pairs is None else self._columns(pairs)
-        now = now if pairs is None else self._columns(pairs, rows, used)
+        now = (now if pairs is None else self._columns(pairs, rows, used)) & ~self.skipped
         new = self._charge(used, now)
         wanted = self.table.asked[rows] & here
         # Not only what is new: the file with the score of a pair that was asked for before may have been lost.
@@ -136,6 +152,27 @@ class Evaluator:
                 self.ledger.asked_written += int(self.table.written[used][new].sum())
             self.ledger.asked_seconds += float(self.table.seconds[used][new].sum(dtype=np.float64))
         return self._collect(candidates, rows, pairs)
+
+    def skip_unanswerable(self) -> None:
+        """From here on do not ask the examples that are unanswerable by now."""
+        if self.skips:
+            self.skipped = self._unanswerable()
+
+    def _unanswerable(self) -> BoolArray:
+        return self.table.unanswerable(self.table.asked[: len(self.table)], TRIED)
+
+    def unanswered(self) -> dict[str, Any]:
+        """How many pairs were asked for or skipped and how many of them are unanswered, as :func:`tally` has it."""
+        table, used = self.table, len(self.table)
+        asked = table.asked[:used]
+        columns = np.flatnonzero(table.unanswered)
+        reason = np.where(asked[:, columns], table.reason[:used][:, columns], Reason.ANSWERED)
+        counts = np.bincount(reason.reshape(-1), minlength=len(Reason))
+        if self.skipped.any():
+            counts[Reason.SKIPPED] = int((~asked[asked.any(axis=1)][:, self.skipped]).sum())
+        unanswerable = self._unanswerable()[:: self.samples]
+        pairs = int(asked.sum()) + int(counts[Reason.SKIPPED])
+        return tally(pairs, counts.tolist(), np.sort(self.position[:: self.samples][unanswerable]).tolist())
 
     def known(self, candidates: Sequence[Candidate]) -> Scores:
         """What was asked for so far of ``candidates`` (C); nothing is scored or charged."""
@@ -254,10 +291,10 @@ class Evaluator:
         return self.judging.judge.values(completions, [gold[int(i)] for i in example], self.pool.judge)
 
     def _judge(self, row: IntArray, column: IntArray) -> FloatArray:
-        """(P,) the values of completions, each judged once."""
+        """(P,) the values of answered completions, each judged once."""
         table = self.table
         value = table.value[row, column]
-        new = np.flatnonzero(np.isnan(value) & (table.reason[row, column] == Reason.ANSWERED))
+        new = np.flatnonzero(np.isnan(value))
         if len(new):
             value[new] = self._judged(table.completion[row[new], column[new]].tolist(), self.position[column[new]])
             table.value[row[new], column[new]] = value[new]
@@ -266,25 +303,30 @@ class Evaluator:
     def _collect(self, candidates: Sequence[Candidate], rows: IntArray, pairs: BoolArray | None = None) -> Scores:
         table, columns = self.table, self.column
         asked = table.asked[rows][:, columns]
-        candidate, place = np.nonzero(asked if pairs is None else asked & pairs.repeat(self.samples, axis=1))
+        there = asked | self.skipped[columns]
+        candidate, place = np.nonzero(there if pairs is None else there & pairs.repeat(self.samples, axis=1))
         row, column = rows[candidate], columns[place]
         example, sample = place // self.samples, place % self.samples
-        answers = table.answers(row, column)
-        value = self._judge(row, column) if table.writes else right(answers.label_log_probs, self.gold[example])
-        keep = np.flatnonzero(answers.reason == Reason.ANSWERED)
-        missing = np.flatnonzero(answers.reason != Reason.ANSWERED)
+        reason = np.where(asked[candidate, place], table.reason[row, column], Reason.SKIPPED)
+        missing, keep = np.flatnonzero(reason), np.flatnonzero(reason == Reason.ANSWERED)
+        errors = pair_errors(candidate[missing], example[missing], sample[missing], reason[missing])
+        answers = table.answers(row[keep], column[keep])
+        if table.writes:
+            value = self._judge(row[keep], column[keep])
+        else:
+            value = right(answers.label_log_probs, self.gold[example[keep]])
         return Scores(
             candidates=tuple(candidates),
             examples=np.arange(len(self.gold)),
             candidate=candidate[keep],
             example=example[keep],
             sample=sample[keep].astype(np.int16),
-            value=value[keep],
-            label_log_probs=None if table.writes else answers.label_log_probs[keep],
-            tokens=answers.tokens[keep],
-            seconds=answers.seconds[keep],
-            completion=None if answers.completion is None else tuple(answers.completion[keep].tolist()),
-            errors=pair_errors(candidate[missing], example[missing], sample[missing], answers.reason[missing]),
+            value=value,
+            label_log_probs=None if table.writes else answers.label_log_probs,
+            tokens=answers.tokens,
+            seconds=answers.seconds,
+            completion=None if answers.completion is None else tuple(answers.completion.tolist()),
+            errors=errors,
             samples=self.samples,
             asked=pairs,
         )

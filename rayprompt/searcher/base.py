@@ -242,7 +242,7 @@ class PromptSearcher(Searcher):
         return []
 
     def objective(self, scores: Scores) -> FloatArray:
-        """(C,) the objective of each candidate over what was evaluated of it; NaN = nothing was, or a pair failed."""
+        """(C,) the objective of each candidate over what was evaluated of it; NaN = it got no answer at all."""
         if scores.objective is not None:
             return scores.objective
         values = np.array(self._objective(scores, self.problem.gold), dtype=np.float64)
@@ -251,14 +251,13 @@ class PromptSearcher(Searcher):
                 f"objective {self.objective_name} gave values of shape {values.shape} for {len(scores.candidates)} "
                 "candidates; it must give one value for each"
             )
-        values[[error.candidate for error in scores.errors]] = np.nan  # the rest of its pairs would flatter it
-        return values
+        return np.where(scores.answered(), values, np.nan)  # whatever a function of the user's makes of no answers
 
     def values(self, scores: Scores) -> FloatArray:
         """(C,) what ``tell`` learns from: the objective, to be maximised; NaN = the candidate could not be evaluated.
 
         Where the budget ended, candidates are evaluated in part or not at all (``scores.complete()``): NaN as well.
-        For what a race has dropped it is an estimate, or -inf where a pair failed.
+        For what a race has dropped it is an estimate, or -inf where it got no answer at all.
         """
         values = np.where(scores.complete(), self.objective(scores), np.nan)
         return values if scores.estimate is None else np.where(scores.dropped, scores.estimate, values)

@@ -55,13 +55,14 @@ def of_candidates(scores: Scores, candidates: Sequence[Candidate], number: IntAr
     first, last = (np.searchsorted(have[order], pair, side=side) for side in ("left", "right"))
     counts = last - first
     rows = order[np.arange(counts.sum()) - (np.cumsum(counts) - counts - first).repeat(counts)]
-    failed: dict[tuple[int, int], list[str]] = {}
+    failed: dict[tuple[int, int], list[PairError]] = {}
     for error in scores.errors:
-        failed.setdefault((error.candidate, error.example), []).append(error.message)
+        failed.setdefault((error.candidate, error.example), []).append(error)
     errors = [
-        PairError(int(c), int(e), message)
-        for c, e in zip(candidate, example, strict=True)
-        for message in failed.get((int(number[c, e]), int(e)), ())
+        replace(error, candidate=int(c))
+        for (prompt, e), found in failed.items()
+        for c in np.flatnonzero(number[:, e] == prompt)
+        for error in found
     ]
     log_probs, completion = scores.label_log_probs, scores.completion
     return replace(

@@ -55,6 +55,7 @@ class Racer:
         Where the budget ends on the way, what is neither complete nor dropped has no estimate.
         """
         ids = [self.problem.token_ids(c) for c in candidates]
+        evaluator.skip_unanswerable()
         if not finalists:
             return evaluator.score(candidates, ids)
         weights, place = evaluator.weights()
@@ -62,28 +63,31 @@ class Racer:
         reference = reference_row(rows, weights)
         new = evaluator.new(candidates)
         random = np.random.default_rng([self.searcher.seed, number, STREAM])
-        race = Race(len(new), reference, weights * MOST[self.searcher.objective_name] - reference, self.error, random)
-        start, failed = 0, np.zeros(len(new), dtype=bool)
+        # What is not asked any more has the value of an unanswered pair, whoever races.
+        most = np.where(evaluator.skipped[:: evaluator.samples], rows[-1], weights * MOST[self.searcher.objective_name])
+        race = Race(len(new), reference, most - reference, self.error, random)
+        start = 0
         for look in race.looks:
-            which = np.flatnonzero(~race.dropped & ~failed)
+            which = np.flatnonzero(~race.dropped)
             if not len(which):
                 break
             block = race.order[start:look]
             some = [candidates[i] for i in new[which]]
             scores = evaluator.score(some, [ids[i] for i in new[which]], block)
             values = self._values(scores, weights, place)[:, block]
-            failed[which[[error.candidate for error in scores.errors]]] = True
             whole = ~np.isnan(values).any(axis=1)
-            if not (whole | failed[which]).all():
+            if not whole.all():
                 break  # the budget has ended
             race.enter(which[whole], start, values[whole])
             start = look
         scores = evaluator.recall(candidates, ids)
         out = ~scores.complete()
-        out[new] &= race.dropped | failed
+        out[new] &= race.dropped
         gone = new[out[new]]
         self.dropped += len(gone)
-        self.spared += len(gone) * evaluator.size - evaluator.asked([candidates[i] for i in gone])
+        askable = evaluator.size - int(evaluator.skipped.sum())
+        asked = evaluator.asked([candidates[i] for i in gone])
+        self.spared += max(0, len(gone) * askable - asked)
         return replace(scores, estimate=self._estimate(scores, out, reference, weights, place))
 
     def _values(self, scores: Scores, weights: IntArray, place: IntArray) -> FloatArray:
@@ -98,14 +102,14 @@ class Racer:
         """(C,) the objective of candidates that are out, as their examples let expect; NaN of the others.
 
         The bar and the mean difference from the reference: easy and hard examples do not count for or against anyone.
-        Never above the bar; -inf where a pair failed.
+        Never above the bar; -inf where it got no answer at all.
         """
         found = np.full(len(out), np.nan)
         differences = self._values(scores, weights, place)[out] - reference
         seen = ~np.isnan(differences)
         mean = np.where(seen, differences, 0.0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
         found[out] = (reference.sum() + np.minimum(mean, 0.0) * len(reference)) / weights.sum()
-        found[np.unique([e.candidate for e in scores.errors if out[e.candidate]]).astype(np.int64)] = -np.inf
+        found[out & ~scores.answered()] = -np.inf
         return found
 
 

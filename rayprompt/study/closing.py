@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import ScoringError
 from rayprompt.objective import NEEDS_LOG_PROBS, OBJECTIVES, get_objective
-from rayprompt.scores import IntArray, Scores
+from rayprompt.scores import IntArray, Scores, tally_of
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.conditioned import score_candidates
@@ -21,7 +21,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.measure import evaluator_of, judging_of
 from rayprompt.study.results import Baseline
-from rayprompt.study.statistics import Estimate, answers, estimate, paired, test_name, wilson
+from rayprompt.study.statistics import Estimate, answers, estimate, paired_test, test_name, wilson
 
 TOP = 3  # of the best on dev: papers give the mean of their test scores
 
@@ -42,6 +42,7 @@ class Closing:
     round_trips: bool
     truncated: Mapping[str, int]
     decoded: Baseline | None = None
+    unanswered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     top: tuple[Estimate, ...] = ()  # test of the best on dev, the winner first
 
     def fields(self) -> dict[str, Any]:
@@ -115,6 +116,7 @@ class Choice:
         top: positions of the best on dev, the winner first.
         baselines: name -> prompt and its dev.
         decoded: the text nearest to a soft winner, and its dev.
+        unanswered: how many pairs on dev, of finalists and baselines.
     """
 
     finalists: tuple[Candidate, ...]
@@ -124,6 +126,7 @@ class Choice:
     top: tuple[int, ...]
     baselines: Mapping[str, tuple[TextPrompt, Estimate]]
     decoded: tuple[TextPrompt, Estimate] | None = None
+    unanswered: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def best(self) -> Candidate:
@@ -215,6 +218,7 @@ class Closer:
                 zip(baselines, zip(baselines.values(), estimates[len(finalists) :], strict=True), strict=True)
             ),
             decoded=decoded,
+            unanswered=tally_of(scores),
         )
 
     def measure(self, choice: Choice) -> Closing:
@@ -236,8 +240,8 @@ class Closer:
             baselines={
                 name: Baseline(prompt, dev, estimates[prompt]) for name, (prompt, dev) in choice.baselines.items()
             },
-            p_value=None if manual is None else paired(*(answers(scores[p], metric) for p in (best, manual[0]))),
-            p_test=test_name(answers(scores[best], metric)),
+            p_value=None if manual is None else paired_test(metric, scores[best], scores[manual[0]], test.gold),
+            p_test=test_name(metric, answers(scores[best], metric)),
             finalists=tuple(
                 {
                     **f["candidate"],
@@ -256,6 +260,7 @@ class Closer:
                 for part in ("train", "dev", "test")
             },
             decoded=None if text is None else Baseline(text[0], text[1], estimates[text[0]]),
+            unanswered={"dev": choice.unanswered, "test": tally_of(list(scores.values()))},
             top=tuple(estimates[choice.finalists[i]] for i in choice.top),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.source import describe_model
-from rayprompt.scores import FloatArray, Scores
+from rayprompt.scores import FloatArray, Scores, tally_of
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.conditioned import score_candidates
 from rayprompt.searcher.problem import Problem
@@ -42,6 +42,7 @@ class Evaluation:
     split: str
     model: str
     style: StyleReport | None = None
+    unanswered: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.evaluate/1``."""
@@ -51,6 +52,7 @@ class Evaluation:
             "evaluations": self.evaluations,
             "prompt": {**self.prompt.to_json(), "key": self.prompt.key},
             "truncated": self.truncated,
+            "unanswered": dict(self.unanswered),
             "task": self.task,
             "split": self.split,
             "model": self.model,
@@ -88,15 +90,15 @@ def evaluate(
 
     known = _store(store)
 
-    def run(pool: ScoringPool) -> tuple[Estimate, StyleReport | None]:
+    def run(pool: ScoringPool) -> tuple[Estimate, StyleReport | None, dict[str, Any]]:
         scorer = PartScorer(problem, pool, on, ledger, store=known, search=EVALUATE)
         scores = scorer.scores([candidate])[0]
         transfers = problem.judge is not None and problem.judge.style is not None
         report = style_report(problem, on, scores, pool.judge) if transfers else None
-        return scorer.estimate(scores), report
+        return scorer.estimate(scores), report, tally_of([scores])
 
     part = problem.part(on)
-    estimate, style = _with_pool(problem, pool, cluster, listener, run)
+    estimate, style, unanswered = _with_pool(problem, pool, cluster, listener, run)
     return Evaluation(
         prompt=candidate,
         on=on,
@@ -107,6 +109,7 @@ def evaluate(
         split=problem.split,
         model=problem.lm.name,
         style=style,
+        unanswered=unanswered,
     )
 
 
@@ -129,6 +132,7 @@ def score(
     """Score prompts x examples on the LM: anyone's own search can be built on this.
 
     With ``store`` (a directory or URI), scores that are known are looked up there, and new ones are kept.
+    ``Scores.errors`` has the pairs without an answer; they count as not right.
     Every call without ``pool`` starts and stops the scoring actors; with ``pool`` (``ScoringPool.start``) they stay.
 
     Raises:

@@ -194,6 +194,7 @@ class SearchLoop:
             "training_iteration": self.generation,
             "timesteps_total": self.ledger.evaluations,
             "candidates": self.evaluator.candidates,
+            "unanswered": self.evaluator.unanswered(),
             **{k: v for k, v in dataclasses.asdict(self.ledger).items() if k != "seconds"},
             "lm_seconds": self.ledger.seconds,
             "device_seconds": self.device_seconds,
@@ -279,8 +280,8 @@ class SearchLoop:
         scores, complete = step.scores, step.scores.complete()
         values = self.searcher.objective(scores)
         metrics = np.where(np.isnan(values), np.nan, self.metric(scores, self.gold))
-        counts = np.bincount(scores.candidate, minlength=len(values))
-        rows = zip(step.candidates, values.tolist(), metrics.tolist(), counts.tolist(), complete.tolist(), strict=True)
+        counts = scores.counts().tolist()
+        rows = zip(step.candidates, values.tolist(), metrics.tolist(), counts, complete.tolist(), strict=True)
         dropped = scores.dropped
         for i, finalist in enumerate(Finalist(*row) for row in rows):
             if not dropped[i]:

@@ -34,10 +34,11 @@ def evaluator_of(
     search: str,
     report: bool = False,
     alone: bool = False,
+    skips: bool = True,
 ) -> tuple[Evaluator, Spent, ShardWriter]:
     """An evaluator of one part that knows what the store knows and writes to it; and what ``search`` has spent.
 
-    ``alone``: it knows what ``search`` itself has stored, and nothing else.
+    ``alone``: it knows what ``search`` itself has stored, and nothing else. ``skips``: see :class:`Evaluator`.
     """
     examples = problem.digests(part)
     context = context_of(problem, pool)
@@ -63,6 +64,7 @@ def evaluator_of(
         report=report,
         p0=problem.vectors,
         judging=judging_of(problem, part),
+        skips=skips,
     )
     # What a service refused to another search it may answer this one; an LM that overflowed will again.
     if pool.replays is not None:

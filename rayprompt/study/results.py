@@ -53,8 +53,8 @@ class Result:
         best_prompt: the winner: the finalist with the best dev metric.
         train, dev, test: its task metric; test was opened once, after dev had fixed the winner.
         baselines: name (``empty``, ``manual``) -> what they reach.
-        p_value: of a paired test (``p_test``: exact McNemar, or by permutation where values are graded) of winner
-            against the manual prompt on test; None where there is no manual prompt.
+        p_value: of a paired test of the task metric (``p_test``: exact McNemar for right and wrong; by permutation for
+            F1 and graded values) of winner against the manual prompt on test; None where there is no manual prompt.
         finalists: the best on train, each with its train and dev metric.
         evaluations: distinct (candidate, example) pairs the search asked for.
         shape_breaks: batches that had to be cut smaller than the shape table says, for lack of memory: from the first
@@ -74,6 +74,9 @@ class Result:
         proxy_model: the LM that was searched on, where that was not ``model``.
         searcher_metrics: what the searcher says of itself, such as why CMA-ES began anew.
         race: where candidates raced, its error rate, how many were dropped, and the evaluations which that has spared.
+        unanswered: part -> how many pairs there were, how many of them are unanswered, by reason, and the positions of the
+            examples on which no prompt got an answer (:func:`rayprompt.unanswered.tally`). On train of the whole search,
+            on dev and test of the prompts that were measured.
         top: where the searcher alone nominates for dev, as papers do: test of the three best on dev, winner first.
     """
 
@@ -117,6 +120,7 @@ class Result:
     written: int = 0
     cost: float | None = None
     race: Mapping[str, Any] | None = None
+    unanswered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
@@ -148,6 +152,7 @@ class Result:
             "race": None if self.race is None else dict(self.race),
             "top": [estimate.to_json() for estimate in self.top],
             "truncated": dict(self.truncated),
+            "unanswered": {part: dict(found) for part, found in self.unanswered.items()},
             "leaks": dict(self.leaks),
             "timings": dict(self.timings),
             "study_dir": str(self.study_dir),

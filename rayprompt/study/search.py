@@ -472,8 +472,11 @@ def _result(
         problem.lm.settings.cost(report.tokens, report.written),
     )
     same = ("evaluations", "lm_evaluations", "cache_hits", "tokens", "written", "lm_seconds", "replay_differs", "end")
+    found = closing.fields()
+    if last.get("unanswered"):
+        found["unanswered"] = {"train": last["unanswered"], **closing.unanswered}
     return Result(
-        **closing.fields(),
+        **found,
         **{name: last[name] for name in same},
         evaluations_per_second=last["evaluations_per_second"],
         report_lm_evaluations=report.lm_evaluations,

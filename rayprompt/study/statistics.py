@@ -1,4 +1,4 @@
-"""Intervals and tests: how sure a measured accuracy is."""
+"""Intervals and tests: how sure a measured metric is, and whether two prompts differ in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rayprompt.objective import best_of_samples
+from rayprompt.objective import best_of_samples, f1_labels, predicted
 from rayprompt.scores import FloatArray, IntArray, Scores
 
 RESAMPLES = 2000
+DRAWS = 9999  # of a permutation test; where there are no more arrangements than that, all are enumerated
+TIE = 1e-12  # two statistics nearer than this are equal but for rounding
+MCNEMAR, PERMUTATION = "exact McNemar", "paired permutation test"
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ def estimate(
 ) -> Estimate:
     """The metric of the one candidate in ``scores``: Wilson's interval for accuracy, else the bootstrap's.
 
-    A pair for which the LM gave NaN counts as not right: a prompt with which the LM fails is no better for it. Values
-    between right and wrong, of a graded scorer or of several samples, get the bootstrap's interval over examples.
+    An unanswered pair counts as not right: a prompt with which the LM fails is no better for it. So ``n`` is all examples
+    of the part. Values between right and wrong, of a graded scorer or of several samples, get the bootstrap's interval
+    over examples.
     """
     n = len(gold)
     if metric in ("accuracy", "best_sample"):
@@ -65,7 +69,7 @@ def estimate(
 
 
 def answers(scores: Scores, metric: str = "accuracy") -> FloatArray:
-    """(E,) 1 where the one candidate in ``scores`` is right; 0 where it is wrong, or the LM gave no answer.
+    """(E,) 1 where the one candidate in ``scores`` is right; 0 where it is wrong, or unanswered.
 
     Of several samples the mean, in which one without an answer counts as wrong; where the metric is ``best_sample``,
     the best.
@@ -82,9 +86,54 @@ def is_binary(values: FloatArray) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
-def test_name(values: FloatArray) -> str:
-    """What :func:`paired` does with such values."""
-    return "exact McNemar" if is_binary(values) else "paired permutation test"
+def test_name(metric: str, values: FloatArray) -> str:
+    """What :func:`paired_test` does where the prompts have such ``values`` (:func:`answers`)."""
+    return MCNEMAR if metric != "f1" and is_binary(values) else PERMUTATION
+
+
+def paired_test(metric: str, first: Scores, second: Scores, gold: IntArray) -> float:
+    """Two-sided p-value that the prompts of two one-candidate scores on the same examples are equal in ``metric``.
+
+    Of a mean over examples :func:`paired`. F1 is no mean: its test is :func:`f1_permutation`.
+    """
+    if metric == "f1":
+        (a, labels), (b, _) = predicted(first), predicted(second)
+        return f1_permutation(a[0], b[0], gold, labels)
+    return paired(answers(first, metric), answers(second, metric))
+
+
+def f1_permutation(first: IntArray, second: IntArray, gold: IntArray, labels: int) -> float:
+    """Two-sided p-value that two prompts have the same F1, from the labels (E,) that they predict; -1 = none.
+
+    If the prompts are equally good, their answers to an example may change places. So the statistic, the difference of
+    the two F1 scores, is compared with what it is when answers change places on some of the examples (Fisher, 1935).
+    Exact where few examples differ, else with 9,999 draws of a fixed seed and p = (b + 1) / (m + 1).
+    """
+    wanted = np.array(f1_labels(labels))
+    differ = np.flatnonzero(first != second)
+    if not len(differ):
+        return 1.0
+    exact = 2 ** len(differ) <= DRAWS
+    if exact:
+        swap = (np.arange(2 ** len(differ))[:, None] >> np.arange(len(differ))) & 1
+    else:
+        swap = np.random.Generator(np.random.PCG64(0)).integers(2, size=(DRAWS, len(differ)))
+    golds = (gold[:, None] == wanted).sum(axis=0)
+
+    def counts(answer: IntArray) -> IntArray:
+        """(2, E, labels) hits and predictions."""
+        said = answer[:, None] == wanted
+        return np.stack([said & (gold[:, None] == wanted), said]).astype(np.int64)
+
+    def score(hits: IntArray, said: IntArray) -> FloatArray:
+        return np.asarray((2 * hits / np.maximum(said + golds, 1)).mean(axis=-1))
+
+    a, b = counts(first), counts(second)
+    moved = swap @ (b - a)[:, differ]  # (2, arrangements, labels) what the first gains and the second loses
+    totals = score(*(a.sum(axis=1)[:, None] + moved)) - score(*(b.sum(axis=1)[:, None] - moved))
+    observed = abs(float(score(*a.sum(axis=1)) - score(*b.sum(axis=1))))
+    extreme = int((np.abs(totals) >= observed - TIE).sum())
+    return extreme / len(totals) if exact else (extreme + 1) / (len(totals) + 1)
 
 
 def bootstrap_mean(values: FloatArray) -> tuple[float, float]:
@@ -108,7 +157,7 @@ def paired(first: FloatArray, second: FloatArray) -> float:
     difference = first - second
     if not difference.any():
         return 1.0
-    found = permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=9999, rng=0)
+    found = permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=DRAWS, rng=0)
     return float(found.pvalue)
 
 

@@ -155,10 +155,11 @@ class DeskActor:
                 search=search,
                 p0=problem.vectors,
                 judging=judging_of(problem, "train"),
+                skips=False,  # which batch comes first must not decide
             )
         else:
             self.evaluator, spent, _ = evaluator_of(
-                problem, pool, "train", self.ledger, store=ScoreStore(store), search=search
+                problem, pool, "train", self.ledger, store=ScoreStore(store), search=search, skips=False
             )
             for name, value in vars(spent).items():
                 setattr(self.ledger, name, value)
@@ -196,7 +197,8 @@ class DeskActor:
             await self._in_turn(self.evaluator.writer.close)
 
     def _counts(self) -> dict[str, Any]:
-        return {**asdict(self.ledger), "candidates": self.evaluator.candidates}
+        counts = {"candidates": self.evaluator.candidates, "unanswered": self.evaluator.unanswered()}
+        return {**asdict(self.ledger), **counts}
 
     def _report(self) -> dict[str, Any]:
         best = {"best_score": self.best_score, "best_objective": self.best_objective}
@@ -313,10 +315,8 @@ class PromptTrial(tune.Trainable):
 
 
 def _of_complete(scores: Scores, values: FloatArray) -> FloatArray:
-    """(C,) values; NaN for what was not evaluated to the end, or failed."""
-    values = np.where(scores.complete(), values, np.nan)
-    values[[error.candidate for error in scores.errors]] = np.nan
-    return values
+    """(C,) values; NaN for what was not evaluated to the end, or got no answer at all."""
+    return np.where(scores.complete() & scores.answered(), values, np.nan)
 
 
 def _answer(ref: Any) -> Any:

@@ -15,7 +15,8 @@ from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_fro
 from rayprompt.errors import InputError
 from rayprompt.lm.judges import judges_here
 from rayprompt.pairs import Answers, PairTable
-from rayprompt.scores import Scores, right
+from rayprompt.scores import Scores, pair_errors, right
+from rayprompt.scoring.evaluator import TRIED
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.files import Folder
@@ -23,6 +24,7 @@ from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.place import is_uri, opened
 from rayprompt.study.results import read_result
+from rayprompt.unanswered import Reason
 
 MOST_POINTS = 10  # taken from a store
 
@@ -133,9 +135,13 @@ def stored_scores(problem: Problem, location: str | Path, kind: str) -> Iterator
         store.load(table, context, "train")
         first = np.array([table.columns[d] for d in examples])
         columns = (first[:, None] + np.arange(part.samples)).reshape(-1)
-        for key in [k for k, row in table.rows.items() if k in by_key and table.known[row].all()]:
+        known = table.known[: len(table)]
+        whole = (known | table.unanswerable(known, TRIED)).all(axis=1) & known.any(axis=1)
+        for key in [k for k, row in table.rows.items() if k in by_key and whole[row]]:
             candidate = candidate_from_json(json.loads(by_key[key]))
-            answers = table.answers(np.full(len(columns), table.rows[key]), columns)
+            row = np.full(len(columns), table.rows[key])
+            answers = table.answers(row, columns)
+            answers.reason[~table.known[row, columns]] = Reason.SKIPPED
             yield candidate, _scores(problem, answers)
 
 
@@ -150,24 +156,28 @@ def _contexts(store: ScoreStore) -> dict[str, dict[str, Any]]:
 
 def _scores(problem: Problem, answers: Answers) -> Scores:
     """One candidate's scores on all train examples; samples of an example stand together."""
-    count, samples = len(answers), problem.part("train").samples
-    none, example = np.zeros(count, dtype=np.int32), np.arange(count) // samples
+    samples = problem.part("train").samples
+    place = np.flatnonzero(answers.reason == Reason.ANSWERED)
+    missing = np.flatnonzero(answers.reason)
+    none = np.zeros(len(answers), dtype=np.int32)
+    some, example = answers.take(place), place // samples
     if problem.judge is None:
-        value, log_probs = right(answers.label_log_probs, problem.gold), answers.label_log_probs
+        value, log_probs = right(some.label_log_probs, problem.gold[example]), some.label_log_probs
     else:
         gold = problem.answers("train")
-        assert answers.completion is not None
-        wanted, run = [gold[i] for i in example], judges_here().run
-        value, log_probs = problem.judge.values(answers.completion.tolist(), wanted, run), None
+        assert some.completion is not None
+        value = problem.judge.values(some.completion.tolist(), [gold[i] for i in example], judges_here().run)
+        log_probs = None
     return Scores(
         candidates=(TextPrompt(""),),
         examples=np.arange(len(problem.gold)),
-        candidate=none,
+        candidate=none[place],
         example=example,
-        sample=np.arange(count) % samples,
+        sample=place % samples,
         value=value,
         label_log_probs=log_probs,
-        tokens=none,
-        seconds=none.astype(np.float32),
+        tokens=none[place],
+        seconds=none[place].astype(np.float32),
+        errors=pair_errors(none[missing], missing // samples, missing % samples, answers.reason[missing]),
         samples=samples,
     )
