@@ -7,8 +7,8 @@ A pair that was asked and has no answer (``scores.errors``) counts as not right:
 equally likely, so cross_entropy gives it -log L, hinge -2 (L - 1), gap 0, and F1 a gold label that nothing predicted.
 
 A function of the user's own is named by where it is imported from, ``module:function``. It sees the rows of the
-answered pairs; ``scores.dense()``, ``scores.mean_value()`` and ``scores.counts()`` have the unanswered ones in them. For
-a candidate without a single answer its value is not used.
+answered pairs; ``scores.dense()``, ``scores.mean_value()`` and ``scores.counts()`` include the unanswered ones. For a
+candidate without a single answer its value is not used.
 """
 
 from __future__ import annotations
@@ -174,7 +174,10 @@ def _maxima(scores: Scores, groups: int) -> FloatArray:
     """(C, E, groups) the greatest value among the samples of each group; an unanswered sample has the value 0."""
     found = np.full((len(scores.candidates), len(scores.examples), groups), -np.inf)
     candidate, example, sample, _ = scores.unanswered
-    for c, e, k, value in ((scores.candidate, scores.example, scores.sample, scores.value), (candidate, example, sample, 0.0)):
+    for c, e, k, value in (
+        (scores.candidate, scores.example, scores.sample, scores.value),
+        (candidate, example, sample, 0.0),
+    ):
         np.maximum.at(found, (c, e, k.astype(np.int64) * groups // scores.samples), value)
     return np.where(np.isneginf(found), np.nan, found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -127,6 +127,10 @@ class Scores:
             np.add.at(count, (candidate, example), 1)
         count = count.reshape(shape + (1,) * (data.ndim - 1))
         return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
+
+    def judged(self) -> FloatArray:
+        """(C, E) as ``dense("value")``, but NaN where there is no answer: what a model of right answers may learn."""
+        return replace(self, errors=()).dense("value")
 
     def complete(self) -> BoolArray:
         """(C,) whether all that was asked for was evaluated; an unanswered pair counts as evaluated."""

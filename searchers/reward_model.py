@@ -205,10 +205,10 @@ class RewardModelSearcher(PromptSearcher):
             self._trust()
 
     def _right(self, scores: Scores) -> FloatArray:
-        """(C, Q) what was right, pair by pair; NaN where it was not asked, or the caller had values alone."""
+        """(C, Q) what was right, pair by pair; NaN where there is no answer, or the caller had values alone."""
         if scores.objective is not None:
             return np.full((len(scores.candidates), len(self.queries)), np.nan)
-        return scores.dense("value")
+        return scores.judged()
 
     def _ids(self, prompt: TextPrompt) -> Row:
         return self.problem.token_ids(prompt)
@@ -527,7 +527,7 @@ def known_prompts(searcher: PromptSearcher, start: str) -> list[tuple[TextPrompt
         from rayprompt.study.warm import stored_scores
 
         found = [
-            (candidate, float(searcher.objective(scores)[0]), scores.dense("value")[0])
+            (candidate, float(searcher.objective(scores)[0]), scores.judged()[0])
             for candidate, scores in stored_scores(problem, start, "text")
             if isinstance(candidate, TextPrompt)
         ]

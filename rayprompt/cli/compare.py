@@ -44,7 +44,7 @@ SEARCHERS = "random,nevergrad"
 COLUMNS = (
     *("task", "model", "kind", "name", "runs", "rank", "letters", "indistinguishable_from"),
     *("test", "test_low", "test_high", "test_top3", "dev", "score", "objective", "area_score"),
-    *("evaluations", "tokens", "device_seconds", "price", "tokens_per_use"),
+    *("evaluations", "tokens", "device_seconds", "price", "tokens_per_use", "failed"),
 )
 RESUME = {"resume", "scorers", "gpus_per_scorer", "address", "json_", "format_"}
 
@@ -223,7 +223,9 @@ def as_csv(found: Comparison) -> str:
             alike = " ".join(row["indistinguishable_from"])
             means = [_mean(row.get(name)) for name in ("test_top3", "dev", "score", "objective", "area_score")]
             costs = [cost.get(name) for name in ("evaluations", "tokens", "device_seconds", "price", "tokens_per_use")]
-            writer.writerow([*where, *about, alike, *_three(row["test"]), *means, *costs])
+            writer.writerow([*where, *about, alike, *_three(row["test"]), *means, *costs, row.get("failed", 0)])
+        for row in table.get("without_runs", []):
+            writer.writerow([*where, "searcher", row["searcher"], 0, *[None] * (len(COLUMNS) - 6), row["failed"]])
         for row in table["baselines"]:
             kind = "white box" if row["white_box"] else "baseline"
             per_use = row.get("tokens_per_use")
@@ -260,9 +262,9 @@ def _cells(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
         head += [table["objective"] or "", "area", "to target", "device s", "tokens"]
     rows = [tuple(head)]
     for row in table["rows"]:
-        most = max(row["runs"] for row in table["rows"])
         label = row["searcher"] + ("*" if row["stopped"] else "")
-        label += f" ({row['runs']} of {most} runs)" if row["runs"] < most else ""
+        planned = max(row["runs"] + row.get("failed", 0), *(row["runs"] for row in table["rows"]))
+        label += f" ({row['runs']} of {planned} runs)" if row["runs"] < planned else ""
         rank = "" if row["rank"] is None else f"{row['rank']:.2f}"
         cells = [label, *_shown(row["test"]), row["letters"], rank]
         cells += [_number(row["test_top3"]), _number(row["dev"]), _number(row["score"])]
@@ -270,6 +272,9 @@ def _cells(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
             cells += [_number(row.get("objective")), _number(row.get("area_objective") or row["area_score"])]
             cells += [_reached(row["to_target"]), f"{row['cost']['device_seconds']:.1f}", _short(row["cost"]["tokens"])]
         rows.append(tuple(cells))
+    for row in table.get("without_runs", []):
+        label = f"{row['searcher']} (0 of {row['failed']} runs)"
+        rows.append((label, "failed", *[""] * (len(head) - 2)))
     for row in table["baselines"]:
         cells = [f"({row['name']}{', white box' if row['white_box'] else ''})", *_shown(row["test"]), "", ""]
         cells += ["", _number(row.get("dev")), "", _number(row.get("objective"))]
@@ -282,6 +287,10 @@ def _below(table: Mapping[str, Any]) -> list[str]:
     tests = table["tests"].get("test", {"pairs": [], "alpha": 0.05})
     apart = [p for p in tests["pairs"] if p["p_holm"] <= tests["alpha"]]
     lines = []
+    ran = sum(row["runs"] for row in table["rows"])
+    failed = sum(row.get("failed", 0) for row in [*table["rows"], *table.get("without_runs", [])])
+    if failed:
+        lines.append(f"means over {ran} of {ran + failed} runs: those that failed have no value and are left out")
     for pair in apart:
         low, high = pair["difference"]["ci95"] or (float("nan"), float("nan"))
         size = f"{pair['difference']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"

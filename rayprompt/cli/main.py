@@ -46,6 +46,7 @@ from rayprompt.cli.report import report
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.racing import ERROR
 from rayprompt.task import PARTS, load_task
+from rayprompt.unanswered import shown
 
 # Typer brings a click of its own in some versions and uses the installed one in others: the base of what it raises.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -254,6 +255,8 @@ def evaluate(
     result = run(candidate, problem, on=on, store=store, cluster=Cluster(address, scorers, gpus_per_scorer))
     if result.truncated:
         note(f"{result.truncated} of {result.estimate.n} texts were truncated to fit {result.model}")
+    if line := shown({on: result.unanswered}):
+        note(line)
     text = f"the soft prompt of {prompt_file}" if isinstance(result.prompt, SoftPrompt) else repr(result.prompt.text)
     print(f"{text} on {result.task} {on}, {result.model}: {result.estimate.metric} {result.estimate}")
     if result.style is not None:
@@ -306,8 +309,11 @@ def score(
     report = score_file(problem, prompts, out, on=on, store=store, cluster=cluster, demonstrations=demonstrations)
     if report["truncated"]:
         note(f"{report['truncated']} texts were truncated with the longest prompt, to fit {model}")
+    if line := shown({on: report["unanswered"]}):
+        note(line)
     for row in report["prompts"]:
-        print(f"{row['value']:.3f}  {row['text']}")
+        value = "-".ljust(5) if row["value"] is None else f"{row['value']:.3f}"
+        print(f"{value}  {row['text']}")
     if json_:
         print_json(report)
 

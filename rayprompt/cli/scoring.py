@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from rayprompt.study.evaluate import score
 from rayprompt.study.results import SCORE_SCHEMA
 from rayprompt.study.session import Cluster
 from rayprompt.tables import read_prompts
+
+
+def number(value: float | None) -> float | None:
+    """For JSON; None where a prompt got no answer at all, or its LM gives no such value."""
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def score_file(
@@ -77,7 +83,7 @@ def score_file(
         "model": problem.lm.name,
         "metric": problem.task.metric,
         "prompts": [
-            {"text": text, "key": c.key, "value": float(v), "cross_entropy": None if x is None else float(x)}
+            {"text": text, "key": c.key, "value": number(v), "cross_entropy": number(x)}
             for text, c, v, x in zip(texts, scores.candidates, values, likelihood, strict=True)
         ],
         "unanswered": tally_of([scores]),

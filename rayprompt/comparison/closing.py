@@ -237,6 +237,7 @@ def _outcome(closer: Closer, ended: Ended, choice: Choice, dev_curve: Sequence[t
         curve=tuple(tuple(row) for row in ended.trace.rows),
         dev_curve=tuple(dev_curve),
         race=race_of(report["race_error"], report) if report.get("race_error") else None,
+        unanswered={"train": report["unanswered"], **closing.unanswered} if report.get("unanswered") else {},
     )
 
 

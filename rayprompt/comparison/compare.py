@@ -50,6 +50,7 @@ from rayprompt.study.results import write_json
 from rayprompt.study.session import Cluster, connected, loaded
 from rayprompt.study.trackers import Trackers
 from rayprompt.task import Task
+from rayprompt.unanswered import shown
 
 SEEDS = 5
 
@@ -364,7 +365,13 @@ def _verdict(
     tables: tuple[dict[str, Any], ...] = ()
     if outcomes:
         tables = tables_of(
-            outcomes, baselines, budget=job.budget, reference=job.entries[0].group, target=target, prices=prices
+            outcomes,
+            baselines,
+            budget=job.budget,
+            reference=job.entries[0].group,
+            target=target,
+            prices=prices,
+            failed=[run for run in job.runs if run.name in failed],
         )
     return Comparison(
         runs=tuple(outcomes),
@@ -407,6 +414,9 @@ def _remarks(job: Job, outcomes: Sequence[RunOutcome], tables: Sequence[Mapping[
                 f"{group} is the best on dev of {number} configurations, which had {number} times the budget of a "
                 "searcher with fixed settings; in the tests it has the advantage of that choice"
             )
+    for run in outcomes:
+        if line := shown(run.unanswered):
+            remarks.append(f"{run.name}: {line}")
     for table in tables:
         remarks += [table["tests"]["test"]["remark"]] if table["tests"] and table["tests"]["test"]["remark"] else []
         if table["task"] is not None and table["objective"] is None:

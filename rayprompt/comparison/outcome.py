@@ -56,7 +56,7 @@ class RunOutcome(RunIdentity):
         top: test of the best on dev (three, where there are so many), the winner first.
         finalists: the best on train, with their train and dev metric, in JSON form.
         decoded: for a soft winner, the text nearest to it, its dev and test.
-        p_value_manual: exact McNemar test against the manual prompt on test.
+        p_value_manual: paired test of the task metric against the manual prompt on test.
         best_objective, best_score: the best on train, of the search.
         evaluations, candidates: that the search asked for; ``tokens`` and ``device_seconds`` (of one scorer) are what
             those pairs cost, whoever had them scored.
@@ -66,6 +66,7 @@ class RunOutcome(RunIdentity):
         curve: rows (evaluations, own seconds, best objective, best score).
         dev_curve: rows (evaluations, own seconds, dev metric of the best by objective).
         race: where candidates raced, its error rate, how many were dropped, and the evaluations which that has spared.
+        unanswered: part -> how many pairs are unanswered, and why (:func:`rayprompt.unanswered.tally`).
     """
 
     end: str
@@ -91,6 +92,7 @@ class RunOutcome(RunIdentity):
     curve: tuple[tuple[float, ...], ...]
     dev_curve: tuple[tuple[float, ...], ...]
     race: Mapping[str, Any] | None = None
+    unanswered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def top_mean(self) -> float:
@@ -113,8 +115,9 @@ class RunOutcome(RunIdentity):
         top = tuple(Estimate.from_json(e) for e in form["top"])
         return cls(
             **{
-                **{f.name: form[f.name] for f in fields(cls) if f.name != "race"},
+                **{f.name: form[f.name] for f in fields(cls) if f.name not in ("race", "unanswered")},
                 "race": form.get("race"),
+                "unanswered": form.get("unanswered", {}),
                 **estimates,
                 **rows,
                 "top": top,

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayprompt.comparison.curves import Curve, grid_of, mean_curve, reaching
 from rayprompt.comparison.outcome import STOPPED, BaselineOutcome, RunOutcome
+from rayprompt.comparison.plan import Run as PlannedRun
 from rayprompt.comparison.significance import Interval, Ranking, Row, combined, compare_all, interval
 from rayprompt.errors import InputError, unknown
 
@@ -44,6 +45,7 @@ def tables_of(
     target: tuple[str, float] | None = None,
     prices: Prices | None = None,
     alpha: float = ALPHA,
+    failed: Sequence[PlannedRun] = (),
 ) -> tuple[dict[str, Any], ...]:
     """One table for each task and LM, and an overall one where there are several.
 
@@ -54,16 +56,19 @@ def tables_of(
         target: ``best_score`` or ``best_objective``, and the value to be reached.
         prices: of scoring.
         alpha: level of the tests, all pairs of a table together (Holm).
+        failed: runs that have no outcome. They are in no mean, so the tables say how many there are.
     """
     pairs = list(dict.fromkeys((run.task, run.model) for run in runs))
     tables = []
     for task, model in pairs:
         mine = [run for run in runs if (run.task, run.model) == (task, model)]
         others = [b for b in baselines if (b.task, b.model) == (task, model)]
-        tables.append(_table(task, model, mine, others, budget, reference, target, prices or Prices(), alpha))
+        table = _table(task, model, mine, others, budget, reference, target, prices or Prices(), alpha)
+        lost = [run for run in failed if (run.stratum[0], run.stratum[2]) == (task, model)]
+        tables.append(_with_failed(table, mine, lost))
     if len(pairs) > 1:
         mine = [r for task, model in pairs for r in chosen([r for r in runs if (r.task, r.model) == (task, model)])]
-        overall = _overall(mine, baselines, pairs, alpha)
+        overall = _with_failed(_overall(mine, baselines, pairs, alpha), mine, failed)
         tables += [overall] if overall["rows"] else []
     return tuple(tables)
 
@@ -109,6 +114,19 @@ def parse_target(text: str | float | None) -> tuple[str, float] | None:
         raise ValueError
     except ValueError:
         raise InputError(f"--target {text}: must be a number, or NAME=NUMBER with {' or '.join(TARGETS)}") from None
+
+
+def _with_failed(table: dict[str, Any], runs: Sequence[RunOutcome], failed: Sequence[PlannedRun]) -> dict[str, Any]:
+    """The table with the number of ``failed`` runs of each row; ``without_runs`` are searchers that have no other."""
+    stands = {run.group: run.searcher for run in chosen(runs)}
+    for row in table["rows"]:
+        label = stands[row["searcher"]]
+        row["failed"] = sum((run.entry.group, run.entry.label) == (row["searcher"], label) for run in failed)
+    missing = dict.fromkeys(run.entry.group for run in failed if run.entry.group not in stands)
+    table["without_runs"] = [
+        {"searcher": group, "failed": sum(run.entry.group == group for run in failed)} for group in missing
+    ]
+    return table
 
 
 def _count(runs: Sequence[RunOutcome], label: str) -> int:

@@ -209,6 +209,10 @@ def _pooled(arena: Arena) -> tuple[list[Row], list[str]]:
             named = ", ".join(dict.fromkeys(run.study for run in ours))
             label += f" ({key[1]:,} evaluations)" if len(budgets) == labels.count(label) else f" ({named})"
         whole = [run for run in ours if run.dev is not None]
+        if 0 < len(whole) < len(ours):
+            remarks.append(
+                f"{label}: dev and test are means over {len(whole)} of {len(ours)} runs; the others have none"
+            )
         rows.append(
             Row(
                 label,

@@ -20,6 +20,7 @@ from rayprompt.study.results import SEARCH_SCHEMA, go_on
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.trace import FOLDER, read_run
 from rayprompt.tables import read_json
+from rayprompt.unanswered import shown
 
 MANIFEST = "study.yaml"
 COMMANDS = {"rayprompt.study": "search", "rayprompt.comparison": "compare"}
@@ -105,6 +106,8 @@ def _search(path: Path, record: Mapping[str, Any]) -> Study:
         )
     if result["test_opened"] > 1:
         remarks.append(f"test was opened {result['test_opened']} times, with a growing budget")
+    if line := shown(result.get("unanswered") or {}):
+        remarks.append(line)
     if result.get("race"):
         remarks.append(f"candidates raced: {race_line([result['race']])}")
     if result.get("proxy_model"):

@@ -20,7 +20,6 @@ from rayprompt.scoring.replay import ReplayPool
 from rayprompt.store.writer import ShardWriter
 from rayprompt.unanswered import Reason, tally
 
-
 TRIED = 3  # candidates without an answer on an example, after which it is not asked any more
 
 
@@ -86,6 +85,7 @@ class Evaluator:
         self.report = report
         self.longest_prompt = 0
         self.candidates = 0  # of which a pair was asked for
+        self.pairs = 0  # that were asked for
         digests = list(examples) if examples is not None else [str(i) for i in range(len(part))]
         self.digests = digests
         self.samples = part.samples
@@ -106,6 +106,7 @@ class Evaluator:
         """Take these pairs (``PairTable.asked_state``), and no others, as asked for by this search."""
         self.table.restore_asked(state)
         self.candidates = len(state["whole"]) + len(state["part"])
+        self.pairs = int(self.table.asked.sum())
 
     def score(
         self,
@@ -171,7 +172,7 @@ class Evaluator:
         if self.skipped.any():
             counts[Reason.SKIPPED] = int((~asked[asked.any(axis=1)][:, self.skipped]).sum())
         unanswerable = self._unanswerable()[:: self.samples]
-        pairs = int(asked.sum()) + int(counts[Reason.SKIPPED])
+        pairs = self.pairs + int(counts[Reason.SKIPPED])
         return tally(pairs, counts.tolist(), np.sort(self.position[:: self.samples][unanswerable]).tolist())
 
     def known(self, candidates: Sequence[Candidate]) -> Scores:
@@ -223,6 +224,7 @@ class Evaluator:
             count = np.cumsum(new.reshape(-1)).reshape(new.shape)
             new &= count <= self.ledger.remaining
             self.ledger.charge(int(new.sum()))
+        self.pairs += int(new.sum())
         self.candidates += int((new.any(axis=1) & ~asked.any(axis=1)).sum())
         self.table.asked[rows] |= new
         return new

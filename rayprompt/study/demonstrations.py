@@ -61,7 +61,8 @@ def from_study(path: Path) -> Demonstrations:
     texts = dict(zip(known.column("candidate").to_pylist(), known.column("text").to_pylist(), strict=True))
     pairs = store.pairs(part="train", split=about["split"])
     keys, digests, values = (pairs.column(name).to_pylist() for name in ("candidate", "example", "value"))
-    rows = enumerate(zip(keys, digests, values, strict=True))  # a pair without an answer is none
+    # An unanswered pair is no wrong answer to learn from: it is left out.
+    rows = enumerate(zip(keys, digests, values, strict=True))
     keep = [i for i, (key, digest, v) in rows if key in texts and digest in examples and not math.isnan(v)]
     if not keep:
         raise InputError(f"{path}: no scores of text prompts on train")

@@ -74,9 +74,9 @@ class Result:
         proxy_model: the LM that was searched on, where that was not ``model``.
         searcher_metrics: what the searcher says of itself, such as why CMA-ES began anew.
         race: where candidates raced, its error rate, how many were dropped, and the evaluations which that has spared.
-        unanswered: part -> how many pairs there were, how many of them are unanswered, by reason, and the positions of the
-            examples on which no prompt got an answer (:func:`rayprompt.unanswered.tally`). On train of the whole search,
-            on dev and test of the prompts that were measured.
+        unanswered: part -> how many pairs there were, how many of them are unanswered, by reason, and the positions of
+            the examples on which no prompt got an answer (:func:`rayprompt.unanswered.tally`). On train of the whole
+            search, on dev and test of the prompts that were measured.
         top: where the searcher alone nominates for dev, as papers do: test of the three best on dev, winner first.
     """
 

@@ -53,9 +53,9 @@ def estimate(
 ) -> Estimate:
     """The metric of the one candidate in ``scores``: Wilson's interval for accuracy, else the bootstrap's.
 
-    An unanswered pair counts as not right: a prompt with which the LM fails is no better for it. So ``n`` is all examples
-    of the part. Values between right and wrong, of a graded scorer or of several samples, get the bootstrap's interval
-    over examples.
+    An unanswered pair counts as not right: a prompt with which the LM fails is no better for it. So ``n`` is all
+    examples of the part. Values between right and wrong, of a graded scorer or of several samples, get the bootstrap's
+    interval over examples.
     """
     n = len(gold)
     if metric in ("accuracy", "best_sample"):

@@ -184,7 +184,7 @@ class DeskActor:
 
     async def counts(self) -> dict[str, Any]:
         """The ledger, and the candidates."""
-        return self._counts()
+        return {**self._counts(), "unanswered": self.evaluator.unanswered()}
 
     async def flush(self) -> None:
         """Write what is not written yet."""
@@ -197,8 +197,7 @@ class DeskActor:
             await self._in_turn(self.evaluator.writer.close)
 
     def _counts(self) -> dict[str, Any]:
-        counts = {"candidates": self.evaluator.candidates, "unanswered": self.evaluator.unanswered()}
-        return {**asdict(self.ledger), **counts}
+        return {**asdict(self.ledger), "candidates": self.evaluator.candidates}
 
     def _report(self) -> dict[str, Any]:
         best = {"best_score": self.best_score, "best_objective": self.best_objective}
