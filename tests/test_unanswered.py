@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,30 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from conftest import finish, plan_of
 
+from rayprompt.budget import Ledger
 from rayprompt.candidate import TextPrompt
+from rayprompt.errors import InputError
 from rayprompt.objective import OBJECTIVES, pair_values
 from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import PairError, Scores, right, tally_of
+from rayprompt.scoring.actor import ScorerInfo
+from rayprompt.scoring.endpoint import RemoteTable
+from rayprompt.scoring.evaluator import Evaluator
+from rayprompt.scoring.pool import Cost
+from rayprompt.scoring.unloaded import UnloadedPool
+from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import ShardWriter
+from rayprompt.study.loop import SearchLoop
 from rayprompt.study.statistics import answers as answers_of
 from rayprompt.study.statistics import estimate, f1_permutation, paired_test, wilson
 from rayprompt.study.statistics import test_name as name_of_test
-from rayprompt.unanswered import Reason
+from rayprompt.study.warm import stored_scores
+from rayprompt.unanswered import Reason, shown
+from searchers.random import RandomSearcher
 
 CONTEXT = Context({"model": "m"})
 EXAMPLES = [f"example{i}" for i in range(4)]
@@ -306,3 +319,152 @@ def test_prompts_of_equal_accuracy_may_differ_in_f1() -> None:
     assert paired_test("f1", one, other, gold) < 0.01
     assert name_of_test("f1", gold.astype(float)) == "paired permutation test"
     assert name_of_test("accuracy", gold.astype(float)) == "exact McNemar"
+
+
+# Searches
+
+
+class Filtering(UnloadedPool):
+    """Made-up scores, drawn by prompt and example; some pairs have no answer. ``asked``: (prompt, example) in order."""
+
+    deterministic = False
+
+    def __init__(self, problem: Problem, refused: Collection[int] = (), failed: float = 0.0) -> None:
+        self.source = problem.lm
+        self.infos = [ScorerInfo("test", "test", 1, "", 0, 0.0, ())]
+        self.shapes, self.device_class = RemoteTable("test", "test"), "test"  # type: ignore[assignment]
+        self.refused, self.failed = set(refused), failed
+        self.asked: list[tuple[tuple[int, ...], int]] = []
+
+    def answers(
+        self, part: Any, prompts: Any, prompt: Any, example: Any, *more: Any, **how: Any
+    ) -> Iterator[tuple[Any, Answers, Cost]]:
+        found = Answers.empty(len(prompt), len(part.labels))
+        for i, (ids, e) in enumerate(zip([tuple(prompts[p]) for p in prompt], example.tolist(), strict=True)):
+            self.asked.append((ids, e))
+            draw = np.random.default_rng([len(ids), *ids, e])
+            p = draw.dirichlet(np.ones(len(part.labels)))
+            found.label_log_probs[i] = np.log(p)
+            if e in self.refused or draw.random() < self.failed:
+                found.reason[i] = Reason.REFUSED if e in self.refused else Reason.FAILED
+        found.tokens[:] = 7
+        yield np.arange(len(prompt)), found, Cost(len(prompt))
+
+    def no_lm(self) -> InputError:
+        return InputError("there is none")
+
+
+class Fours(RandomSearcher):
+    generation = 4
+
+
+def loop_of(few: Problem, pool: Filtering, folder: Path, budget: int, **more: Any) -> SearchLoop:
+    return SearchLoop(Fours(few.for_search(), seed=3), pool, plan_of(folder, budget, **more))
+
+
+def test_an_example_that_nobody_can_answer_is_not_paid_for_again(few: Problem) -> None:
+    """Against a plain loop over sets: who is asked for what, and what is charged, generation by generation."""
+    pool = Filtering(few, refused=[2, 9], failed=0.2)
+    evaluator = Evaluator(pool, few.part("train"), few.gold, Ledger(16 * 11), examples=few.digests("train"))
+    asked: dict[str, set[int]] = {}
+    answered: set[tuple[str, int]] = set()
+    left = 16 * 11
+    for sizes in ((0, 1), (1, 2), (3, 7), (7, 20)):
+        prompts = [few.prompt(f"good {'very ' * i}") for i in range(*sizes)]
+        before = len(pool.asked)
+        scores = evaluator.score(prompts, [few.token_ids(p) for p in prompts])
+        out = {
+            e
+            for e in range(16)
+            if sum(e in of for of in asked.values()) >= 3 and not any((key, e) in answered for key in asked)
+        }
+        wanted = [(p, e) for p in prompts for e in range(16) if e not in out][:left]
+        left -= len(wanted)
+        assert pool.asked[before:] == [(tuple(few.token_ids(p)), e) for p, e in wanted]
+        assert evaluator.ledger.remaining == left
+        for p, e in wanted:
+            asked.setdefault(p.key, set()).add(e)
+        answered |= {(scores.candidates[c].key, e) for c, e in zip(scores.candidate, scores.example, strict=True)}
+        skipped = {(e.candidate, e.example) for e in scores.errors if e.reason == Reason.SKIPPED}
+        assert skipped == {(c, e) for c in range(len(prompts)) for e in out}
+    assert left == 0
+    assert out == {2, 9}
+    found = evaluator.unanswered()
+    assert found["examples"] == [2, 9]
+    assert found["reasons"]["refused"] == 2 * 6  # three generations, after which it is seen
+    assert found["reasons"]["skipped"] == 2 * (len(asked) - 6)
+    assert found["pairs"] == 16 * 11 + found["reasons"]["skipped"]
+
+
+def test_candidates_are_compared_where_one_example_is_always_refused(few: Problem, tmp_path: Path) -> None:
+    pool, budget = Filtering(few, refused=[5]), 16 * 12
+    loop = finish(loop_of(few, pool, tmp_path, budget))
+    report = loop.report()
+    assert loop.end == "budget"
+    assert loop.ledger.evaluations == len(pool.asked) == len(set(pool.asked)) == budget
+    assert sum(e == 5 for _, e in pool.asked) == 4  # the first generation, and no other
+    best = loop.finalists.best[0]
+    assert best.complete
+    assert best.n == 16
+    assert 0 < best.metric < 1
+    values = [slow_metric(pool, few, f.candidate, {5}) for f in loop.finalists.best]
+    assert [f.metric for f in loop.finalists.best] == pytest.approx(values)
+    assert report["unanswered"]["examples"] == [5]
+    assert shown({"train": report["unanswered"]}).endswith("no prompt got an answer on example 6")
+
+
+def slow_metric(pool: Filtering, few: Problem, candidate: Any, refused: set[int]) -> float:
+    """Accuracy of a prompt by the pool's own draws, with what is refused as not right."""
+    ids = few.token_ids(candidate)
+    draws = [np.random.default_rng([len(ids), *ids, e]).dirichlet(np.ones(2)) for e in range(16)]
+    return sum(e not in refused and p.argmax() == few.gold[e] for e, p in enumerate(draws)) / 16
+
+
+def test_a_search_that_is_resumed_skips_the_same_and_asks_nothing_twice(few: Problem, tmp_path: Path) -> None:
+    budget = 16 * 14 + 5
+    quiet = Filtering(few, refused=[5, 11], failed=0.1)
+    whole = finish(loop_of(few, quiet, tmp_path / "whole", budget))
+    again = Filtering(few, refused=[5, 11], failed=0.1)
+    first = finish(loop_of(few, again, tmp_path / "cut", 16 * 9), steps=2)
+    first.writer.flush()  # and it dies: no snapshot
+    second = finish(loop_of(few, again, tmp_path / "cut", 16 * 9))
+    second.close()
+    last = finish(loop_of(few, again, tmp_path / "cut", budget))
+    assert len(set(again.asked)) == len(again.asked)
+    assert sorted(again.asked) == sorted(quiet.asked)
+    assert last.finalists.best == whole.finalists.best
+    assert last.ledger.evaluations == whole.ledger.evaluations == budget
+    assert last.report()["unanswered"] == whole.report()["unanswered"]
+
+
+@pytest.mark.parametrize("failed", [0.0, 0.15])
+def test_a_race_goes_on_over_pairs_without_an_answer(few: Problem, tmp_path: Path, failed: float) -> None:
+    pool = Filtering(few, refused=[3], failed=failed)
+    loop = finish(loop_of(few, pool, tmp_path, 16 * 40, race=0.2))
+    assert loop.ledger.evaluations == len(pool.asked) == 16 * 40
+    assert loop.racer is not None
+    assert loop.racer.dropped > 0
+    assert math.isfinite(loop.best_score)
+    assert all(f.complete and f.n == 16 for f in loop.finalists.best)
+    assert sum(e == 3 for _, e in pool.asked) == 4
+
+
+def test_an_lm_that_answers_nothing_finds_nothing_and_spends_little(few: Problem, tmp_path: Path) -> None:
+    """Local NaN, as when fp16 overflows, or a service that fails each input but the harmless one."""
+    pool = Filtering(few, refused=range(16))
+    loop = finish(loop_of(few, pool, tmp_path, 16 * 40))
+    assert loop.end == "stalled"
+    assert loop.finalists.best == []
+    assert loop.ledger.evaluations == 16 * 4
+
+
+def test_a_warm_start_takes_prompts_of_a_store_with_an_unanswerable_example(few: Problem, tmp_path: Path) -> None:
+    loop = finish(loop_of(few, Filtering(few, refused=[5], failed=0.1), tmp_path, 16 * 12))
+    loop.close()
+    told = {c.key: s for c, s in stored_scores(few, tmp_path, "text")}
+    assert len(told) >= 12
+    for finalist in loop.finalists.best:
+        scores = told[finalist.candidate.key]
+        assert scores.complete().all()
+        assert loop.searcher.objective(scores)[0] == pytest.approx(finalist.objective)
+        assert np.isnan(scores.judged()[0, 5])

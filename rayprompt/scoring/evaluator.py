@@ -169,11 +169,11 @@ class Evaluator:
         columns = np.flatnonzero(table.unanswered)
         reason = np.where(asked[:, columns], table.reason[:used][:, columns], Reason.ANSWERED)
         counts = np.bincount(reason.reshape(-1), minlength=len(Reason))
-        if self.skipped.any():
-            counts[Reason.SKIPPED] = int((~asked[asked.any(axis=1)][:, self.skipped]).sum())
-        unanswerable = self._unanswerable()[:: self.samples]
+        unanswerable = self._unanswerable()
+        if self.skips and unanswerable.any():
+            counts[Reason.SKIPPED] = int((~asked[asked.any(axis=1)][:, unanswerable]).sum())
         pairs = self.pairs + int(counts[Reason.SKIPPED])
-        return tally(pairs, counts.tolist(), np.sort(self.position[:: self.samples][unanswerable]).tolist())
+        return tally(pairs, counts.tolist(), np.sort(self.position[unanswerable])[:: self.samples].tolist())
 
     def known(self, candidates: Sequence[Candidate]) -> Scores:
         """What was asked for so far of ``candidates`` (C); nothing is scored or charged."""
