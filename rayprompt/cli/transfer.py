@@ -115,7 +115,8 @@ def _legend(found: Transfer) -> list[str]:
     if any(cell.better is False for cell in found.cells):
         lines.append("* not better than that LM's manual prompt, at 5 %")
     if found.cells[0].p_holm is not None:
-        lines.append(f"p: paired on test (exact McNemar; permutations of graded values), Holm's for {len(found.cells)}")
+        how = "permutations" if found.metric == "f1" else "exact McNemar; permutations of graded values"
+        lines.append(f"p: paired on test ({how}), Holm's for {len(found.cells)}")
     return lines
 
 

@@ -47,15 +47,24 @@ class ProgressCallback(Callback):
         self.budget = budget
         self.runs = runs
         self.ended = ended
+        self.unanswerable: dict[str, set[int]] = {}  # search -> examples that were named
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         config = result.get("config", {})
+        name = config.get("run") or f"{config.get('searcher', '')} s{config.get('seed', '')}"
+        named = self.unanswerable.setdefault(name, set())
+        new = sorted(set((result.get("unanswered") or {}).get("examples", ())) - named)
+        named.update(new)
+        if new:
+            which = ", ".join(str(i + 1) for i in new)
+            said = f"{name}: no prompt gets an answer on train example {which}; it is not asked again"
+            self.listener(Progress("start", said))
         self.listener(
             Progress(
                 phase="search",
-                search=config.get("run") or f"{config.get('searcher', '')} s{config.get('seed', '')}",
+                search=name,
                 evaluations=int(result.get("evaluations", 0)),
                 budget=self.budget,
                 best_score=float(result.get("best_score", float("nan"))),
@@ -70,4 +79,4 @@ class ProgressCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune snapshots callbacks; what shows the progress is not part of the experiment.
-        return {"listener": silent, "budget": self.budget, "runs": self.runs, "ended": self.ended}
+        return {**self.__dict__, "listener": silent}

@@ -11,6 +11,8 @@ from typing import Any
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.utils import flatten_dict
 
+from rayprompt.unanswered import share_of
+
 
 class PromptBoard(TBXLoggerCallback):
     """Tune's TensorBoard logger, which leaves texts out, with the best prompt added whenever it changes.
@@ -31,6 +33,9 @@ class PromptBoard(TBXLoggerCallback):
         """Scalars of a report, and the prompt where it is another one."""
         told = {**result, "searcher": None, "config": None}
         numbers = {**finite(told), **{f"searcher/{k}": v for k, v in finite(result.get("searcher") or {}).items()}}
+        found = result.get("unanswered") or {}
+        if found.get("unanswered"):
+            numbers["unanswered_share"] = share_of(found)
         super().log_trial_result(iteration, trial, numbers)
         prompt = str(result.get("best_prompt") or result.get("best_key", ""))
         if prompt and self._shown.get(trial) != prompt:

@@ -136,7 +136,7 @@ def stored_scores(problem: Problem, location: str | Path, kind: str) -> Iterator
         first = np.array([table.columns[d] for d in examples])
         columns = (first[:, None] + np.arange(part.samples)).reshape(-1)
         known = table.known[: len(table)]
-        whole = (known | table.unanswerable(known, TRIED)).all(axis=1) & known.any(axis=1)
+        whole = np.asarray((known | table.unanswerable(known, TRIED)).all(axis=1) & known.any(axis=1))
         for key in [k for k, row in table.rows.items() if k in by_key and whole[row]]:
             candidate = candidate_from_json(json.loads(by_key[key]))
             row = np.full(len(columns), table.rows[key])
