@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -15,12 +17,14 @@ from scipy import stats
 
 import rayprompt
 from rayprompt import InputError
+from rayprompt.cli.compare import as_csv, as_markdown, as_text
 from rayprompt.cli.leaderboard import Leaderboard
 from rayprompt.cli.main import app
 from rayprompt.cli.main import run as run_command
 from rayprompt.comparison.job import Job, problems_of
-from rayprompt.comparison.outcome import RunOutcome
-from rayprompt.comparison.plan import entries_of, runs_of
+from rayprompt.comparison.outcome import Comparison, RunOutcome
+from rayprompt.comparison.plan import Entry, entries_of, runs_of
+from rayprompt.comparison.plan import Run as Planned
 from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.significance import permutation_p_value
 from rayprompt.comparison.tables import Prices, tables_of
@@ -97,6 +101,36 @@ def test_a_searcher_without_runs_on_a_split_has_no_place() -> None:
     (table,) = tables_of(other, [], budget=10, reference="a")
     assert {row["rank"] for row in table["rows"]} == {None}
     assert table["tests"] == {}
+
+
+def test_runs_that_failed_are_told_beside_the_means() -> None:
+    """Means over the runs that are left may flatter: the table says how many there are."""
+    values = {0: 0.6, 1: 0.8, 2: 0.7, 4: 0.9}  # seed 3 failed
+    runs = [outcome("a", "x", seed, value, [(10, value)]) for seed, value in values.items()]
+    runs += [outcome("b", "x", seed, 0.5, [(10, 0.5)]) for seed in range(5)]
+    entries = {name: Entry(name, name, "random") for name in "abc"}
+    lost = [Planned("a-s3", entries["a"], ("t", "x", "m"), 3)]
+    lost += [Planned(f"c-s{seed}", entries["c"], ("t", "x", "m"), seed) for seed in range(5)]
+    (table,) = tables_of(runs, [], budget=10, reference="a", failed=lost)
+    rows = {row["searcher"]: row for row in table["rows"]}
+    assert (rows["a"]["runs"], rows["a"]["failed"]) == (4, 1)
+    assert (rows["b"]["runs"], rows["b"]["failed"]) == (5, 0)
+    assert rows["a"]["test"]["mean"] == pytest.approx(pd.Series(values).mean())
+    assert table["without_runs"] == [{"searcher": "c", "failed": 5}]
+    found = Comparison(
+        runs=tuple(runs), baselines=(), tables=(table,), budget=10, seeds=(0, 1, 2, 3, 4), study_dir=Path("s"),
+        store="s", seconds=1.0, report_evaluations=0, failed={run.name: "out of luck" for run in lost},
+    )  # fmt: skip
+    for text in (as_text(found), as_markdown(found)):
+        assert "a (4 of 5 runs)" in text
+        assert "c (0 of 5 runs)" in text
+        assert "means over 9 of 15 runs" in text
+    frame = pd.read_csv(io.StringIO(as_csv(found)))
+    assert frame.set_index("name")[["runs", "failed"]].to_dict("index") == {
+        "a": {"runs": 4, "failed": 1}, "b": {"runs": 5, "failed": 0}, "c": {"runs": 0, "failed": 5},
+    }  # fmt: skip
+    (alone,) = tables_of(runs[:4], [], budget=10, reference="a", failed=lost[:1])  # nobody has more runs than it
+    assert "a (4 of 5 runs)" in as_text(dataclasses.replace(found, tables=(alone,)))
 
 
 def test_the_cost_of_drawn_settings_is_that_of_all_configurations() -> None:

@@ -19,6 +19,7 @@ from rayprompt.errors import InputError, ScoringError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
+from rayprompt.unanswered import Reason
 
 SAME = ("best_prompt", "train", "dev", "test", "baselines", "p_value", "finalists", "evaluations", "report_evaluations")
 
@@ -117,6 +118,36 @@ def test_refusals_of_everything_are_no_answers(server: Server, tmp_path: Path) -
     scores = rayprompt.score(PROMPTS, problem, on="test", store=tmp_path)
     assert not scores.errors
     assert scores.complete().all()
+
+
+@pytest.mark.usefixtures("ray_session", "trials_here")
+def test_one_example_that_is_always_refused_is_skipped_and_named(server: Server, studies: Path) -> None:
+    """A content filter on one train example: candidates are compared on the others, a resumed search skips it too."""
+    task = small()
+    server.refuse = task.examples("train")[4].fields["text"]
+    size = len(task.examples("train"))
+    told: list[str] = []
+    found = rayprompt.search(
+        task, model=server.model, budget=20 * size, out=studies / "one", listener=lambda p: told.append(p.message)
+    )
+    train = found.unanswered["train"]
+    assert train["examples"] == [4]
+    assert train["unanswered"] == train["reasons"]["refused"] + train["reasons"]["skipped"]
+    assert train["reasons"]["skipped"] > 0
+    assert found.evaluations <= 20 * size
+    refused = server.counts["400"]
+    assert refused == train["reasons"]["refused"]
+    rows = ScoreStore(studies / "one").pairs()
+    assert rows["reason"].to_pylist().count(int(Reason.REFUSED)) == refused
+    assert found.train.n == size
+    assert found.train.value > 0.3
+    assert any("no prompt gets an answer on train example 5" in message for message in told)
+    more = rayprompt.resume(studies / "one", task=task, budget=30 * size)
+    assert server.counts["400"] == refused
+    assert more.unanswered["train"]["reasons"]["refused"] == refused
+    again = rayprompt.search(task, model=server.model, budget=30 * size, out=studies / "whole")
+    for name in (*SAME, "unanswered"):
+        assert getattr(again, name) == getattr(more, name), name
 
 
 def refusing(status: int) -> Any:

@@ -19,6 +19,8 @@ from rayprompt.candidate import TextPrompt
 from rayprompt.errors import InputError
 from rayprompt.objective import OBJECTIVES, pair_values
 from rayprompt.pairs import Answers, PairTable
+from rayprompt.report.model import Run
+from rayprompt.report.rebuilt import rebuilt
 from rayprompt.scores import PairError, Scores, right, tally_of
 from rayprompt.scoring.actor import ScorerInfo
 from rayprompt.scoring.endpoint import RemoteTable
@@ -468,3 +470,18 @@ def test_a_warm_start_takes_prompts_of_a_store_with_an_unanswerable_example(few:
         assert scores.complete().all()
         assert loop.searcher.objective(scores)[0] == pytest.approx(finalist.objective)
         assert np.isnan(scores.judged()[0, 5])
+
+
+def test_a_report_of_a_search_that_died_counts_them_as_the_search_does(few: Problem, tmp_path: Path) -> None:
+    loop = finish(loop_of(few, Filtering(few, refused=[5], failed=0.1), tmp_path, 16 * 12))
+    loop.writer.flush()
+    run = Run(
+        name="one", searcher="random", group="random", settings={}, objective="accuracy", task="reviews",
+        split="default", model="m", seed=3, study="s", digest="d", budget=16 * 12, search="one",
+    )  # fmt: skip
+    for examples in (16, None):
+        found = rebuilt(run, str(tmp_path), examples)
+        assert found.evaluations == loop.ledger.evaluations
+        assert found.best_score == pytest.approx(loop.best_score)
+        assert len(found.finalists) == 5
+        assert max(f.train or 0 for f in found.finalists) == pytest.approx(loop.best_score)

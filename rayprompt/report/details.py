@@ -137,7 +137,7 @@ def _against(matrix: Matrix, part: str, first: int, second: int) -> Markup:
         tag("strong", names[1]),
         f" on {part}: better on {counts['wins']}, worse on {counts['losses']}, alike on {counts['alike']} of "
         f"{counts['n']} examples; p = {sign_test(counts['wins'], counts['losses']):.2g} "
-        f"({'exact McNemar' if here.binary else 'sign test'}).",
+        f"({'exact McNemar on right answers' if here.binary else 'sign test'}).",
     )
     a, b = here.values[first], here.values[second]
     lists = []

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from rayprompt.errors import RayPromptError
 from rayprompt.report.model import Finalist, Prompt, Run
+from rayprompt.scoring.evaluator import TRIED
 from rayprompt.store.store import ScoreStore
 
 BEST = 5
@@ -27,13 +28,15 @@ def rebuilt(run: Run, location: str, examples: int | None) -> Run:
     """
     try:
         store = ScoreStore(location)
-        sums = _sums(store, run.search)
+        skipped = _unanswerable(store, run.search)
+        sums = _sums(store, run.search, skipped)
         if not sums:
             return run
         asked = _asked(store, run.search) or dict.fromkeys(sums, 0)
     except RayPromptError:  # the store is elsewhere by now: the run is shown without a curve
         return run
-    whole = examples or max(count for count, _ in sums.values())
+    # Candidates differ in whether they were asked on examples that nobody answers, and in nothing else.
+    whole = max(count for count, _, _ in sums.values()) if examples is None else examples - len(skipped)
     rows: list[tuple[float, ...]] = []
     spent, best = 0, float("nan")
     generations: dict[int, list[str]] = {}
@@ -41,41 +44,63 @@ def rebuilt(run: Run, location: str, examples: int | None) -> Run:
         generations.setdefault(generation, []).append(key)
     for _, keys in sorted(generations.items()):
         for key in keys:
-            count, total = sums.get(key, (0, 0.0))
-            spent += count
-            if count >= whole and not total / count <= best:
-                best = total / count
+            count, total, more = sums.get(key, (0, 0.0, 0))
+            spent += count + more
+            if count >= max(1, whole) and not total / (count + len(skipped)) <= best:
+                best = total / (count + len(skipped))
         if rows and rows[-1][3] == best and len(rows) > 1 and rows[-2][3] == best:
             rows.pop()
         if best == best:
             rows.append((float(spent), float("nan"), float("nan"), best))
-    means = {key: total / count for key, (count, total) in sums.items() if count >= whole}
+    means = {key: total / (count + len(skipped)) for key, (count, total, _) in sums.items() if count >= max(1, whole)}
     keys = sorted(means, key=lambda key: -means[key])[:BEST]
     forms = _forms(store, run.search, keys)
     finalists = tuple(Finalist(Prompt.of(forms[key]), means[key], None) for key in keys if key in forms)
     return replace(run, evaluations=spent, best_score=best, curve=tuple(rows), finalists=finalists)
 
 
-def _sums(store: ScoreStore, search: str) -> dict[str, tuple[int, float]]:
-    """Candidate -> its pairs, and the sum of their values; a pair without an answer counts as not right."""
+def _unanswerable(store: ScoreStore, search: str) -> set[str]:
+    """The examples that the search asked three candidates or more on without an answer: it skips them."""
+
+    def reduce(table: pa.Table) -> pa.Table:
+        table = table.filter(pc.equal(table.column("sample"), 0))
+        found = {"example": table.column("example").cast(pa.string()), "answered": pc.is_finite(table.column("value"))}
+        return pa.table(found).group_by("example").aggregate([("answered", "count"), ("answered", "sum")])
+
+    columns = ["example", "sample", "value"]
+    pieces = store.reduced("scores", columns, reduce, search=search, part="train")
+    if not pieces:
+        return set()
+    sums = pa.concat_tables(pieces).group_by("example")
+    whole = sums.aggregate([("answered_count", "sum"), ("answered_sum", "sum")]).to_pydict()
+    rows = zip(whole["example"], whole["answered_count_sum"], whole["answered_sum_sum"], strict=True)
+    return {example for example, asked, answered in rows if asked >= TRIED and not answered}
+
+
+def _sums(store: ScoreStore, search: str, skipped: set[str]) -> dict[str, tuple[int, float, int]]:
+    """Candidate -> its pairs, the sum of their values (unanswered: 0), and its pairs on ``skipped`` examples."""
 
     def reduce(table: pa.Table) -> pa.Table:
         names = table.column("candidate")
         values = pc.if_else(pc.is_finite(table.column("value")), table.column("value"), 0.0)
-        pieces = pa.table({"candidate": names, "value": values}).unify_dictionaries().combine_chunks()
+        more = pc.is_in(table.column("example").cast(pa.string()), pa.array(sorted(skipped), pa.string()))
+        pieces = pa.table({"candidate": names, "value": values, "more": more}).unify_dictionaries().combine_chunks()
         codes = pieces.column("candidate").chunk(0) if len(pieces) else pa.array([], pa.string()).dictionary_encode()
-        grouped = pa.table({"code": codes.indices, "value": pieces.column("value")}).group_by("code", use_threads=False)
-        sums = grouped.aggregate([("value", "count"), ("value", "sum")])
+        table = pa.table({"code": codes.indices, "value": pieces.column("value"), "more": pieces.column("more")})
+        grouped = table.group_by("code", use_threads=False)
+        sums = grouped.aggregate([("value", "count"), ("value", "sum"), ("more", "sum")])
         return sums.append_column("candidate", codes.dictionary.take(sums.column("code")))
 
     counts: Counter[str] = Counter()
     totals: Counter[str] = Counter()
-    for piece in store.reduced("scores", ["candidate", "value"], reduce, search=search, part="train"):
-        rows = zip(*(piece.column(name).to_pylist() for name in ("candidate", "value_count", "value_sum")), strict=True)
-        for key, count, total in rows:
-            counts[key] += count
+    others: Counter[str] = Counter()
+    names = ("candidate", "value_count", "value_sum", "more_sum")
+    for piece in store.reduced("scores", ["candidate", "example", "value"], reduce, search=search, part="train"):
+        for key, count, total, more in zip(*(piece.column(name).to_pylist() for name in names), strict=True):
+            counts[key] += count - (more or 0)
             totals[key] += total
-    return {key: (count, totals[key]) for key, count in counts.items()}
+            others[key] += more or 0
+    return {key: (count, totals[key], others[key]) for key, count in counts.items()}
 
 
 def _asked(store: ScoreStore, search: str) -> dict[str, int]:

@@ -161,7 +161,7 @@
       const missing = [i, j].some((k) => !here.scored[k]);
       const why = part.value === "test" ? "test was not opened for one of them" : "one of them has no scores here";
       const counts = `better on ${wins}, worse on ${losses}, alike on ${n - wins - losses} of ${n} examples`;
-      const test = `p = ${p} (${here.binary ? "exact McNemar" : "sign test"}).`;
+      const test = `p = ${p} (${here.binary ? "exact McNemar on right answers" : "sign test"}).`;
       lead.append(one, " against ", other, missing ? `: ${why}.` : ` on ${part.value}: ${counts}; ${test}`);
       const list = make("ol");
       list.tabIndex = 0;
