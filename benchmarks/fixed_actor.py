@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rayprompt.lm.shapes import Layout
 from rayprompt.scoring.actor import ScorerActor
 from rayprompt.scoring.pool import ScoringPool
 
@@ -17,7 +18,7 @@ PASS_SECONDS = float(os.environ.get("FIXED_PASS_SECONDS", "0.05"))
 class FixedScorer:
     """In place of an LM: label log-probabilities from the numbers of prompt and example, after a fixed time a pass."""
 
-    dtype, token_bytes, tokens, cache_bytes, window = "float32", None, 512, 0.0, None
+    dtype, layout, tokens, cache_bytes, window = "float32", Layout("padded"), 512, 0.0, None
 
     def __init__(self) -> None:
         self.spent = 0.0

@@ -172,7 +172,9 @@ def _run(
             note(file.description)
         settings = {label: dict(own) for label, own in file.arguments.pop("settings", {}).items()}
         names = {"models": "model"}
-        options["lm"] = {**file.arguments.pop("lm", {}), **options["lm"]}
+        from rayprompt.lm.settings import from_file
+
+        options["lm"] = {**from_file(file.arguments.pop("lm", None)), **options["lm"]}
         options |= {k: v for k, v in file.arguments.items() if names.get(k, k) not in given}
     seen: set[tuple[str, str]] = set()
     for label, key, value in map(_setting, pairs):

@@ -177,7 +177,9 @@ def search(
                 "gpus_per_scorer": gpus_per_scorer,
             }
             options |= {name: value for name, value in file.arguments.items() if not is_given(context, name)}
-            options["lm"] = {**file.arguments.get("lm", {}), **parse_settings(lm or [], "--lm")}
+            from rayprompt.lm.settings import from_file
+
+            options["lm"] = {**from_file(file.arguments.get("lm")), **parse_settings(lm or [], "--lm")}
             options["settings"] = {**file.arguments.get("settings", {}), **parse_settings(set_ or [])}
             result = studies.search(**options, listener=display)
     show_result(result, to_stderr=json_)

@@ -311,7 +311,7 @@ def _same_device(job: Job, content: dict[str, Any], model: str, pool: ScoringPoo
     if was != now:
         raise InputError(f"{job.study}: the scorers of {model} were {was} when the comparison began, {now} now")
     for (task, split, name), problem in job.problems.items():
-        lines = pool.unkept({"train": problem.part("train")}) if name == model else []
+        lines = pool.notes({"train": problem.part("train")}) if name == model else []
         job.remarks += [f"task {task}, split {split}: {line}" for line in lines]
     write_manifest(job.study, content, COMPARISON_SCHEMA)
     return {"scorers": len(pool.infos), **now}

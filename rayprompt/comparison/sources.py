@@ -125,7 +125,7 @@ def _source(
         model=model["name"],
         model_location=model["location"],
         model_digest=model["digest"],
-        settings=LMSettings.of(model.get("settings")).with_tokens(model.get("tokens")),
+        settings=LMSettings.of(model.get("settings")).without(("trust_remote_code",)).with_tokens(model.get("tokens")),
         task=task["name"],
         task_location=task["location"],
         task_digest=task["digest"],

@@ -197,7 +197,7 @@ def hidden_stds(scorer: LMScorer, part: EncodedPart, block: SoftBlock, layers: S
         batches = [
             rows
             for _, rows in rows_of(
-                part, space, np.arange(count), scorer.device, rows=MEASURED_ROWS, tokens=MEASURED_TOKENS
+                part, space, np.arange(count), scorer.device, rows=scorer.rows(MEASURED_ROWS), tokens=MEASURED_TOKENS
             )
         ]
         states: list[torch.Tensor | None] = [None] * len(batches)

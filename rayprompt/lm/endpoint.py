@@ -75,7 +75,7 @@ class Remote(Causal):
     def matches(self, config: Any) -> bool:
         return False
 
-    def load(self, path: str, dtype: Any) -> Any:
+    def load(self, path: str, dtype: Any, *, trusted: bool = False) -> Any:
         raise ScoringError("an LM behind a service cannot be loaded here")
 
 

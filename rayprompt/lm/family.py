@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from rayprompt.errors import InputError
+from rayprompt.lm.checkpoint import CAUSAL, load_checked, read_config_of
 
 
 class Family:
@@ -35,23 +36,44 @@ class Family:
         found: int | None = tokenizer.mask_token_id
         return found
 
-    def decoder_inputs(self, config: Any, ids: Any, read: Any, front: int = 0) -> tuple[dict[str, Any], Any]:
+    def decoder_inputs(
+        self, config: Any, ids: Any, read: Any, front: int = 0, sizes: Any = None
+    ) -> tuple[dict[str, Any], Any]:
         """For ids (B, T) that are read at ``read`` (B,): what the model gets besides, and where the answer is read.
 
-        The first ``front`` ids stand for a soft prompt.
+        The first ``front`` ids stand for a soft prompt; of each row the first ``sizes`` (B,) ids are no padding.
         """
         return {}, read
+
+    def writes(self, config: Any) -> bool:
+        """Whether it can write completions: only where it reads from left to right and has no encoder."""
+        return not self.reads_mask and not config.is_encoder_decoder
+
+    @staticmethod
+    def _start(config: Any) -> int:
+        """The token that the decoder of an encoder-decoder LM begins with."""
+        found = getattr(config, "decoder_start_token_id", None)
+        if found is None and "t5" in config.model_type:
+            found = config.pad_token_id  # as T5 was trained
+        if found is None:
+            raise InputError("its config.json has no decoder_start_token_id, so its decoder cannot begin")
+        return int(found)
 
     def matches(self, config: Any) -> bool:
         """Whether a checkpoint with this transformers config belongs to the family."""
         raise NotImplementedError
 
-    def load(self, path: str, dtype: Any) -> Any:
-        """The model, in evaluation mode, on the CPU."""
+    def load(self, path: str, dtype: Any, *, trusted: bool = False) -> Any:
+        """The model, in evaluation mode, on the CPU; ``trusted``: Python code that comes with it may run.
+
+        Raises:
+            InputError: its files lack some of its tensors.
+        """
         import transformers
 
+        config = read_config_of(path, trusted=trusted)
         cls = getattr(transformers, self.auto_class)
-        return cls.from_pretrained(path, dtype=dtype, use_safetensors=True).eval()
+        return load_checked(cls, path, config=config, dtype=dtype, trust_remote_code=trusted)
 
 
 class Masked(Family):
@@ -63,7 +85,8 @@ class Masked(Family):
     several_tokens = False  # there is one mask
 
     def matches(self, config: Any) -> bool:
-        return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
+        ends = ("ForMaskedLM", "ForPreTraining", "WithLMHeadModel")
+        return any(name.endswith(ends) and name != "ReformerModelWithLMHead" for name in config.architectures or ())
 
 
 class Causal(Family):
@@ -75,8 +98,13 @@ class Causal(Family):
     answers_next = True
 
     def matches(self, config: Any) -> bool:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
         names = config.architectures or ()
-        return any(name.endswith(("ForCausalLM", "LMHeadModel")) and "Bert" not in name for name in names)
+        if config.get_text_config() is not config and KNOWN.get(config.model_type) in names:
+            return True  # of several modalities, of which text alone is given
+        decodes = bool(getattr(config, "is_decoder", False))
+        return any(name.endswith(CAUSAL) and ("Bert" not in name or "Decoder" in name or decodes) for name in names)
 
 
 class SpanFilling(Family):
@@ -99,11 +127,13 @@ class SpanFilling(Family):
             return None
         return int(tokenizer.convert_tokens_to_ids(self.SENTINEL))
 
-    def decoder_inputs(self, config: Any, ids: Any, read: Any, front: int = 0) -> tuple[dict[str, Any], Any]:
+    def decoder_inputs(
+        self, config: Any, ids: Any, read: Any, front: int = 0, sizes: Any = None
+    ) -> tuple[dict[str, Any], Any]:
         import torch
 
         sentinel = ids.gather(1, read[:, None])
-        start = sentinel.new_full(sentinel.shape, config.decoder_start_token_id)
+        start = sentinel.new_full(sentinel.shape, self._start(config))
         return {"decoder_input_ids": torch.cat([start, sentinel], dim=1)}, torch.ones_like(read)
 
 
@@ -113,16 +143,22 @@ class Denoising(Family):
     template = "encoder-decoder"
     auto_class = "AutoModelForSeq2SeqLM"
     reads_mask = True
+    WRAPS = ("mbart", "plbart")  # their text begins with its last token, which says its language
 
     def matches(self, config: Any) -> bool:
-        return bool(config.is_encoder_decoder) and "bart" in config.model_type
+        return bool(config.is_encoder_decoder) and ("bart" in config.model_type or config.model_type == "mvp")
 
-    def decoder_inputs(self, config: Any, ids: Any, read: Any, front: int = 0) -> tuple[dict[str, Any], Any]:
+    def decoder_inputs(
+        self, config: Any, ids: Any, read: Any, front: int = 0, sizes: Any = None
+    ) -> tuple[dict[str, Any], Any]:
         """The text shifted by one, as these LMs make it themselves; a soft prompt in front of it is not written."""
         import torch
 
         text = ids[:, front:]
-        start = text.new_full((len(text), 1), config.decoder_start_token_id)
+        if config.model_type in self.WRAPS and sizes is not None:
+            start = ids.gather(1, sizes[:, None] - 1)
+        else:
+            start = text.new_full((len(text), 1), self._start(config))
         return {"decoder_input_ids": torch.cat([start, text[:, :-1]], dim=1)}, read - front
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayprompt.lm.attention import NAME, Packing, as_loaded, packed, register
@@ -56,15 +58,45 @@ class LabelForward:
         self.layers: Layers | None = None
         self.attention: str = model.config._attn_implementation
         self.first_position = first_position(model)
+        self.takes_mask = accepts(model.forward, "attention_mask")
+        self.states = own_states(model)
+        size = int(model.config.get_text_config().vocab_size)
+        pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+        self.pad_id = pad if isinstance(pad, int) and 0 <= pad < size else 0
         body = model.base_model
-        if body is not model:
-            body.register_forward_hook(self._keep_read_position)
-        output = model.get_output_embeddings()
+        self._hook = None if body is model else body.register_forward_hook(self._keep_read_position)
+        output = self._output = model.get_output_embeddings()
         # In some families it is a transform, and encoder-decoder LMs add a bias for the whole vocabulary behind it:
         # then all logits are computed and the label words' are taken.
-        whole = model.config.is_encoder_decoder or output is None or output.weight.shape[0] < model.config.vocab_size
-        if not whole:
+        weight = getattr(output, "weight", None)
+        if not model.config.is_encoder_decoder and weight is not None and weight.shape[0] >= size:
             model.set_output_embeddings(_label_rows(output, self.local))
+
+    def compute_whole(self) -> None:
+        """From now on compute every position and the whole vocabulary, as the model does by itself."""
+        if self._hook is not None:
+            self._hook.remove()
+        if self._output is not None and self.model.get_output_embeddings() is not self._output:
+            self.model.set_output_embeddings(self._output)
+
+    def reference(self, ids: torch.Tensor, read: int, labels: Labels | None) -> torch.Tensor:
+        """(1, L) logits of label words of one token, or (1, V), for ids (1, T): the model's own plain forward pass."""
+        import torch
+
+        at = torch.tensor([read], device=ids.device)
+        sizes = torch.tensor([ids.shape[1]], device=ids.device)
+        further, at = self.family.decoder_inputs(self.model.config, ids, at, 0, sizes)
+        inputs = {"input_ids": ids, **further}
+        if self.takes_mask:
+            inputs["attention_mask"] = torch.ones_like(ids)
+        self.local.whole, self.local.label_ids = True, None
+        try:
+            with as_loaded(self.attention), self._injected(None), self.states:
+                logits: torch.Tensor = self.model(**inputs).logits
+        finally:
+            self.local.whole = False
+        at_read = logits[:, int(at)]
+        return at_read if labels is None else at_read[:, labels.first(ids.device)]
 
     def __call__(
         self,
@@ -83,8 +115,8 @@ class LabelForward:
         """
         import torch
 
-        further, read = self.family.decoder_inputs(self.model.config, ids, read, front)
-        inputs = {"input_ids": ids, "attention_mask": mask, **further}
+        further, read = self.family.decoder_inputs(self.model.config, ids, read, front, mask.sum(dim=1))
+        inputs = {"input_ids": ids, **({"attention_mask": mask} if self.takes_mask else {}), **further}
         rows = torch.arange(len(ids), device=ids.device)
         if injection is not None and not labels.single and not self.model.config.is_encoder_decoder:
             injection = injection.repeated(len(labels.paths))
@@ -136,23 +168,25 @@ class LabelForward:
         count, longest, device = len(labels.paths), labels.depth, read.device
         inputs = dict(inputs)
         if self.model.config.is_encoder_decoder:  # what is read is encoded once
-            encoded = self.model.get_encoder()(
-                input_ids=inputs.pop("input_ids"), attention_mask=inputs["attention_mask"]
-            )
+            with self.states:
+                encoded = self.model.get_encoder()(
+                    input_ids=inputs.pop("input_ids"), attention_mask=inputs["attention_mask"]
+                )
             encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(count, 0)
             inputs["encoder_outputs"] = encoded
             written = "decoder_input_ids"
         else:
             written = "input_ids"
         padding = torch.zeros((len(rows), longest), dtype=torch.int64, device=device)
-        inputs[written] = torch.cat([inputs[written], padding], dim=1)
-        if written == "input_ids":
+        inputs[written] = torch.cat([inputs[written], padding + self.pad_id], dim=1)
+        grows = written == "input_ids" and self.takes_mask
+        if grows:
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"], padding], dim=1)
         inputs = {k: v.repeat_interleave(count, 0) if torch.is_tensor(v) else v for k, v in inputs.items()}
         for i, path in enumerate(labels.paths):
             for depth, token in enumerate(path, start=1):
                 inputs[written][rows * count + i, read + depth] = token
-                if written == "input_ids":
+                if grows:
                     inputs["attention_mask"][rows * count + i, read + depth] = 1
         ends = read.repeat_interleave(count)
         at = (ends[:, None] + torch.arange(longest + 1, device=device)).reshape(-1)
@@ -206,16 +240,71 @@ class LabelForward:
     ) -> torch.Tensor:
         """(R, L) logits of the tokens ``label_ids`` (L,), None = all, at ``read`` (R,) of ``rows`` (R,)."""
         self.local.rows, self.local.read, self.local.label_ids = rows, read, label_ids
-        logits: torch.Tensor = self.model(**inputs).logits
+        with self.states:
+            logits: torch.Tensor = self.model(**inputs).logits
         at_read = logits[:, 0] if logits.shape[1] == 1 else logits[rows, read]
         if label_ids is None or at_read.shape[-1] == len(label_ids):
             return at_read
         return at_read[:, label_ids]
 
     def _keep_read_position(self, module: Any, inputs: Any, output: Any) -> Any:
+        if getattr(self.local, "whole", False):
+            return output
         hidden = output.last_hidden_state
         output.last_hidden_state = hidden[self.local.rows, self.local.read].unsqueeze(1)
         return output
+
+
+def accepts(function: Any, name: str) -> bool:
+    """Whether a function takes an argument of that name."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def own_states(model: Any) -> AbstractContextManager[Any]:
+    """What a forward pass of the model runs in, so that it does not depend on those before it or beside it.
+
+    Rotary embeddings that follow the longest input (LongRoPE, dynamic NTK) and BigBird's kind of attention, which is
+    another one for short inputs, are set by one pass and found by the next: here each pass finds them as loaded.
+    """
+    settings: list[Callable[[], None]] = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        kinds = kinds if isinstance(kinds, dict) else {"": kinds}
+        for layer, kind in kinds.items():
+            if kind == "longrope" or (isinstance(kind, str) and "dynamic" in kind):
+                settings.append(partial(_forget_lengths, module, f"{layer}_" if layer else ""))
+        kind = getattr(module, "attention_type", None)
+        if kind is not None and hasattr(module, "set_attention_type"):
+            settings.append(partial(module.set_attention_type, kind))
+    return _Alone(tuple(settings)) if settings else nullcontext()
+
+
+def _forget_lengths(module: Any, prefix: str) -> None:
+    original = getattr(module, f"{prefix}original_inv_freq", None)
+    if original is None:
+        return
+    device = getattr(module, f"{prefix}inv_freq").device
+    module.register_buffer(f"{prefix}inv_freq", original.to(device, copy=True), persistent=False)
+    for name in ("max_seq_len_cached", f"{prefix}max_seq_len_cached"):
+        if hasattr(module, name):
+            setattr(module, name, module.original_max_seq_len)
+
+
+class _Alone(AbstractContextManager[None]):
+    """One pass at a time, each begun with the same settings."""
+
+    def __init__(self, settings: tuple[Callable[[], None], ...]) -> None:
+        self.settings = settings
+        self.lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        for setting in self.settings:
+            setting()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
 
 
 def first_position(model: Any) -> int | None:

@@ -14,6 +14,8 @@ import numpy as np
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.lm.checkpoint import UNUSED, load_checked
+from rayprompt.lm.embed import padding_is_inert
 from rayprompt.lm.projection import Bounded
 from rayprompt.lm.source import load_tokenizer, model_digest, model_folder, quiet, read_config
 from rayprompt.scores import FloatArray, IntArray
@@ -196,9 +198,14 @@ class _Model:
         self.device = torch.device(device)
         self.tokenizer = load_tokenizer(name)
         try:
-            model = getattr(transformers, kind).from_pretrained(
-                model_folder(name), dtype=torch.float32, use_safetensors=True
+            model = load_checked(
+                getattr(transformers, kind),
+                model_folder(name),
+                unused=UNUSED if kind == "AutoModel" else (),
+                dtype=torch.float32,
             )
+        except InputError as error:
+            raise ScoringError(f"model {name}: {error}") from None
         except Exception as error:  # broken files surface as many types
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ScoringError(f"model {name}: cannot be loaded as {kind} ({reason[:160]})") from None
@@ -207,6 +214,9 @@ class _Model:
         most = int(getattr(model.config, "max_position_embeddings", 0) or 512)
         offset = 2 if model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
         self.most = min(int(self.tokenizer.model_max_length), most - offset)
+        rows = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, (2, 2 * STEP))
+        with torch.inference_mode():
+            self.pads = padding_is_inert(self.body, torch.from_numpy(rows[:, : self.most]).to(self.device))
 
     def ids(self, texts: Sequence[str]) -> dict[str, tuple[IntArray, IntArray]]:
         """Of each text the token ids, and the places of those that are no special tokens."""
@@ -231,9 +241,17 @@ class _Model:
 
 
 def passes(rows: Sequence[IntArray], model: _Model) -> Iterator[tuple[list[int], Any, Any]]:
-    """Rows of ids in passes of one number of rows: (which they are, ids, mask), dummies at the end."""
+    """Rows of ids in passes of one number of rows: (which they are, ids, mask), dummies at the end.
+
+    A model whose outputs change with padding or neighbors gets every row by itself.
+    """
     import torch
 
+    if not model.pads:
+        for i, row in enumerate(rows):
+            one = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(model.device)
+            yield [i], one, torch.ones_like(one)
+        return
     lengths = [min(-(-len(row) // STEP) * STEP, model.most) for row in rows]
     pad = model.tokenizer.pad_token_id or 0
     for length in sorted(set(lengths)):

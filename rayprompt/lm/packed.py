@@ -122,7 +122,8 @@ class _Work:
     ``low``: the layer below which all prompts are the same, and at which passes begin; 0 where they go through all.
     """
 
-    def __init__(self, pack: Pack, part: EncodedPart, soft: SoftVectors | None, low: int) -> None:
+    def __init__(self, pack: Pack, part: EncodedPart, soft: SoftVectors | None, low: int, pad_id: int) -> None:
+        self.pad_id = pad_id
         self.pack, self.part, self.soft, self.low = pack, part, soft, low
         self.inputs = Inputs.of(part, sizes_of(pack.prompts), pack.prompt, pack.example, pack.reuse, pack.front)
         self.left = self.inputs.tokens.cumsum() - self.inputs.tokens
@@ -135,7 +136,7 @@ class _Work:
         if not front and not len(tail):
             return ids
         tokens = self.inputs.tokens
-        result = np.full(int(tokens.sum()), self.part.pad_id, dtype=np.int64)
+        result = np.full(int(tokens.sum()), self.pad_id, dtype=np.int64)
         at = _offsets(tokens)
         behind = tokens.repeat(tokens) - at <= len(tail)
         result[(at >= front) & ~behind] = ids
@@ -196,12 +197,14 @@ class PackedForward:
         layers = self.forward.layers
         low = 0 if soft is None or layers is None or not layers.jumps else soft.block.shared
         try:
-            return self._score(_Work(pack, part, soft, low))
+            return self._score(_Work(pack, part, soft, low, self.forward.pad_id))
         except NoRoom:
             if not low:
                 raise
         forget(self.forward.device)
-        return self._score(_Work(pack, part, soft, 0))  # all layers for each: its passes can be cut in two
+        return self._score(
+            _Work(pack, part, soft, 0, self.forward.pad_id)
+        )  # all layers for each: its passes can be cut in two
 
     def _score(self, work: _Work) -> tuple[torch.Tensor, IntArray, int]:
         import torch
@@ -414,7 +417,7 @@ class PackedForward:
 
         device = self.forward.device
         positions = np.zeros(len(slots.inverse), dtype=np.int64)
-        ids = np.full(len(slots.inverse), work.part.pad_id, dtype=np.int64)
+        ids = np.full(len(slots.inverse), self.forward.pad_id, dtype=np.int64)
         at = begin.repeat(own) + _offsets(own)
         ids[: len(at)] = work.ids[work.left[pairs].repeat(own) + at]
         positions[: len(at)] = self._positions(work, pairs, at, own)

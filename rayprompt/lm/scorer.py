@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayprompt.errors import ScoringError
+from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.attention import as_loaded
 from rayprompt.lm.deep import Course, Layers
 from rayprompt.lm.embed import mean_states
-from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.family import load_family
+from rayprompt.lm.encode import EncodedPart, sizes_of
+from rayprompt.lm.family import Family, load_family
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
 from rayprompt.lm.labels import Labels
 from rayprompt.lm.memory import check_memory, dtype_of, room_for_tokens
 from rayprompt.lm.packed import STATE_BYTES, Pack, PackedForward
-from rayprompt.lm.probe import probe
+from rayprompt.lm.probe import probe, probe_writing
 from rayprompt.lm.projection import Bounded
 from rayprompt.lm.soft import Captured, Injection, SoftBlock, SoftInput, SoftPrompts, SoftVectors
+from rayprompt.lm.soft_probe import check_soft
 from rayprompt.lm.source import LMSource, load_tokenizer, quiet
 from rayprompt.lm.write import Draft, Writer
 from rayprompt.pairs import Answers
-from rayprompt.scores import FloatArray, IntArray
+from rayprompt.scores import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +39,8 @@ class Bucket:
 
     Attributes:
         part: key of the :class:`EncodedPart` that the examples are of.
-        length, rows: the shape of every pass; rows of the last one beyond the pairs are dummies.
+        length, rows: the shape of every pass; rows of the last one beyond the pairs are dummies. 0 is the length of
+            the longest input.
         prompts: token ids of the prompts that occur.
         prompt, example: (n,) what each pair is made of; the first ``rows`` pairs are the first pass.
         soft: for soft prompts, the row of each prompt in the request's :class:`SoftBlock`.
@@ -54,6 +57,21 @@ class Bucket:
     front: int = 0
 
 
+def _mask_id(source: LMSource, family: Family) -> int | None:
+    with suppress(InputError):  # whoever needs the tokenizer says so
+        return family.mask_id(load_tokenizer(source.location, **source.trust))
+    return None
+
+
+def _some(load: Bucket | Pack, members: IntArray) -> Bucket | Pack:
+    """A load with some of its pairs, given in order; passes stay the passes that they are."""
+    changes: dict[str, Any] = {"prompt": load.prompt[members], "example": load.example[members]}
+    if isinstance(load, Pack):
+        ends = np.searchsorted(members, load.ends)
+        changes["ends"] = ends[np.diff(ends, prepend=0) > 0]
+    return replace(load, **changes)
+
+
 class LMScorer:
     """A loaded LM. ``score`` may be called from several threads at once; each forward pass runs on one CPU thread.
 
@@ -63,7 +81,7 @@ class LMScorer:
         memory: bytes that it may take in all; None where nobody says.
         packed: takes inputs end to end; None where the LM does not give the same scores that way.
         tokens: of a forward pass: what the settings say, or what finds room.
-        token_bytes: of the keys and values of a token that inputs share; None where ``packed`` is.
+        layout: how it can be given its inputs.
     """
 
     def __init__(self, source: LMSource, device: str = "cpu") -> None:
@@ -74,14 +92,20 @@ class LMScorer:
         self.dtype: torch.dtype = getattr(torch, dtype_of(source.settings.dtype, self.device.type))
         self.memory = check_memory(source, self.device, self.dtype)
         family = load_family(source.family)
-        model = family.load(str(source.path), self.dtype).to(self.device).requires_grad_(False)
+        try:
+            model = family.load(str(source.path), self.dtype, **source.trust).to(self.device).requires_grad_(False)
+        except InputError as error:
+            raise ScoringError(f"model {source.name}: {error}") from None
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
         self.forward = LabelForward(model, family, self.device)
         causal = not family.reads_mask
         self.packed: PackedForward | None = None
-        self.token_bytes = probe(self.forward, causal, source.vocab_size)
-        if self.token_bytes is not None:
+        mask_id = None if causal else _mask_id(source, family)
+        self.layout = probe(self.forward, causal, source.vocab_size, source.max_length, source.parameters, mask_id)
+        if family.writes(model.config):
+            self.layout = probe_writing(self.forward, self.layout, source.vocab_size, self.window)
+        if self.layout.kind == "packed":
             self.packed = PackedForward(self.forward, causal, source.settings.cache)
         self.tokens = self._tokens(source)
         self.source = source
@@ -89,6 +113,11 @@ class LMScorer:
         self._states: Bounded[torch.Tensor] = Bounded(STATE_BYTES, lambda t: t.numel() * t.element_size())
         self._writer: Writer | None = None
         self._lock = threading.Lock()
+
+    @property
+    def token_bytes(self) -> float | None:
+        """Of the keys and values of a token that inputs share; None where inputs are not packed."""
+        return self.layout.token_bytes
 
     def _tokens(self, source: LMSource) -> int:
         # On a CPU others need memory too, and a larger pass is no faster: what it has does not count, a limit does.
@@ -106,8 +135,15 @@ class LMScorer:
         with self._lock:
             if self._soft is None:
                 self.forward.site = SoftInput(self.forward.model)
-                self._soft = SoftPrompts(self.forward.site, self.device)
+                soft = SoftPrompts(self.forward.site, self.device)
+                if self.layout.kind != "single":
+                    check_soft(self, soft)
+                self._soft = soft
         return self._soft
+
+    def rows(self, most: int) -> int:
+        """Rows of a padded batch, ``most`` at most: one where rows cannot share a pass."""
+        return 1 if self.layout.kind == "single" or self.layout.reach is not None else most
 
     @property
     def layers(self) -> Layers:
@@ -140,14 +176,45 @@ class LMScorer:
                 if block.subspace.deep:
                     self.layers  # noqa: B018 (found on the first use)
                 vectors = self.soft.vectors(block, load.soft)
-            if isinstance(load, Bucket):
-                logits, tokens, breaks = self._score_rows(load, part, vectors)
-            elif self.packed is None:
-                raise ScoringError("this LM takes no packed inputs")
-            else:
-                logits, tokens, breaks = self.packed.score(load, part, vectors)
+            logits, tokens, breaks = self.logits(load, part, vectors)
             log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return np.asarray(log_probs), tokens.astype(np.int32), breaks
+
+    def logits(
+        self, load: Bucket | Pack, part: EncodedPart, vectors: SoftVectors | None
+    ) -> tuple[torch.Tensor, IntArray, int]:
+        """(n, L) logits, (n,) tokens and breaks: of inputs that can share passes, and of others one by one."""
+        import torch
+
+        alone = self._alone(load, part)
+        if not alone.any():
+            if isinstance(load, Bucket):
+                return self._score_rows(load, part, vectors)
+            if self.packed is None:
+                raise ScoringError("this LM takes no packed inputs")
+            return self.packed.score(load, part, vectors)
+        found: list[tuple[IntArray, tuple[torch.Tensor, IntArray, int]]] = []
+        together = np.flatnonzero(~alone)
+        if len(together):
+            found.append((together, self.logits(_some(load, together), part, vectors)))
+        for i in np.flatnonzero(alone):
+            row = Bucket(
+                load.part, 0, 1, load.prompts, load.prompt[[i]], load.example[[i]], load.soft, load.front
+            )  # fmt: skip
+            found.append((np.array([i]), self._score_rows(row, part, vectors)))
+        order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in found]))).to(self.device)
+        logits = torch.cat([one[0].float() for _, one in found])[order]
+        tokens = np.concatenate([one[1] for _, one in found])[order.cpu().numpy()]
+        return logits, tokens, sum(one[2] for _, one in found)
+
+    def _alone(self, load: Bucket | Pack, part: EncodedPart) -> BoolArray:
+        """(n,) which inputs share no pass with others."""
+        count = len(load.prompt)
+        if self.layout.kind == "single" or self.layout.reach is None:
+            return np.full(count, self.layout.kind == "single")
+        sizes = sizes_of(load.prompts)[load.prompt]
+        lengths = part.reserving(load.front).lengths(sizes, load.example) + load.front + part.labels.depth
+        return np.asarray(lengths > self.layout.reach)
 
     @property
     def cache_bytes(self) -> float:
@@ -159,7 +226,7 @@ class LMScorer:
     @property
     def window(self) -> int | None:
         """How many tokens the LM looks back in layers that do not look back on all; None where there are none."""
-        config = self.forward.model.config
+        config = self.forward.model.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         window = getattr(config, "sliding_window", None)
         return window if window and (kinds is None or "sliding_attention" in kinds) else None
@@ -176,15 +243,19 @@ class LMScorer:
             torch.set_num_threads(1)
         with self._lock:
             if self._writer is None:
-                self._writer = Writer(self.forward, load_tokenizer(self.source.location))
+                self._writer = Writer(
+                    self.forward, load_tokenizer(self.source.location, **self.source.trust), self.layout
+                )
         return self._writer.write(draft, part)
 
     def embed(self, rows: Sequence[IntArray]) -> FloatArray:
         """(N, d) the mean of the last hidden states of each row of token ids; the encoder's where there is one."""
         model = self.forward.model
         body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-        with as_loaded(self.forward.attention):
-            return mean_states(body.forward, rows, self.device)  # past the hook, which keeps one position alone
+        padded = self.layout.kind != "single" and self.layout.reach is None
+        with as_loaded(self.forward.attention), self.forward.states:
+            # Past the hook, which keeps one position alone.
+            return mean_states(body.forward, rows, self.device, padded=padded)
 
     def _score_rows(
         self, bucket: Bucket, part: EncodedPart, vectors: SoftVectors | None
@@ -192,15 +263,21 @@ class LMScorer:
         """(n, L) logits of padded rows, (n,) tokens of each, and breaks."""
         import torch
 
-        n, rows, front = len(bucket.prompt), bucket.rows, bucket.front
+        n, rows, front, length = len(bucket.prompt), bucket.rows, bucket.front, bucket.length
         count = -n // rows * -rows
+        sizes = sizes_of(bucket.prompts)[bucket.prompt]
+        own = part.reserving(front).lengths(sizes, bucket.example)
+        length = length or int(own.max()) + front
+        if self.layout.reach is not None:  # what pads a row must not carry it beyond
+            length = max(min(length, self.layout.reach - part.labels.depth), int(own.max()) + front)
         ids, tokens, read, start = part.reserving(front).render(
-            bucket.prompts, bucket.prompt, bucket.example, bucket.length - front, count
+            bucket.prompts, bucket.prompt, bucket.example, length - front, count
         )
         if front:
-            dummies = np.full((count, front), part.pad_id, dtype=np.int64)
+            dummies = np.full((count, front), self.forward.pad_id, dtype=np.int64)
             ids, tokens, read, start = np.concatenate([dummies, ids], axis=1), tokens + front, read + front, start * 0
-        mask = (np.arange(bucket.length) < tokens[:, None]).astype(np.int64)
+        mask = (np.arange(length) < tokens[:, None]).astype(np.int64)
+        ids = np.where(mask > 0, ids, self.forward.pad_id)
         arrays = [ids, mask, read]
         if vectors is not None:
             arrays += [start, np.resize(bucket.prompt, count).astype(np.int64)]

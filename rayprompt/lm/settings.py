@@ -17,7 +17,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 CACHE = 512_000_000
 LABELS = ("auto", "echo", "top", "text")
-LOCAL = frozenset({"dtype", "tokens", "cache", "memory"})
+LOCAL = frozenset({"dtype", "tokens", "cache", "memory", "trust_remote_code"})
 REMOTE = frozenset({"in_flight", "rate", "timeout", "tries", "labels", "price_in", "price_out", "words"})
 
 
@@ -40,6 +40,7 @@ class LMSettings:
         labels: how label words are scored there: ``echo``, ``top``, ``text``, or ``auto``, the first that it can.
         price_in, price_out: of a million tokens that it reads and writes, in any currency.
         words: the LM whose vocabulary prompts are made of there; None takes the words of the task's texts.
+        trust_remote_code: run the Python code that comes with a checkpoint whose model type transformers does not know.
     """
 
     dtype: str = "auto"
@@ -63,6 +64,7 @@ class LMSettings:
     price_in: float | None = None
     price_out: float | None = None
     words: str | None = None
+    trust_remote_code: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | LMSettings | None) -> LMSettings:
@@ -120,6 +122,17 @@ class LMSettings:
         return replace(self, tokens=tokens or self.tokens)
 
 
+def from_file(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """LM settings that a file states.
+
+    Raises:
+        InputError: it would let the code of a checkpoint run, which only the command line may.
+    """
+    if given and "trust_remote_code" in given:
+        raise InputError("lm: trust_remote_code: is taken from the command line only: --lm trust_remote_code=true")
+    return dict(given or {})
+
+
 def _dtype(value: Any) -> str:
     name = DTYPES.get(str(value), str(value))
     if name not in DTYPES.values():
@@ -175,6 +188,12 @@ def _written(name: str) -> Any:
     return lambda value: DECODING_READERS[name](value, f"--lm {name}={value}")
 
 
+def _trust(value: Any) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise InputError(f"--lm trust_remote_code={value}: must be true or false")
+    return str(value).lower() == "true"
+
+
 READERS = {
     "dtype": _dtype,
     "tokens": _tokens,
@@ -189,6 +208,7 @@ READERS = {
     "price_in": _number("price_in", 0, 1e9),
     "price_out": _number("price_out", 0, 1e9),
     "words": str,
+    "trust_remote_code": _trust,
     **{name: _written(name) for name in DECODING},
 }
 

@@ -31,6 +31,50 @@ READS: dict[Reuse, int] = {"none": 8, "text": 2, "prompt": 8}  # tokens of a pas
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How an LM can be given its inputs, each with the score of a plain forward pass of it alone.
+
+    Attributes:
+        kind: ``packed``: end to end. ``padded``: rows padded to one length. ``single``: one row a pass, not padded.
+        token_bytes: of the keys and values of a token that inputs share; None where they are not packed.
+        reach: inputs of more tokens than that, those of label words included, are given one a pass; None is none.
+        reason: why inputs cannot share a pass, for people; empty where they can.
+        writes: ``padded``: rows padded on the left, with a cache; ``single``: one row a pass; ``recomputed``: without
+            a cache.
+    """
+
+    kind: Literal["packed", "padded", "single"]
+    token_bytes: float | None = None
+    reach: int | None = None
+    reason: str = ""
+    writes: Literal["padded", "single", "recomputed"] = "padded"
+
+    def to_json(self) -> dict[str, Any]:
+        """For study.yaml: nothing where all inputs can share passes."""
+        found = {"one_a_pass": self.reason, "one_a_pass_beyond": self.reach, "written": self.writes}
+        return {name: value for name, value in found.items() if value and value != "padded"}
+
+    def notes(self, name: str, longest: int, *, writes: bool) -> list[str]:
+        """Lines for people on what the LM ``name`` cannot do together.
+
+        Args:
+            name: of the LM.
+            longest: tokens of the longest text.
+            writes: the LM is asked to write.
+        """
+        if writes:
+            if self.writes == "padded":
+                return []
+            how = "one a pass" + (", without a cache" if self.writes == "recomputed" else "")
+            return [f"{name}: texts are written {how}, since writing them together changes them: this is slower"]
+        if self.kind == "single":
+            return [f"{name}: inputs are scored one a pass, since {self.reason}: this is slower"]
+        if self.reach is not None and longest > self.reach:
+            return [f"{name}: inputs of more than {self.reach} tokens are scored one a pass: this is slower"]
+        return []
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What n inputs are laid out by; one that shares its first tokens with others need not compute them.
 

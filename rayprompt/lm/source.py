@@ -17,6 +17,7 @@ import numpy as np
 from rayprompt.errors import InputError, did_you_mean
 from rayprompt.lm.cache import fetched
 from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
+from rayprompt.lm.checkpoint import read_config_of
 from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, content_of, discover, is_endpoint, parse
 from rayprompt.lm.family import Family, family_of
 from rayprompt.lm.replay import PREFIX, is_replay, recorded
@@ -29,7 +30,13 @@ WORD_EMBEDDINGS = (
     *("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "embed_in.weight", "tok_embeddings.weight"),
     "shared.weight",
 )
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+POSITIONS_FROM_TWO = frozenset(  # model types whose position ids begin at padding_idx + 1 = 2
+    [
+        *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "mpnet", "longformer", "ibert"),
+        *("roberta-prelayernorm", "xmod"),
+    ]
+)
+FILES = ("*.py", "*.json", "*.safetensors", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,11 @@ class LMSource:
     replay: bool = False
 
     @property
+    def trust(self) -> dict[str, bool]:
+        """Arguments that load tokenizer and model with Python code of their own: none unless the user trusts it."""
+        return {"trusted": True} if self.settings.trust_remote_code else {}
+
+    @property
     def path(self) -> Path:
         """The local folder of its files; on another node of the cluster they may have to be fetched first."""
         return model_folder(self.location)
@@ -92,18 +104,20 @@ def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSou
     missing = _missing(folder)
     if missing:
         raise InputError(f"model {name}: {folder} holds no {missing}")
-    config = _read_config(name, folder)
+    trusted = settings.trust_remote_code
+    config = _read_config(name, folder, trusted=trusted)
     family = family_of(config, name)
+    text = config.get_text_config()
     source = LMSource(
         name=name,
         location=str(folder.resolve()) if _is_local(name) else name,
         family=f"{type(family).__module__}:{type(family).__qualname__}",
-        digest=_digest(folder),
-        vocab_size=int(config.vocab_size),
-        hidden_size=int(config.hidden_size),
-        layers=int(config.num_hidden_layers),
-        max_length=_max_length(config, folder),
-        width=int(getattr(config, "embedding_size", None) or config.hidden_size),
+        digest=_digest(folder, code=trusted),
+        vocab_size=int(text.vocab_size),
+        hidden_size=int(text.hidden_size),
+        layers=int(text.num_hidden_layers),
+        max_length=_max_length(text, folder),
+        width=int(getattr(text, "embedding_size", None) or text.hidden_size),
         parameters=_parameters(name, folder),
         settings=settings,
     )
@@ -117,7 +131,7 @@ def describe_replay(name: str, settings: LMSettings) -> tuple[LMSource, Family]:
         InputError: there is no such study, the LM is another one than it was, or settings are given.
     """
     was = recorded(name)
-    then = LMSettings.of(was.settings)
+    then = LMSettings.of(was.settings).without(("trust_remote_code",))  # another's study starts no code
     if settings.changed() and settings != then:
         raise InputError(f"model {name}: runs as it was recorded; leave --lm out")
     if was.endpoint is not None:
@@ -271,14 +285,16 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _read_config(name: str, folder: Path) -> Any:
-    from transformers import AutoConfig
-
+def _read_config(name: str, folder: Path, *, trusted: bool = False) -> Any:
     try:
-        config = AutoConfig.from_pretrained(folder)
-        for field in ("vocab_size", "hidden_size", "num_hidden_layers"):
-            int(getattr(config, field))
+        config = read_config_of(folder, trusted=trusted)
+        text = config.get_text_config()
+        lacks = [field for field in ("vocab_size", "hidden_size", "num_hidden_layers") if not hasattr(text, field)]
+        if lacks:
+            raise InputError(f"a {type(text).__name__} has no {lacks[0]}: it is not the config of an LM of text")
         return config
+    except InputError as error:
+        raise InputError(f"model {name}: {error}") from None
     except Exception as error:  # broken config files surface as many types
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model {name}: its config.json cannot be used ({reason[:160]})") from None
@@ -303,8 +319,8 @@ def model_digest(name: str) -> str:
     return _digest(model_folder(name))
 
 
-def load_tokenizer(name: str) -> Any:
-    """The LM's tokenizer.
+def load_tokenizer(name: str, *, trusted: bool = False) -> Any:
+    """The LM's tokenizer. ``trusted``: Python code that comes with it may run.
 
     Raises:
         InputError: it cannot be loaded.
@@ -316,7 +332,7 @@ def load_tokenizer(name: str) -> Any:
     quiet()
     folder = model_folder(name)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     except Exception as error:  # broken tokenizer files surface as many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model {name}: its tokenizer cannot be loaded ({reason[:160]})") from None
@@ -334,8 +350,8 @@ def quiet() -> None:
 def _max_length(config: Any, folder: Path) -> int:
     """The longest input in tokens: the least of what the config's positions and the tokenizer allow."""
     limits = [int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 0)]
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limits = [limits[0] - 2]  # their position ids start at padding_idx + 1 = 2
+    if config.model_type in POSITIONS_FROM_TWO:
+        limits = [limits[0] - 2]
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         stated = json.loads(settings.read_text()).get("model_max_length")
@@ -343,10 +359,11 @@ def _max_length(config: Any, folder: Path) -> int:
     return min((limit for limit in limits if limit > 0), default=1024)
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, *, code: bool = False) -> str:
     """SHA-256 over names and contents of the files that decide a score, the first 32 hex digits."""
     total = hashlib.sha256()
-    for path in _files(folder):
+    scripts = sorted(folder.rglob("*.py")) if code else []
+    for path in (*_files(folder), *scripts):
         with path.open("rb") as file:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:32]

@@ -140,7 +140,8 @@ class Tuner:
 
         device = self.scorer.device
         order = np.argsort(-input_lengths(part, self.space), kind="stable")
-        for some, rows in rows_of(part, self.space, order, device, rows=MOST_ROWS, tokens=MOST_TOKENS[device.type]):
+        most = self.scorer.rows(MOST_ROWS)
+        for some, rows in rows_of(part, self.space, order, device, rows=most, tokens=MOST_TOKENS[device.type]):
             gold_of = torch.from_numpy(gold[some]).to(device)
             yield _Batch(rows.ids, rows.mask, rows.read, rows.start, gold_of)
 

@@ -22,7 +22,7 @@ from rayprompt.errors import ScoringError
 from rayprompt.lm.attention import NAME, Continued, continued
 from rayprompt.lm.encode import EncodedPart, sizes_of
 from rayprompt.lm.forward import LabelForward, forget, is_out_of_memory
-from rayprompt.lm.shapes import LENGTHS, DeviceClass
+from rayprompt.lm.shapes import LENGTHS, DeviceClass, Layout
 from rayprompt.pairs import Answers
 from rayprompt.scores import BoolArray, FloatArray, IntArray
 
@@ -137,11 +137,18 @@ def _fill(pair: IntArray, rows: int, pairs: int) -> Iterator[tuple[int, int]]:
 
 
 class Writer:
-    """Completes inputs with a causal LM."""
+    """Completes inputs with a causal LM.
 
-    def __init__(self, forward: LabelForward, tokenizer: Any) -> None:
+    Args:
+        forward: the LM.
+        tokenizer: of the LM.
+        layout: how the LM writes what it would write alone, step by step.
+    """
+
+    def __init__(self, forward: LabelForward, tokenizer: Any, layout: Layout) -> None:
         self.forward = forward
         self.tokenizer = tokenizer
+        self.layout = layout
         self.known_stops: dict[tuple[str, ...], BoolArray] = {}
         self.positioned = "position_ids" in inspect.signature(forward.model.forward).parameters
 
@@ -163,17 +170,31 @@ class Writer:
 
         answers = Answers.empty(len(draft.prompt), 0)
         breaks = 0
+        sizes = part.lengths(sizes_of(draft.prompts)[draft.prompt], draft.example)
+        room = 0 if part.decoding is None else part.decoding.max_tokens
+        far = sizes + room > (self.layout.reach or np.inf)
+        alone = far | (self.layout.writes != "padded")
         with torch.inference_mode():
             for start, end in zip((0, *draft.ends[:-1]), draft.ends, strict=True):
                 members = np.arange(start, end)
-                breaks += self._pass(draft, part, members, draft.shape, answers)
+                if not alone[members].all():
+                    breaks += self._pass(draft, part, members[~alone[members]], draft.shape, answers)
+            for i in np.flatnonzero(alone):
+                cached = self.layout.writes != "recomputed" and not far[i]
+                self._pass(draft, part, np.array([i]), (0, int(sizes[i]), 1), answers, cached)
         return answers, breaks
 
     def _pass(
-        self, draft: Draft, part: EncodedPart, members: IntArray, shape: tuple[int, int, int], answers: Answers
+        self,
+        draft: Draft,
+        part: EncodedPart,
+        members: IntArray,
+        shape: tuple[int, int, int],
+        answers: Answers,
+        cached: bool = True,
     ) -> int:
         try:
-            self._write(draft, part, members, shape, answers)
+            self._write(draft, part, members, shape, answers, cached)
             return 0
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -191,7 +212,13 @@ class Writer:
         return breaks
 
     def _write(
-        self, draft: Draft, part: EncodedPart, members: IntArray, shape: tuple[int, int, int], answers: Answers
+        self,
+        draft: Draft,
+        part: EncodedPart,
+        members: IntArray,
+        shape: tuple[int, int, int],
+        answers: Answers,
+        cached: bool,
     ) -> None:
         decoding = part.decoding
         assert decoding is not None
@@ -207,9 +234,7 @@ class Writer:
         slots = max(slots, len(heads))
         pair = np.cumsum(first) - 1
         row = pair * cell + np.arange(len(members)) - np.flatnonzero(first)[pair]
-        logits, state = self._read(heads, begin, shared, own, slots, decoding.max_tokens)
-        state.spread(np.arange(slots * cell) // cell, self._continues(state))
-        logits = logits[state.index]
+        logits, state = self.begin(heads, begin, (shared, own), slots, cell, decoding.max_tokens, cached)
         limits = np.zeros(slots * cell, dtype=np.int64)
         limits[row] = [decoding.limit(int(n)) for n in part.field_lengths[example]]
         draws = None
@@ -225,15 +250,45 @@ class Writer:
             answers.written[at] = count  # type: ignore[index]
             answers.tokens[at] = int(sizes[i]) + count
 
+    def begin(
+        self,
+        heads: Sequence[IntArray],
+        begin: int,
+        shape: tuple[int, int],
+        slots: int,
+        cell: int,
+        room: int,
+        cached: bool = True,
+    ) -> tuple[torch.Tensor, _State]:
+        """(slots * cell, V) logits behind the inputs ``heads``, ``cell`` rows each, and the state to go on with.
+
+        Args:
+            heads: the inputs; slots beyond them are dummies.
+            begin: tokens that all of them begin with.
+            shape: padded tokens of what they share, and of what stands behind it.
+            slots, cell: inputs of the pass, and rows that go on from each.
+            room: tokens that may be written.
+            cached: keys and values are kept; else every step is a plain forward pass, of one row.
+        """
+        logits, state = self._read(heads, begin, *shape, slots, room, cached)
+        state.spread(np.arange(slots * cell) // cell, self._continues(state))
+        return logits[state.index], state
+
+    def step(self, state: _State, tokens: IntArray, position: IntArray) -> torch.Tensor:
+        """(rows, V) logits behind one more token (rows,) each, at a position (rows,)."""
+        return self._forward(state, tokens[:, None], np.ones((len(tokens), 1), dtype=bool), position[:, None])
+
     def _continues(self, state: _State) -> bool:
         """Whether rows can go on from inputs that several of them share, without copies of what stands there."""
         from rayprompt.lm.room import RoomyLayer
 
+        if state.cache is None:
+            return False
         known = self.forward.model.config._attn_implementation == NAME and self.positioned
         return known and all(type(layer) is RoomyLayer for layer in state.cache.layers)
 
     def _read(
-        self, inputs: Sequence[IntArray], begin: int, shared: int, own: int, rows: int, room: int
+        self, inputs: Sequence[IntArray], begin: int, shared: int, own: int, rows: int, room: int, cached: bool
     ) -> tuple[torch.Tensor, _State]:
         """(rows, V) logits behind each input, dummies at the end; of all inputs the first ``begin`` tokens are one.
 
@@ -241,7 +296,7 @@ class Writer:
         """
         from rayprompt.lm.room import roomy_cache
 
-        state = _State(roomy_cache(self.forward.model.config, room), self.forward.device)
+        state = _State(roomy_cache(self.forward.model.config, room) if cached else None, self.forward.device)
         pad = int(inputs[0][-1])
         if shared:
             self._step(state, _left([inputs[0][:begin]], 1, shared, pad), np.array([begin]))
@@ -265,6 +320,11 @@ class Writer:
         device = self.forward.device
         new = torch.from_numpy(np.ascontiguousarray(real)).to(device=device, dtype=torch.int64)
         state.mask = new if state.mask is None else torch.cat([state.mask, new], dim=1)
+        if state.cache is None:
+            own = torch.from_numpy(np.ascontiguousarray(ids)).to(device)
+            state.ids = own if state.ids is None else torch.cat([state.ids, own], dim=1)
+            masked = {"attention_mask": state.mask} if self.forward.takes_mask else {}
+            return self.forward.behind_last({"input_ids": state.ids, **masked}).float()
         given: dict[str, Any] = {
             "input_ids": torch.from_numpy(np.ascontiguousarray(ids)).to(device),
             "past_key_values": state.cache,
@@ -306,7 +366,7 @@ class Writer:
                     going[row] = not self._stops(written[row, : counts[row]].tolist(), decoding)
             if not going.any() or step + 1 == decoding.max_tokens:
                 break
-            logits = self._forward(state, tokens[:, None], np.ones((rows, 1), dtype=bool), position[:, None])
+            logits = self.step(state, tokens, position)
             position = position + 1
         return [tuple(ids[:count].tolist()) for ids, count in zip(written, counts, strict=True)]
 
@@ -351,6 +411,7 @@ class _State:
         self.index: torch.Tensor | None = None
         self.prefix: list[torch.Tensor] | None = None
         self.seen: torch.Tensor | None = None
+        self.ids: torch.Tensor | None = None  # where there is no cache
 
     def spread(self, rows: IntArray, shared: bool = False) -> None:
         """Go on with these rows, of those that there are; ``shared``: as many of each, without a copy of them."""
@@ -359,6 +420,10 @@ class _State:
         self.index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).to(self.device)
         if self.mask is not None:
             self.mask = self.mask[self.index]
+        if self.ids is not None:
+            self.ids = self.ids[self.index]
+        if self.cache is None:
+            return
         if not shared or self.mask is None:
             self.cache.batch_select_indices(self.index)
             return

@@ -19,6 +19,7 @@ from rayprompt.lm.judges import Judges
 from rayprompt.lm.loads import Load, fill_of
 from rayprompt.lm.projection import Bounded
 from rayprompt.lm.scorer import LMScorer
+from rayprompt.lm.shapes import Layout
 from rayprompt.lm.soft import SoftBlock
 from rayprompt.lm.source import LMSource
 from rayprompt.lm.tuning import Tuned, TuningPlan, tune
@@ -50,7 +51,7 @@ class ScorerInfo:
     pid: int
     load_seconds: float
     gpus: tuple[int, ...]
-    token_bytes: float | None = None  # of a token's keys and values; None where the LM takes padded rows
+    layout: Layout = Layout("padded")
     tokens: int = 512  # of a forward pass that finds room
     cache_bytes: float = 0.0  # of a token's keys and values while the LM writes
     window: int | None = None  # tokens that it looks back where it does not look back on all
@@ -105,7 +106,7 @@ class ScorerActor:
             pid=os.getpid(),
             load_seconds=self.load_seconds,
             gpus=tuple(int(i) for i in ray.get_gpu_ids()),
-            token_bytes=self.scorer.token_bytes,
+            layout=self.scorer.layout,
             tokens=self.scorer.tokens,
             cache_bytes=self.scorer.cache_bytes,
             window=self.scorer.window,

@@ -188,11 +188,12 @@ class ScoringPool:
             "dtype": self.infos[0].dtype,
             "device_class": self.device_class,
             "shapes": digest(table.to_json()),
+            **({"layout": layout} if (layout := self.infos[0].layout.to_json()) else {}),
         }
 
     def _table(self) -> ShapeTable | PackTable:
         """The shapes of forward passes: inputs end to end where the LM can take them so, else padded rows."""
-        return table_of(self.device_class, self.infos[0].token_bytes, self.source.max_length, self.tokens)
+        return table_of(self.device_class, self.infos[0].layout.token_bytes, self.source.max_length, self.tokens)
 
     def table_for(self, part: EncodedPart) -> Any:
         """The shapes of forward passes for a part: those that read, or those that write."""
@@ -211,7 +212,7 @@ class ScoringPool:
         """What the keys and values of a part's texts take on a scorer, where many prompts stand behind a text."""
         if not isinstance(self.shapes, PackTable) or self.shapes.reuse(part) != "text":
             return 0
-        return int(bucket(part.starts).sum() * (self.infos[0].token_bytes or 0))
+        return int(bucket(part.starts).sum() * (self.infos[0].layout.token_bytes or 0))
 
     def keeps(self, part: EncodedPart) -> bool:
         """Whether scorers keep the keys and values of a part's texts; else they compute them for every order."""
@@ -228,16 +229,18 @@ class ScoringPool:
         shared = {name: self.shapes.reuse(part, front) for name, part in parts.items()}
         content: dict[str, Any] = {"shared": next(iter(shared.values())), "cache_bytes": self.source.settings.cache}
         if content["shared"] == "text":
-            content["bytes_a_token"] = self.infos[0].token_bytes
+            content["bytes_a_token"] = self.infos[0].layout.token_bytes
             content["texts"] = {
                 name: {"bytes": self.prefix_bytes(part), "kept": self.keeps(part)} for name, part in parts.items()
             }
         return content
 
-    def unkept(self, parts: Mapping[str, EncodedPart]) -> list[str]:
-        """A line for each part whose texts' keys and values find no room."""
+    def notes(self, parts: Mapping[str, EncodedPart]) -> list[str]:
+        """Lines on what takes longer: inputs that cannot share passes, texts whose keys and values find no room."""
         keep = shown(self.source.settings.cache)
-        return [
+        writes = any(part.decoding is not None for part in parts.values())
+        longest = max((int(part.base_lengths.max()) for part in parts.values() if len(part)), default=0)
+        return self.infos[0].layout.notes(self.source.name, longest, writes=writes) + [
             f"the keys and values of the {len(part):,} texts of {name} take {shown(self.prefix_bytes(part))}; scorers "
             f"of {self.source.name} keep {keep} (--lm cache): they are computed for every order"
             for name, part in parts.items()
@@ -359,7 +362,7 @@ class ScoringPool:
         Raises:
             ScoringError: the LM raised, or the pool is lost.
         """
-        rows = token_ids(load_tokenizer(self.source.location), texts, self.source.max_length)
+        rows = token_ids(load_tokenizer(self.source.location, **self.source.trust), texts, self.source.max_length)
         return self._shared_out("embed", (), [rows], [len(row) for row in rows])
 
     def judge(self, what: str, given: tuple[Any, ...], columns: Sequence[Sequence[str]]) -> FloatArray:

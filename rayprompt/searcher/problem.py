@@ -189,7 +189,7 @@ class Problem:
     def encoder(self) -> Encoder:
         """The tokenizer, as templates need it."""
         family = load_family(self.lm.family)
-        return Encoder(load_tokenizer(self.lm.location), self.lm.name, self.lm.max_length, family)
+        return Encoder(load_tokenizer(self.lm.location, **self.lm.trust), self.lm.name, self.lm.max_length, family)
 
     @property
     def gold(self) -> IntArray:
@@ -334,7 +334,7 @@ class Problem:
         model = self.lm.settings.words
         if model is not None:
             source, family = describe_model(model)
-            encoder = Encoder(load_tokenizer(source.location), model, source.max_length, family)
+            encoder = Encoder(load_tokenizer(source.location, **source.trust), model, source.max_length, family)
             return [text for _, text in encoder.whole_words(source.vocab_size, self.letters)]
         texts = [t for e in self.task.examples("train", self.split) for t in e.fields.values()]
         counts = Counter(w for text in texts for w in re.findall(WORD, text.lower()))

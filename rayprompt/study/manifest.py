@@ -45,6 +45,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
             "lanes": pool.infos[0].lanes,
             "tokens": pool.tokens,
             "shapes": pool.table_for(problem.part("train")).to_json(),
+            **({"layout": layout} if (layout := pool.infos[0].layout.to_json()) else {}),
             "reuse": pool.reuse({part: problem.part(part) for part in problem.own_parts}, searcher.subspace),
         },
         "versions": versions(),

@@ -181,6 +181,7 @@ class Result:
 
 def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Estimate]) -> dict[str, Any]:
     """The JSON form of an exported prompt, schema ``rayprompt.prompt/1``: all that is needed to use it elsewhere."""
+    settings = problem.lm.settings.without(("trust_remote_code",)).changed()
     return {
         "schema": PROMPT_SCHEMA,
         "prompt": {
@@ -196,7 +197,7 @@ def export_prompt(problem: Problem, prompt: Candidate, scores: Mapping[str, Esti
         "model": {
             "name": problem.lm.name,
             "digest": problem.lm.digest,
-            **({"settings": settings} if (settings := problem.lm.settings.changed()) else {}),
+            **({"settings": settings} if settings else {}),
         },
         "scores": {part: estimate.to_json() for part, estimate in scores.items()},
     }

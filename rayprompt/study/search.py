@@ -412,7 +412,7 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
             content[part] = {**job.record[part], "location": now[part]["location"]}
         if job.target is not None and job.target.lm.digest != job.record["target"]["digest"]:
             raise InputError(f"{job.study}: model {job.target.lm.name} is another one than when the study began")
-    for line in pool.unkept({"train": job.problem.part("train")}):
+    for line in pool.notes({"train": job.problem.part("train")}):
         job.listener(Progress("start", f"note: {line}"))
     _keep_start(job)
     write_manifest(job.study, content)
