@@ -162,7 +162,7 @@ MASKED: dict[str, tuple[str, dict[str, Any], str]] = {
     "esm": (
         "EsmForMaskedLM",
         {"position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": 4},
-        "single",
+        "padded",
     ),
     "eurobert": ("EuroBertForMaskedLM", {}, "packed"),
     "flaubert": ("FlaubertWithLMHeadModel", {}, "padded"),

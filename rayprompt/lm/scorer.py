@@ -57,10 +57,12 @@ class Bucket:
     front: int = 0
 
 
-def _mask_id(source: LMSource, family: Family) -> int | None:
-    with suppress(InputError):  # whoever needs the tokenizer says so
-        return family.mask_id(load_tokenizer(source.location, **source.trust))
-    return None
+def _mask_id(source: LMSource, family: Family, config: Any) -> int | None:
+    found = getattr(config, "mask_token_id", None)
+    if found is None:
+        with suppress(InputError):  # whoever needs the tokenizer says so
+            found = family.mask_id(load_tokenizer(source.location, **source.trust))
+    return found if isinstance(found, int) and 0 <= found < source.vocab_size else None
 
 
 def _some(load: Bucket | Pack, members: IntArray) -> Bucket | Pack:
@@ -101,7 +103,7 @@ class LMScorer:
         self.forward = LabelForward(model, family, self.device)
         causal = not family.reads_mask
         self.packed: PackedForward | None = None
-        mask_id = None if causal else _mask_id(source, family)
+        mask_id = None if causal else _mask_id(source, family, model.config)
         self.layout = probe(self.forward, causal, source.vocab_size, source.max_length, source.parameters, mask_id)
         if family.writes(model.config):
             self.layout = probe_writing(self.forward, self.layout, source.vocab_size, self.window)
