@@ -101,6 +101,7 @@ class LMScorer:
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
         self.forward = LabelForward(model, family, self.device)
+        self.pad_id = self.forward.pad_id
         causal = not family.reads_mask
         self.packed: PackedForward | None = None
         mask_id = None if causal else _mask_id(source, family, model.config)
@@ -276,10 +277,10 @@ class LMScorer:
             bucket.prompts, bucket.prompt, bucket.example, length - front, count
         )
         if front:
-            dummies = np.full((count, front), self.forward.pad_id, dtype=np.int64)
+            dummies = np.full((count, front), self.pad_id, dtype=np.int64)
             ids, tokens, read, start = np.concatenate([dummies, ids], axis=1), tokens + front, read + front, start * 0
         mask = (np.arange(length) < tokens[:, None]).astype(np.int64)
-        ids = np.where(mask > 0, ids, self.forward.pad_id)
+        ids = np.where(mask > 0, ids, self.pad_id)
         arrays = [ids, mask, read]
         if vectors is not None:
             arrays += [start, np.resize(bucket.prompt, count).astype(np.int64)]
