@@ -31,7 +31,9 @@ from rayprompt.public import public_names, public_spec
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
+from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
+from rayprompt.store.writer import ShardWriter
 from rayprompt.study.demonstrations import from_study
 from rayprompt.study.statistics import bootstrap_mean, paired
 from rayprompt.study.warm import known_prompts
@@ -441,6 +443,18 @@ def test_a_search_raises_success_over_the_empty_prompt_and_resumes(folder: Path,
     assert set(data.gold) == {"great", "terrible"}
     column = data.prompts.index(getattr(whole.best_prompt, "text", ""))
     assert np.nanmean(data.correct[:, column]) == whole.train.value
+    store = ScoreStore(folder / "whole")
+    told: list[str] = []
+    (split,) = set(store.pairs()["split"].to_pylist())
+    known = agent.problem.task.examples("train")[0].digest
+    writer = ShardWriter(store, "other", Context({}), part="train", split=split, examples=[known])
+    failed = Answers.empty(1, 0)
+    failed.settle()
+    writer.add([whole.best_prompt.key], np.zeros(1, int), np.zeros(1, int), np.array([np.nan]), failed)
+    writer.flush()
+    again = from_study(folder / "whole", told.append)
+    assert again.digest == data.digest
+    assert told == [f"{folder / 'whole'}: 1 of 1,281 pairs are unanswered and left out"]
 
 
 @pytest.mark.usefixtures("kept_pool", "trials_here")

@@ -259,9 +259,10 @@ def collect(
     earlier = read_earlier(out, force)
     if source.is_dir():
         refuse_given(context, ("queries", "llm", "dataset", "split", "allow"), STUDY)
+        from rayprompt.cli.display import note
         from rayprompt.study.demonstrations import from_study
 
-        data = from_study(source)
+        data = from_study(source, note)
     else:
         if queries is None or llm is None or dataset is None:
             raise InputError("logs need --queries, --llm and --dataset")
@@ -287,9 +288,10 @@ def read_data(path: Path, llm: str | None, dataset: str | None, answers: Path | 
         for option, value in (("--llm", llm), ("--dataset", dataset), ("--answers", answers)):
             if value is not None:
                 raise InputError(f"{option} beside {STUDY}")
+        from rayprompt.cli.display import note
         from rayprompt.study.demonstrations import from_study
 
-        return from_study(path)
+        return from_study(path, note)
     return read_demonstrations(path, llm=llm, dataset=dataset, answers=answers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ def from_scores(problem: Problem, scores: Scores, texts: Sequence[str], on: str)
     )
 
 
-def from_study(path: Path) -> Demonstrations:
+def from_study(path: Path, tell: Callable[[str], None] = lambda line: None) -> Demonstrations:
     """Of all that a study's own store holds of its train examples; of text prompts.
+
+    Unanswered pairs are left out: they are no wrong answers to learn from. ``tell`` gets a line with their number.
 
     Raises:
         InputError: it is no study of a search, its store is elsewhere, or its task is another one by now.
@@ -61,9 +63,11 @@ def from_study(path: Path) -> Demonstrations:
     texts = dict(zip(known.column("candidate").to_pylist(), known.column("text").to_pylist(), strict=True))
     pairs = store.pairs(part="train", split=about["split"])
     keys, digests, values = (pairs.column(name).to_pylist() for name in ("candidate", "example", "value"))
-    # An unanswered pair is no wrong answer to learn from: it is left out.
-    rows = enumerate(zip(keys, digests, values, strict=True))
-    keep = [i for i, (key, digest, v) in rows if key in texts and digest in examples and not math.isnan(v)]
+    rows = zip(keys, digests, values, strict=True)
+    ours = [(i, v) for i, (key, digest, v) in enumerate(rows) if key in texts and digest in examples]
+    keep = [i for i, v in ours if not math.isnan(v)]
+    if len(keep) < len(ours):
+        tell(f"{path}: {len(ours) - len(keep):,} of {len(ours):,} pairs are unanswered and left out")
     if not keep:
         raise InputError(f"{path}: no scores of text prompts on train")
     written = pairs.column("completion").to_pylist() if task.generates else []
