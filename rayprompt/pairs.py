@@ -189,9 +189,10 @@ class PairTable:
         found = np.zeros(len(self.examples), dtype=bool)
         some = np.flatnonzero(self.unanswered.reshape(-1, self.samples).any(axis=1))
         if len(some):
-            shape = (len(tried), len(self.examples), self.samples)
-            asked = tried.reshape(shape)[:, some]
-            missing = (self.known & (self.reason != Reason.ANSWERED))[: len(tried)].reshape(shape)[:, some]
+            used, shape = len(tried), (len(tried), len(some), self.samples)
+            columns = (some[:, None] * self.samples + np.arange(self.samples)).reshape(-1)
+            asked = tried[:, columns].reshape(shape)
+            missing = (self.known[:used, columns] & (self.reason[:used, columns] != Reason.ANSWERED)).reshape(shape)
             found[some] = (asked.any(axis=2).sum(axis=0) >= least) & ~(asked & ~missing).any(axis=(0, 2))
         return found.repeat(self.samples)
 

@@ -267,7 +267,7 @@ def _baseline(
 
 
 def _tokens_per_use(closer: Closer, prompt: Candidate) -> float:
-    """Tokens of the LM's input with a prompt that was measured on test, mean over the answered examples; 0: none was."""
+    """Tokens of the LM's input with a prompt that was measured on test, mean over the answered examples; 0 if none."""
     tokens = closer.scorer("test").evaluator.known([prompt]).tokens
     return float(tokens.mean()) if len(tokens) else 0.0
 
