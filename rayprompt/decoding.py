@@ -46,7 +46,8 @@ class Decoding:
         read: dict[str, Any] = {}
         for name, value in given.items():
             if value is not None:
-                read[name] = READERS[name](value, f"{where}{name}={value}")
+                none = name == "stop" and value == ()  # said on purpose: not even the task's own
+                read[name] = () if none else READERS[name](value, f"{where}{name}={value}")
         made = cls(**read)
         if made.samples > 1 and made.temperature == 0:
             raise InputError(

@@ -163,6 +163,7 @@ def _run(
     from rayprompt.cli.leaderboard import Leaderboard
     from rayprompt.comparison.compare import compare as run
     from rayprompt.comparison.compare import resume_comparison
+    from rayprompt.lm.endpoint import check_named
     from rayprompt.study.config import read_comparison_file
 
     settings: dict[str, dict[str, Any]] = {}
@@ -176,6 +177,9 @@ def _run(
 
         options["lm"] = {**from_file(file.arguments.pop("lm", None)), **options["lm"]}
         options |= {k: v for k, v in file.arguments.items() if names.get(k, k) not in given}
+        if "model" not in given:
+            listed = options["models"]
+            check_named([listed] if isinstance(listed, str) else listed, str(config))
     seen: set[tuple[str, str]] = set()
     for label, key, value in map(_setting, pairs):
         if (label, key) in seen:

@@ -129,7 +129,8 @@ def search(
     """Search for a prompt: dev picks among the best on train, and test is opened once."""
     from rayprompt.cli.display import Display, note, show_result
     from rayprompt.study import search as studies
-    from rayprompt.study.config import StudyFile, read_study_file
+    from rayprompt.lm.endpoint import check_named
+    from rayprompt.study.config import MODELS, StudyFile, read_study_file
 
     if resume is not None:
         check_resume(context)
@@ -180,6 +181,12 @@ def search(
             from rayprompt.lm.settings import from_file
 
             options["lm"] = {**from_file(file.arguments.get("lm")), **parse_settings(lm or [], "--lm")}
+            named = {name: is_given(context, name) for name in MODELS}
+            check_named(
+                (options[name] for name in MODELS if not named[name]),
+                str(config),
+                given=(options[name] for name in MODELS if named[name]),
+            )
             options["settings"] = {**file.arguments.get("settings", {}), **parse_settings(set_ or [])}
             result = studies.search(**options, listener=display)
     show_result(result, to_stderr=json_)
@@ -214,7 +221,7 @@ def evaluate(
     from rayprompt.answers import Judge
     from rayprompt.candidate import SoftPrompt
     from rayprompt.cli.display import note
-    from rayprompt.lm.endpoint import is_endpoint
+    from rayprompt.lm.endpoint import check_named, is_endpoint
     from rayprompt.lm.settings import LOCAL, REMOTE
     from rayprompt.searcher.problem import Problem
     from rayprompt.study.evaluate import evaluate as run
@@ -226,6 +233,8 @@ def evaluate(
         raise InputError("give one of --prompt TEXT and --prompt-file FILE")
     exported = read_prompt_file(prompt_file) if prompt_file else None
     named = exported.model if exported else None
+    if model is None:
+        check_named([named], str(prompt_file))
     loaded = load_task(task, data=data, split=split or (exported.split if exported else None))
     if exported and split is None and exported.split in loaded.splits:
         split = exported.split

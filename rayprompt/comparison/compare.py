@@ -15,7 +15,7 @@ import ray
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.comparison.closing import BASELINES, close_all, finish_runs, write_final_curves
-from rayprompt.comparison.job import Job, TaskLike, begin, check, problems_of, searches_of, summary, taken_up
+from rayprompt.comparison.job import Job, TaskLike, begin, check, of_one_service, problems_of, searches_of, summary, taken_up
 from rayprompt.comparison.outcome import (
     COMPARISON_SCHEMA,
     RESULT_FILE,
@@ -30,6 +30,7 @@ from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.tables import Prices, parse_target, tables_of
 from rayprompt.comparison.trials import run_searches
 from rayprompt.errors import InputError, Interrupted
+from rayprompt.lm.endpoint import check_named
 from rayprompt.lm.settings import LMSettings
 from rayprompt.objective import Objective, objective_name
 from rayprompt.racing import ERROR, error_of, race_line
@@ -215,8 +216,9 @@ def resume_comparison(
         data = was["data"] if was["name"] not in given else None
         models = {model["location"]: model["name"] for model in record["models"]}
         leaks, splits_of = record["allow_leaks"], list(was["splits"])
+        check_named(models, f"{path}/study.yaml")
         problems |= problems_of([source], list(models), splits_of, data, allow_leaks=leaks, names=models, lm=settings)
-    problems = {stratum: problems[stratum] for stratum in _as_recorded(record)}
+    problems = of_one_service({stratum: problems[stratum] for stratum in _as_recorded(record)})
     digests = {model["name"]: model["digest"] for model in record["models"]}
     splits = {(was["name"], split): digest for was in record["tasks"] for split, digest in was["splits"].items()}
     for (task, split, model), problem in problems.items():

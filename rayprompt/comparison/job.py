@@ -163,7 +163,15 @@ def problems_of(
             if stratum in found:
                 raise InputError(f"task {stratum[0]}, split {stratum[1]}, model {stratum[2]}: given twice")
             found[stratum] = problem
-    return found
+    return of_one_service(found)
+
+
+def of_one_service(problems: dict[Stratum, Problem]) -> dict[Stratum, Problem]:
+    """Problems on an LM behind a service share what was found out for label words: they share its pool, too."""
+    labelled = {p.lm.name: p.lm.endpoint for p in problems.values() if p.lm.endpoint and p.lm.endpoint.labels}
+    for problem in problems.values():
+        problem.lm = replace(problem.lm, endpoint=labelled.get(problem.lm.name, problem.lm.endpoint))
+    return problems
 
 
 def _data_of(task: TaskLike, data: str | Path | None) -> str | Path | None:
@@ -236,6 +244,8 @@ def begin(job: Job, store: ScoreStore) -> dict[str, Any]:
         }
         tasks.setdefault(task, about)["splits"][split] = problem.task.digest
         about = {"name": model, "location": problem.lm.location, "digest": problem.lm.digest}
+        if problem.lm.endpoint is not None:
+            about |= {"endpoint": problem.lm.endpoint.to_json(), "service": problem.lm.endpoint.features()}
         models[model] = {**about, "settings": problem.lm.settings.to_json()}
     content: dict[str, Any] = {
         "id": job.id,

@@ -308,6 +308,7 @@ def _targets(
     for source in sources:
         if source.model_digest in found:
             continue
+        check_named([source.model_location], f"STUDY {source.path}", given=models)
         problem = _on(task, source.model_location, source.split, {**source.settings.to_json(), **lm})
         problem.lm = replace(problem.lm, name=source.model)
         if problem.lm.digest != source.model_digest:

@@ -33,7 +33,7 @@ class LMSettings:
         chat: where the prompt stands in the LM's chat template: in the ``user`` message with all else, or in the
             ``system`` message; None is no chat template.
         max_tokens, temperature, top_p, top_k, length_control, samples, stop, seed: how it writes, where that is not as
-            the task has it; see :class:`rayprompt.decoding.Decoding`.
+            the task has it; see :class:`rayprompt.decoding.Decoding`. An empty ``stop`` is none at all.
         in_flight: of an LM behind a service, requests that are on their way at once.
         rate: requests a second at most; None is no limit.
         timeout: seconds to wait for an answer, and ``tries`` how often to ask for it.
@@ -79,7 +79,8 @@ class LMSettings:
         for name, value in (given or {}).items():
             if name not in READERS:
                 raise unknown("LM setting", name, READERS)
-            read[name] = None if value in (None, "none") and name != "dtype" else READERS[name](value)
+            unset = value is None or (value == "none" and name not in ("dtype", "stop"))
+            read[name] = None if unset else READERS[name](value)
         return cls(**{name: value for name, value in read.items() if value is not None or name != "cache"})
 
     def to_json(self) -> dict[str, Any]:
@@ -194,6 +195,19 @@ def _trust(value: Any) -> bool:
     return str(value).lower() == "true"
 
 
+def _stop(value: Any) -> tuple[str, ...]:
+    """Stop texts; ``none`` is none at all, also where the task has some."""
+    if value == "none" or (isinstance(value, list | tuple) and not value):
+        return ()
+    return tuple(_written("stop")(value))
+
+
+def _words(value: Any) -> str:
+    if str(value).startswith("endpoint:"):
+        raise InputError(f"--lm words={value}: must be an LM whose files can be read, not one behind a service")
+    return str(value)
+
+
 READERS = {
     "dtype": _dtype,
     "tokens": _tokens,
@@ -207,9 +221,10 @@ READERS = {
     "labels": _labels,
     "price_in": _number("price_in", 0, 1e9),
     "price_out": _number("price_out", 0, 1e9),
-    "words": str,
+    "words": _words,
     "trust_remote_code": _trust,
     **{name: _written(name) for name in DECODING},
+    "stop": _stop,
 }
 
 

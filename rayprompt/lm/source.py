@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from rayprompt.errors import InputError, did_you_mean
 from rayprompt.lm.cache import fetched
 from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
 from rayprompt.lm.checkpoint import read_config_of
-from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, content_of, discover, is_endpoint, parse
+from rayprompt.lm.discovery import discover
+from rayprompt.lm.endpoint import MOST_CHARACTERS, Endpoint, Remote, check_named, content_of, is_endpoint, parse
 from rayprompt.lm.family import Family, family_of
 from rayprompt.lm.replay import PREFIX, is_replay, recorded
 from rayprompt.lm.settings import LMSettings
@@ -86,8 +87,13 @@ def model_names() -> list[str]:
     return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
 
 
-def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSource, Family]:
+def describe_model(
+    name: str, settings: LMSettings | None = None, words: Sequence[str] | None = None
+) -> tuple[LMSource, Family]:
     """Read an LM's config and digest its files; no weights are loaded.
+
+    ``words``: the label words of the task, none where the LM writes. An LM behind a service is asked what it can do for
+    them; where None is given, it is refused: what is done there needs an LM that is loaded here.
 
     Raises:
         InputError: there is no such LM, its files are incomplete, or its family is not supported; or nothing answers
@@ -95,10 +101,12 @@ def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSou
     """
     settings = settings or LMSettings()
     if is_replay(name):
-        return describe_replay(name, settings)
+        return describe_replay(name, settings, words)
     settings.check_for(name, endpoint=is_endpoint(name))
     if is_endpoint(name):
-        return describe_endpoint(name, settings)
+        if words is None:
+            raise InputError(f"model {name}: is behind a service; this needs an LM that is loaded here")
+        return source_of_endpoint(name, settings, discover(name, settings, words))
     quiet()
     folder = model_folder(name)
     missing = _missing(folder)
@@ -124,7 +132,9 @@ def describe_model(name: str, settings: LMSettings | None = None) -> tuple[LMSou
     return source, family
 
 
-def describe_replay(name: str, settings: LMSettings) -> tuple[LMSource, Family]:
+def describe_replay(
+    name: str, settings: LMSettings, words: Sequence[str] | None = None
+) -> tuple[LMSource, Family]:
     """An LM of a finished study, whose scores are in its store. Its weights are not needed, its tokenizer is.
 
     Raises:
@@ -135,24 +145,25 @@ def describe_replay(name: str, settings: LMSettings) -> tuple[LMSource, Family]:
     if settings.changed() and settings != then:
         raise InputError(f"model {name}: runs as it was recorded; leave --lm out")
     if was.endpoint is not None:
-        chat = was.endpoint.get("api") == "chat"
-        endpoint = replace(parse(was.location), chat=chat, labels=str(was.endpoint.get("labels", "text")))
-        source, family = source_of_endpoint(was.location, then, endpoint)
+        source, family = source_of_endpoint(was.location, then, recorded_endpoint(was.location, was.endpoint))
     else:
-        source, family = describe_model(was.location, then)
+        check_named([was.location], f"{was.study}/study.yaml")
+        source, family = describe_model(was.location, then, words)
     if source.digest != was.digest:
         raise InputError(f"model {name}: {was.location} is another LM than the study had (its files have changed)")
     location = f"{PREFIX}{was.study}" + (f"#{name.rpartition('#')[2]}" if "#" in name else "")
     return replace(source, name=name, location=location, replay=True), family
 
 
-def describe_endpoint(name: str, settings: LMSettings) -> tuple[LMSource, Family]:
-    """An LM behind a service, asked what it can do. Its tokens are characters, see :mod:`rayprompt.lm.characters`."""
-    return source_of_endpoint(name, settings, discover(name, settings))
+def recorded_endpoint(name: str, found: Mapping[str, Any]) -> Endpoint:
+    """The endpoint of that name as a study has found it."""
+    rule, chat = int(found.get("rule", 1)), found.get("api") == "chat"
+    labels = str(found.get("labels", "text" if rule == 1 else ""))
+    return replace(parse(name), chat=chat, labels=labels, top=int(found.get("top", 0)), rule=rule)
 
 
 def source_of_endpoint(name: str, settings: LMSettings, endpoint: Endpoint) -> tuple[LMSource, Family]:
-    """An LM behind a service of which all is known."""
+    """An LM behind a service of which all is known. Its tokens are characters, see :mod:`rayprompt.lm.characters`."""
     source = LMSource(
         name=name,
         location=name,

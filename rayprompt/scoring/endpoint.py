@@ -17,10 +17,10 @@ import ray
 from ray.exceptions import RayActorError
 
 from rayprompt.candidate import SoftPrompt
-from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.encode import EncodedPart
-from rayprompt.lm.endpoint import Client, Question, Reply, Secret, api_key
+from rayprompt.lm.endpoint import Secret, api_key
+from rayprompt.lm.service import HARMLESS, UNANSWERED, Client, Question, Reply
 from rayprompt.lm.source import LMSource
 from rayprompt.pairs import Answers
 from rayprompt.scores import FloatArray, IntArray
@@ -33,7 +33,6 @@ from rayprompt.unanswered import Reason
 MOST_DEATHS = 20  # of the actor, in one request of ours
 MOST_PAIRS = 16  # of an order: what has come is told of in such portions
 REFUSED = 8  # in a row, after which the service is asked whether it answers at all
-HARMLESS = Question("It is", decoding=Decoding(max_tokens=1))
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,8 @@ class EndpointActor:
 
     async def refuses(self) -> str:
         """Why the service refuses a harmless question; empty where it does not."""
-        return (await self.client.ask(HARMLESS)).reason
+        reply = await self.client.ask(HARMLESS)
+        return reply.why if reply.reason in UNANSWERED else ""
 
     async def stats(self) -> dict[str, int]:
         """Requests that were sent, those that had to be sent again, and those that wait for their turn."""
@@ -181,6 +181,8 @@ class EndpointPool(UnloadedPool):
     ) -> Iterator[tuple[IntArray, Answers, Cost]]:
         """As :meth:`ScoringPool.answers`; they come as they arrive."""
         words = tuple("".join(map(chr, word)).strip() for word in part.labels.words)
+        if words and not self.endpoint.labels:
+            raise InputError(f"model {self.endpoint.model}: this pool was started for a task in which the LM writes")
         samples = np.zeros(len(prompt), dtype=np.int64) if sample is None else sample
         size = max(1, min(MOST_PAIRS, -(-len(prompt) // (2 * self.infos[0].lanes))))
         waiting: deque[IntArray] = deque(np.arange(i, min(i + size, len(prompt))) for i in range(0, len(prompt), size))
@@ -206,7 +208,7 @@ class EndpointPool(UnloadedPool):
         ask: Callable[[IntArray], bytes],
         labels: int,
     ) -> Iterator[tuple[IntArray, Answers, Cost]]:
-        """Answers as they arrive. Refusals are held back until it is seen that the service answers at all."""
+        """Answers as they arrive. Pairs without one are held back until it is seen that the service answers at all."""
         deaths = refused = 0
         request = uuid.uuid4().hex
         failed: str | None = None
@@ -230,8 +232,8 @@ class EndpointPool(UnloadedPool):
                     continue
                 failed = failed or next((reply for reply in replies if isinstance(reply, str)), None)
                 came = [(int(row), r) for row, r in zip(rows, replies, strict=True) if isinstance(r, Reply)]
-                refusals = [(row, reply) for row, reply in came if reply.reason]
-                answered = [(row, reply) for row, reply in came if not reply.reason]
+                refusals = [(row, reply) for row, reply in came if reply.reason in UNANSWERED]
+                answered = [(row, reply) for row, reply in came if reply.reason not in UNANSWERED]
                 if answered:
                     yield _found(answered, labels)
                 held += refusals
@@ -247,7 +249,7 @@ class EndpointPool(UnloadedPool):
             raise ScoringError(failed)
 
     def _refuses(self) -> str | None:
-        """What to say where the service refuses a harmless question, too; else refusals are of their pairs alone."""
+        """What to say where a harmless question gets no answer either; else the pairs alone are to blame."""
         why = answer_of(self.router.refuses.remote())
         return f"{self.endpoint.url}: refuses every request: {why}" if why else None
 
@@ -282,6 +284,7 @@ def _found(came: Sequence[tuple[int, Reply]], labels: int) -> tuple[IntArray, An
     answers = Answers.empty(len(came), labels)
     for i, (_, reply) in enumerate(came):
         answers.tokens[i], answers.seconds[i] = reply.tokens, reply.seconds
+        answers.reason[i] = reply.reason
         if answers.completion is not None and answers.written is not None:
             answers.completion[i], answers.written[i] = reply.completion, reply.written
         elif reply.log_probs is not None:

@@ -87,7 +87,8 @@ class Problem:
                 f"task {self.task.name}, split {self.split}: {leaked} texts of train stand in test too; "
                 "remove them, or allow it with --allow-leaks (allow_leaks=True)"
             )
-        self.lm, family = describe_model(str(model), settings)
+        words = () if self.task.generates else self.task.label_words
+        self.lm, family = describe_model(str(model), settings, words)
         self.template: Template = self.task.template(family.template)
         self.family = family.template
         self._reads_mask = family.reads_mask
@@ -125,6 +126,9 @@ class Problem:
                 raise InputError(f"--lm {name}={value}: {self.task.name} has label words, and nothing is written")
             return None, None
         decoding = Decoding.of({**self.task.decoding, **settings.decoding}, "--lm ")
+        if settings.chat is not None and settings.stop is None:
+            # A blank line ends what a plain LM writes; in a chat it stands between the paragraphs of an answer.
+            decoding = replace(decoding, stop=tuple(stop for stop in decoding.stop if stop.strip()))
         if decoding.length_control and self.lm.endpoint is not None:
             raise InputError(f"--lm length_control=true: the tokens of a text are not known to us in {self.lm.name}")
         judge = self.task.judge
@@ -228,7 +232,7 @@ class Problem:
             "label_ids": self.label_ids,
             "max_length": self.lm.max_length,
             "decoding": None if self.decoding is None else self.decoding.content,
-            **({} if self.lm.endpoint is None else {"endpoint": self.lm.endpoint.to_json()}),
+            **({} if self.lm.endpoint is None else {"endpoint": self.lm.endpoint.to_json(labels=not self.task.generates)}),
         }
 
     def prompt(self, text: str) -> TextPrompt:

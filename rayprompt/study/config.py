@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, unknown
+from rayprompt.lm.endpoint import check_named
 from rayprompt.tables import read_json
 from rayprompt.task import is_built_in, task_names
 from rayprompt.task_yaml import KEYS as TASK_KEYS
@@ -94,6 +95,7 @@ TYPE_NAMES = {
     float: "a number",
     bool: "true or false",
 }
+MODELS = ("model", "proxy_model")
 LOCATIONS = ("data", "out", "store", "warm_start")
 
 
@@ -112,9 +114,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     ``rayprompt.search(**rayprompt.read_config("search.yaml"))`` is ``rayprompt search --config search.yaml``.
 
     Raises:
-        InputError: the file is missing or broken, a key is unknown, or a value is of the wrong type.
+        InputError: the file is missing or broken, a key is unknown, a value is of the wrong type, or the file alone
+            would decide to which host an API key goes.
     """
-    return read_study_file(path).arguments
+    arguments = read_study_file(path).arguments
+    check_named((arguments.get(name) for name in MODELS), str(path))
+    return arguments
 
 
 def read_study_file(path: str | Path) -> StudyFile:

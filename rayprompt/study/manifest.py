@@ -54,6 +54,7 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
 
 def describe_search(problem: Problem, searcher: PromptSearcher) -> dict[str, Any]:
     """The same without what only scorers know."""
+    endpoint = problem.lm.endpoint
     return {
         "task": {
             "name": problem.task.name,
@@ -75,7 +76,8 @@ def describe_search(problem: Problem, searcher: PromptSearcher) -> dict[str, Any
             "label_ids": list(problem.label_ids),
             "max_length": problem.lm.max_length,
             "settings": problem.lm.settings.to_json(),
-            "endpoint": None if problem.lm.endpoint is None else problem.lm.endpoint.to_json(),
+            "endpoint": None if endpoint is None else endpoint.to_json(),
+            "service": None if endpoint is None else endpoint.features(),
         },
         "searcher": {
             "name": searcher.name,

@@ -17,7 +17,7 @@ from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
-from rayprompt.lm.endpoint import is_endpoint
+from rayprompt.lm.endpoint import check_named, is_endpoint
 from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.vectors import write_vectors
 from rayprompt.objective import Objective
@@ -263,6 +263,8 @@ def resume(
     finished = _finished(path, spent, spent if budget is None else budget)
     if finished is not None:
         return finished
+    names = [(record[part] or {}).get("location") for part in ("model", "target")]
+    check_named(names, f"{location_of(path)}/study.yaml")
     problem = _recorded_problem(record, path, task)
     agent = make_searcher(
         problem,
