@@ -94,6 +94,11 @@ class Extractor:
     gold: Extract
 
     @property
+    def takes_first(self) -> bool:
+        """Whether nothing that is written behind an answer can change it."""
+        return self.name.partition(":")[0] == "choice"
+
+    @property
     def id(self) -> str:
         """Name and version."""
         return f"{self.name}/{self.version}"

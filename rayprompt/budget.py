@@ -22,6 +22,7 @@ class Ledger:
         cache_hits: pairs answered without the LM: asked for again, known from a store, or replayed after a death.
         tokens: tokens of the LM's input and output, padding not counted.
         written: those of them that the LM wrote.
+        cut: completions that the limit of new tokens ended.
         seconds: the scorers' time, in seconds, summed over lanes that work side by side.
         shape_breaks: batches cut smaller than the shape table says, for lack of memory.
     """
@@ -36,6 +37,7 @@ class Ledger:
     cache_hits: int = 0
     tokens: int = 0
     written: int = 0
+    cut: int = 0
     seconds: float = 0.0
     shape_breaks: int = 0
 

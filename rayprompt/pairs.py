@@ -29,6 +29,7 @@ class Answers:
         written: (P,) int32, the tokens of the completions.
         reason: (P,) int8 of :class:`~rayprompt.unanswered.Reason`, 0 where the pair was answered. None reads it off the
             answers: NaN where a log-probability is NaN, FAILED where there is no completion.
+        cut: (P,) bool, which completions the limit of new tokens ended; None where that is not known.
     """
 
     label_log_probs: FloatArray
@@ -37,6 +38,7 @@ class Answers:
     completion: ObjectArray | None = None
     written: IntArray | None = None
     reason: IntArray = None  # type: ignore[assignment]
+    cut: BoolArray | None = None
 
     def __post_init__(self) -> None:
         if self.reason is None:
@@ -53,6 +55,7 @@ class Answers:
             None if labels else np.full(pairs, None, dtype=object),
             None if labels else np.zeros(pairs, dtype=np.int32),
             np.zeros(pairs, dtype=np.int8),
+            None if labels else np.zeros(pairs, dtype=bool),
         )
 
     def __len__(self) -> int:
@@ -73,6 +76,7 @@ class Answers:
             None if self.completion is None else self.completion[rows],
             None if self.written is None else self.written[rows],
             self.reason[rows],
+            None if self.cut is None else self.cut[rows],
         )
 
     def settle(self) -> BoolArray:

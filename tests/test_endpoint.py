@@ -27,7 +27,9 @@ import rayprompt
 from rayprompt.cli.main import app, run
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.characters import CharacterTokenizer, messages_of
-from rayprompt.lm.endpoint import echoed, normalised, of_words, parse
+from rayprompt.lm.endpoint import parse
+from rayprompt.lm.replies import steps_of
+from rayprompt.lm.words import echoed, of_words
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
@@ -70,31 +72,31 @@ def test_a_name_may_have_a_query() -> None:
 
 
 def test_echoed_log_probabilities_are_those_of_the_tokens_that_a_word_is_in() -> None:
-    found = {
-        "tokens": ["It", " is", " g", "ood"],
-        "token_logprobs": [None, -1.0, -2.0, -0.5],
-        "text_offset": [0, 2, 5, 7],
-    }
-    assert echoed(found, 5, 10) == -2.5
-    assert echoed(found, 6, 10) == -2.5  # a token over the edge counts whole
-    with pytest.raises(ValueError, match="no token for character 10"):
-        echoed(found, 5, 11)
-    with pytest.raises(ValueError, match="no token for character 0"):
-        echoed({"tokens": [], "token_logprobs": [], "text_offset": []}, 0, 1)
+    found = {"tokens": ["It", " is", " g", "ood"], "token_logprobs": [None, -1.0, -2.0, -0.5]}
+    steps = steps_of({"logprobs": found})
+    assert echoed(steps, "It is", " good") == -2.5
+    assert echoed(steps, "It is ", "good") == -2.5  # a token over the edge counts whole
+    with pytest.raises(ValueError, match="the tokens are not those of the text"):
+        echoed(steps, "It is", " good.")
+    with pytest.raises(ValueError, match="the tokens are not those of the text"):
+        echoed([], "", "x")
 
 
 def test_words_among_the_likeliest_tokens() -> None:
-    p = np.exp(
-        of_words(
-            {" great": np.log(0.5), "Ġgreat": np.log(0.1), " bad": np.log(0.2), " it": np.log(0.05)}, ("great", "bad")
-        )
-    )
-    assert p == pytest.approx([0.75, 0.25])
-    p = np.exp(of_words({" terr": np.log(0.4), " x": np.log(0.1)}, ("great", "terrible")))
-    assert p == pytest.approx([0.2, 0.8])  # at most as likely as the least of them
-    tie = of_words({" x": np.log(0.4)}, ("great", "terrible"))
-    assert tie[0] == tie[1]  # which is no answer
-    assert of_words({" g": -1.0}, ("good", "great"))[0] == normalised([0, 0])[0]  # it could be either
+    def p(likeliest: dict[str, float], *words: str) -> Any:
+        found = of_words([(token, float(np.log(value))) for token, value in likeliest.items()], words)
+        return None if found is None else np.exp(found)
+
+    assert p({" great": 0.5, "Ġgreat": 0.1, " bad": 0.2, " it": 0.05}, "great", "bad") == pytest.approx([0.75, 0.25])
+    assert p({"Great": 0.5, " great": 0.1, "BAD": 0.2, " it": 0.05}, "great", "bad") == pytest.approx([0.75, 0.25])
+    assert p({"US": 0.6, "us": 0.2}, "US", "us") == pytest.approx([0.75, 0.25])  # words that differ in case alone
+    assert p({" terr": 0.4, " x": 0.1}, "great", "terrible") == pytest.approx([0.2, 0.8])  # at most as likely as " x"
+    assert p({" great": 0.9}, "great", "bad") == pytest.approx([0.9, 0.1])  # and than what is left
+    few = p({" great": 0.2}, "great", "bad")
+    assert few[0] > few[1]  # the likeliest token is likelier than any other
+    assert p({" x": 0.4}, "great", "terrible") is None
+    assert p({"card": 0.99}, "card_arrival", "card_linking") is None  # it could be either
+    assert p({" a": 0.5, " great": 0.1}, "great", "awful") == pytest.approx([0.5, 0.5], abs=1e-3)  # "a" is no "awful"
 
 
 def test_characters_are_tokens() -> None:
@@ -190,10 +192,10 @@ def test_generation_and_sampling_over_the_wire(server: Server, pool: ScoringPool
         (lambda body: web.Response(text="<html>login</html>", content_type="text/html"), "the reply is no JSON"),
         (
             lambda body: web.Response(status=302, headers={"Location": "http://x/y"}),
-            "it sends us on .302., to http://x/y",
+            "redirects .302. to http://x/y, which is not followed",
         ),
         (lambda body: web.json_response({"error": {"message": f"x Bearer {KEY} y"}}, status=401), "x Bearer ... y"),
-        (lambda body: web.json_response({"choices": []}), "IndexError"),
+        (lambda body: web.json_response({"choices": []}), "0 choices, not 1"),
         (lambda body: web.json_response({"choices": [{"text": None}]}), "it refuses a request of one token: no text"),
     ],
     ids=["html", "redirect", "key", "empty", "null"],

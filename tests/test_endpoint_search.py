@@ -94,7 +94,7 @@ def test_a_service_that_stops_answering_ends_the_run_and_a_resumed_search_asks_a
     given: dict[str, Any] = {"model": server.model, "budget": 384, "lm": {"in_flight": 8}}
     whole = rayprompt.search(small(), out=studies / "whole", **given)
     server.after, server.reply = server.counts["200"] + 50, refusing(402)
-    with pytest.raises(ScoringError, match="it wants to be paid .402 no credit"):
+    with pytest.raises(ScoringError, match="the account has no credit left .402 no credit"):
         rayprompt.search(small(), out=studies / "cut", **given)
     assert server.counts["odd"] <= 16
     server.reply = None

@@ -128,8 +128,8 @@ def search(
 ) -> None:
     """Search for a prompt: dev picks among the best on train, and test is opened once."""
     from rayprompt.cli.display import Display, note, show_result
-    from rayprompt.study import search as studies
     from rayprompt.lm.endpoint import check_named
+    from rayprompt.study import search as studies
     from rayprompt.study.config import MODELS, StudyFile, read_study_file
 
     if resume is not None:

@@ -15,7 +15,17 @@ import ray
 from rayprompt import defaults
 from rayprompt.budget import Ledger
 from rayprompt.comparison.closing import BASELINES, close_all, finish_runs, write_final_curves
-from rayprompt.comparison.job import Job, TaskLike, begin, check, of_one_service, problems_of, searches_of, summary, taken_up
+from rayprompt.comparison.job import (
+    Job,
+    TaskLike,
+    begin,
+    check,
+    of_one_service,
+    problems_of,
+    searches_of,
+    summary,
+    taken_up,
+)
 from rayprompt.comparison.outcome import (
     COMPARISON_SCHEMA,
     RESULT_FILE,

@@ -15,6 +15,7 @@ from rayprompt.candidate import TextPrompt
 from rayprompt.comparison.significance import holm
 from rayprompt.comparison.sources import Source, sources_of
 from rayprompt.errors import InputError
+from rayprompt.lm.endpoint import check_named
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.scoring.size import Scorers
 from rayprompt.searcher.problem import Problem

@@ -112,26 +112,26 @@ async def _try(client: Client, ask: Callable[[], Coroutine[Any, Any, Reply]]) ->
 
 async def _plain(client: Client, settings: LMSettings) -> Endpoint:
     """What the service calls the limit of new tokens, and whether it takes stop texts."""
-    question = replace(HARMLESS, decoding=Decoding(max_tokens=1, temperature=settings.temperature or 0.0))
     first = ""
-    for stop in (True, False):
-        for limit in LIMITS:
-            client.endpoint = replace(client.endpoint, limit=limit, stop=stop)
-            stops = (STOP,) if stop else ()
-            try:
-                reply = await client.complete(replace(question, decoding=replace(question.decoding, stop=stops)))
-            except NoAnswer as none:
-                if none.doubtful and none.reason != Reason.FAILED:
-                    raise ScoringError(str(none)) from None
-                first = first or str(none)
-                if none.reason == Reason.FAILED:
-                    if stop and none.heard:
+    # Some LMs take no temperature but their own.
+    for temperature in dict.fromkeys((0.0, settings.temperature or 0.0)):
+        for stop in (True, False):
+            for limit in LIMITS:
+                client.endpoint = replace(client.endpoint, limit=limit, stop=stop)
+                decoding = Decoding(max_tokens=1, temperature=temperature, stop=(STOP,) if stop else ())
+                try:
+                    reply = await client.complete(replace(HARMLESS, decoding=decoding))
+                except NoAnswer as none:
+                    first = first or str(none)
+                    refused = none.reason == Reason.REFUSED
+                    if (none.doubtful and refused) or not (refused or (stop and none.heard)):
+                        raise ScoringError(first) from None
+                    if not refused:
                         break  # perhaps stop texts are what it fails on
-                    raise ScoringError(first) from None
-                continue
-            if reply.reason not in UNANSWERED:
-                return client.endpoint
-            first = first or reply.why
+                    continue
+                if reply.reason not in UNANSWERED:
+                    return client.endpoint
+                first = first or reply.why
     raise ScoringError(f"it refuses a request of one token: {first}")
 
 

@@ -40,7 +40,16 @@ THINKING = (
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 # Kinds of an error, by words in its code or type, where the status does not say it.
-REFUSING = ("filter", "policy", "moderation", "invalid_request", "bad_request", "badrequest", "context_length", "unproc")
+REFUSING = (
+    "filter",
+    "policy",
+    "moderation",
+    "invalid_request",
+    "bad_request",
+    "badrequest",
+    "context_length",
+    "unproc",
+)
 ENDING = ("invalid_api_key", "authentication", "unauthorized", "model_not_found", "modelnotfound", "deploymentnotfound")
 UNPAID = ("insufficient_quota", "billing", "payment")
 
@@ -189,12 +198,8 @@ def choices_of(content: Mapping[str, Any], count: int = 1) -> list[Mapping[str, 
 # Completions.
 
 
-def written_in(choice: Mapping[str, Any], decoding: Decoding, *, chat: bool) -> Written:
-    """The completion of a choice.
-
-    A cut answer of a chat LM is no answer, for such LMs end by themselves; other LMs write on and on, and what they
-    wrote so far is judged. Thinking is no answer.
-    """
+def written_in(choice: Mapping[str, Any], decoding: Decoding) -> Written:
+    """The completion of a choice. Thinking is no part of it; of a cut one the text is kept."""
     message = choice.get("message") if isinstance(choice.get("message"), Mapping) else choice
     assert isinstance(message, Mapping)
     finish = str(choice.get("finish_reason") or "").lower()
@@ -214,8 +219,7 @@ def written_in(choice: Mapping[str, Any], decoding: Decoding, *, chat: bool) -> 
     cut = thinks or (cut and len(ended) == len(answer))
     if not ended.strip() and (cut or thought):
         return Written(ended or None, Reason.CUT, cut=True, why="it was still thinking" if thinks or thought else "cut")
-    reason = Reason.CUT if cut and (chat or thinks) else Reason.ANSWERED
-    return Written(ended, reason, cut=cut, why="cut at the limit of new tokens" if reason else "")
+    return Written(ended, Reason.CUT if cut else Reason.ANSWERED, cut=cut, why="cut at its limit" if cut else "")
 
 
 def _text_of(content: Any) -> tuple[str | None, bool, bool]:
@@ -241,7 +245,7 @@ def _text_of(content: Any) -> tuple[str | None, bool, bool]:
 def without_thinking(text: str) -> tuple[str, bool]:
     """What stands behind an LM's thinking, and whether there is thinking that has not ended."""
     for opening, closing in THINKING:
-        before, mark, answer = text.rpartition(closing)
+        _, mark, answer = text.rpartition(closing)
         if mark:
             text = answer.lstrip()
         start = text.find(opening)
@@ -277,10 +281,7 @@ def steps_of(choice: Mapping[str, Any]) -> list[Step]:
 def _likeliest(top: Any) -> tuple[tuple[str, float], ...]:
     if not top:
         return ()
-    if isinstance(top, Mapping):
-        pairs = list(top.items())
-    else:
-        pairs = [(_shown_token(e), e["logprob"]) for e in top]
+    pairs = list(top.items()) if isinstance(top, Mapping) else [(_shown_token(e), e["logprob"]) for e in top]
     found = [(str(token), _log_prob(value)) for token, value in pairs]
     return tuple((token, value) for token, value in found if value is not None)
 

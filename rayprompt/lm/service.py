@@ -152,7 +152,8 @@ class Client:
         async with self._checking:
             if self.dead is None and self._last_answer < failure.at:
                 try:
-                    harmless = await self._answer(HARMLESS)
+                    decoding = replace(HARMLESS.decoding, temperature=self.settings.temperature or 0.0)
+                    harmless = await self._answer(replace(HARMLESS, decoding=decoding))
                     if harmless.reason in UNANSWERED:
                         self.dead = f"{self.endpoint.url}: refuses every request: {harmless.why}"
                 except NoAnswer as none:
@@ -175,7 +176,7 @@ class Client:
 
         def read(content: dict[str, Any]) -> Reply:
             choice = choices_of(content)[0]
-            found = written_in(choice, question.decoding, chat=self.endpoint.chat)
+            found = written_in(choice, question.decoding)
             tokens, written = used(content)
             return Reply(None, found.text, tokens, written, reason=found.reason, why=found.why, cut=found.cut)
 
@@ -199,7 +200,7 @@ class Client:
         groups = [question.words] if self.endpoint.together else [(word,) for word in question.words]
         replies = [await self.echo_of(question.text, group) for group in groups]
         scores = [float(score) for reply in replies for score in reply.log_probs]  # type: ignore[union-attr]
-        tokens, written = (sum(getattr(reply, name) for reply in replies) for name in ("tokens", "written"))
+        tokens, written = sum(reply.tokens for reply in replies), sum(reply.written for reply in replies)
         reply = Reply(None, None, tokens, written, tries=1 + sum(reply.tries - 1 for reply in replies))
         if any(math.isnan(score) for score in scores):
             return replace(reply, reason=Reason.NAN, why="a log-probability is NaN")
@@ -221,8 +222,7 @@ class Client:
                 cut = str(choice.get("finish_reason")) == "length"
                 written = ((1, 0, 2) if cut else (0, 1, 2)) if self.endpoint.least else (0, 1)
                 scores.append(echoed(steps_of(choice), text, space + word, written))
-            tokens, written = used(content)
-            return Reply(_column(scores), None, tokens, written)
+            return Reply(_column(scores), None, *used(content))
 
         return await self.post(body, read)
 
@@ -284,9 +284,9 @@ class Client:
                 self.dead = str(error)
                 raise
         why = f"{self.endpoint.url}: no answer in {self.settings.tries} tries (--lm tries): {last}"
-        none = NoAnswer(why, Reason.FAILED, doubtful=True, tries=self.settings.tries)
-        none.at, none.heard = at, last is not None and last.heard
-        raise none
+        failure = NoAnswer(why, Reason.FAILED, doubtful=True, tries=self.settings.tries)
+        failure.at, failure.heard = at, last is not None and last.heard
+        raise failure
 
     def _pause(self, attempt: int) -> float:
         """Exponential, with full jitter."""
@@ -308,8 +308,8 @@ class Client:
         except (ValueError, TypeError) as error:
             raise _Again(f"the reply is no JSON ({error}): {shown(raw, self.key.value)}") from None
         try:
-            error = error_in(content)
-            if error is None:
+            found = error_in(content)
+            if found is None:
                 return read(content)
         except WRONG as wrong:
             reason = f"the reply lacks what was asked for ({type(wrong).__name__} {wrong}): "
@@ -317,7 +317,7 @@ class Client:
             if self.patient:
                 raise _Again(reason) from None
             raise NoAnswer(reason, Reason.FAILED) from None
-        self._fail(*error, raw, None)
+        self._fail(*found, raw, None)
 
     async def _send(self, body: dict[str, Any]) -> bytes:
         import aiohttp
@@ -341,7 +341,9 @@ class Client:
             raise NoAnswer(f"a reply of more than {MOST_BYTES >> 20} MB", Reason.FAILED, doubtful=True)
         if 300 <= status < 400:
             where = address(headers.get("Location", ""), self.key.value)
-            raise ScoringError(f"{self.endpoint.path}: redirects ({status}) to {where}, which is not followed: give that URL")
+            raise ScoringError(
+                f"{self.endpoint.path}: redirects ({status}) to {where}, which is not followed: give that URL"
+            )
         if not fine:
             self._fail(status, "", raw, headers.get("Retry-After"))
         return raw

@@ -132,9 +132,7 @@ def describe_model(
     return source, family
 
 
-def describe_replay(
-    name: str, settings: LMSettings, words: Sequence[str] | None = None
-) -> tuple[LMSource, Family]:
+def describe_replay(name: str, settings: LMSettings, words: Sequence[str] | None = None) -> tuple[LMSource, Family]:
     """An LM of a finished study, whose scores are in its store. Its weights are not needed, its tokenizer is.
 
     Raises:

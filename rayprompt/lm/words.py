@@ -39,9 +39,10 @@ def echoed(steps: Sequence[Step], text: str, word: str, written: Sequence[int] =
         if count <= len(steps) and (found := _plain(steps[: len(steps) - count], text, word)) is not None:
             return found
     for fold in (False, True):  # the tokenizer may know lower case only
-        for count, found in _aligned(steps, text, word, fold).items():
-            if count in written:
-                return found
+        ways = _aligned(steps, text, word, fold)
+        for count in written:
+            if count in ways:
+                return ways[count]
     raise ValueError(f"the tokens are not those of the text: {[step.text for step in steps[-4:]]}")
 
 
@@ -86,7 +87,7 @@ def _aligned(steps: Sequence[Step], text: str, word: str, fold: bool) -> dict[in
         new: set[tuple[int, int]] = set()
         for place, first in ways:
             for end in _ends(step, target, place, at, fold):
-                mine = (end > start and place < len(target)) or (end == place and start <= place < len(target))
+                mine = end > start if end > place else place >= start and _non_ascii_follows(target, place)
                 new.add((end, at if first < 0 and mine else first))
         ways = new
         firsts = {first for place, first in ways if place == len(target) and first >= 0}
@@ -96,6 +97,11 @@ def _aligned(steps: Sequence[Step], text: str, word: str, fold: bool) -> dict[in
         if not ways:
             break
     return found
+
+
+def _non_ascii_follows(target: bytes, place: int) -> bool:
+    """Whether a token without a text may be part of the character at a place, or behind the space there."""
+    return any(byte >= 0x80 for byte in target[place : place + 2].lstrip(b" ")[:1])
 
 
 def _ends(step: Step, target: bytes, place: int, at: int, fold: bool) -> set[int]:

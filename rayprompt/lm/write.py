@@ -245,7 +245,8 @@ class Writer:
         written = self._go_on(logits, state, decoding, limits, draws)
         texts = {tokens: self._text(tokens, decoding) for tokens in {written[i] for i in row.tolist()}}
         for i, at in enumerate(members.tolist()):  # samples are often the same
-            text, count = texts[written[row[i]]]
+            text, count, ended = texts[written[row[i]]]
+            answers.cut[at] = not ended and count >= limits[row[i]]  # type: ignore[index]
             answers.completion[at] = text  # type: ignore[index]
             answers.written[at] = count  # type: ignore[index]
             answers.tokens[at] = int(sizes[i]) + count
@@ -387,18 +388,18 @@ class Writer:
         text = self.tokenizer.decode(tail, skip_special_tokens=True)
         return any(stop in text for stop in decoding.stop)
 
-    def _text(self, ids: Sequence[int], decoding: Decoding) -> tuple[str, int]:
-        """The text of what was written, cut at a stop text, and how many tokens it took."""
+    def _text(self, ids: Sequence[int], decoding: Decoding) -> tuple[str, int, bool]:
+        """The text of what was written, cut at a stop text, how many tokens it took, and whether it came to an end."""
         ends = [i for i, token in enumerate(ids) if token in self.ends]
         ids = ids[: ends[0] + 1] if ends else ids
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         cut = decoding.cut(text)
         if len(cut) == len(text):
-            return text, len(ids)
+            return text, len(ids), bool(ends)
         count = len(ids)
         while count > 1 and len(decoding.cut(whole := self.tokenizer.decode(ids[: count - 1]))) < len(whole):
             count -= 1
-        return cut, count
+        return cut, count, True
 
 
 class _State:

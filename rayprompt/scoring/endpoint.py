@@ -28,7 +28,6 @@ from rayprompt.scoring.actor import ScorerInfo
 from rayprompt.scoring.metrics import PoolMeter
 from rayprompt.scoring.pool import NO_VECTORS, Cost, answer_of
 from rayprompt.scoring.unloaded import UnloadedPool
-from rayprompt.unanswered import Reason
 
 MOST_DEATHS = 20  # of the actor, in one request of ours
 MOST_PAIRS = 16  # of an order: what has come is told of in such portions
@@ -150,6 +149,7 @@ class EndpointPool(UnloadedPool):
         self.parts = {}
         self.device_class = "endpoint"  # type: ignore[assignment]
         self.endpoint = source.endpoint
+        self.chats = source.endpoint.chat
         self.shapes = RemoteTable(self.endpoint.api, self.endpoint.labels)  # type: ignore[assignment]
 
     @classmethod
@@ -285,10 +285,8 @@ def _found(came: Sequence[tuple[int, Reply]], labels: int) -> tuple[IntArray, An
     for i, (_, reply) in enumerate(came):
         answers.tokens[i], answers.seconds[i] = reply.tokens, reply.seconds
         answers.reason[i] = reply.reason
-        if answers.completion is not None and answers.written is not None:
-            answers.completion[i], answers.written[i] = reply.completion, reply.written
+        if answers.completion is not None and answers.written is not None and answers.cut is not None:
+            answers.completion[i], answers.written[i], answers.cut[i] = reply.completion, reply.written, reply.cut
         elif reply.log_probs is not None:
             answers.label_log_probs[i] = reply.log_probs
-        if reply.reason:
-            answers.reason[i] = Reason.REFUSED
     return np.array([row for row, _ in came]), answers, Cost(sum(reply.tries for _, reply in came))

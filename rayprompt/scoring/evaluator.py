@@ -265,6 +265,7 @@ class Evaluator:
 
     def _take(self, keys: list[str], rows: IntArray, candidate: IntArray, column: IntArray, answers: Answers) -> None:
         """Keep and store the answers to some pairs."""
+        self._end_cuts(answers)
         answers.settle()
         self.table.fill(rows[candidate], column, answers)
         if self.writer is not None:
@@ -274,6 +275,23 @@ class Evaluator:
         self.ledger.tokens += int(answers.tokens.sum())
         self.ledger.written += 0 if answers.written is None else int(answers.written.sum())
         self.ledger.seconds += float(answers.seconds.sum())
+
+    def _end_cuts(self, answers: Answers) -> None:
+        """Decide which answers of a service are answers although they were cut, in place, and count what was cut.
+
+        A chat LM ends by itself: what it wrote before it was cut is no answer, unless an answer is there that nothing
+        behind it can change. Other LMs write on and on: what they wrote is judged, if there is an answer in it.
+        """
+        if answers.cut is None or answers.completion is None:
+            return
+        self.ledger.cut += int(answers.cut.sum())
+        judge = None if self.judging is None else self.judging.judge
+        if judge is None or (self.pool.chats and not judge.extractor.takes_first):
+            return
+        for i in np.flatnonzero(answers.reason == Reason.CUT):
+            text = answers.completion[i]
+            if text is not None and judge.answer(text) is not None:
+                answers.reason[i] = Reason.ANSWERED
 
     def _values(self, answers: Answers, example: IntArray) -> FloatArray:
         """(P,) what answers are worth; NaN = unanswered, which is not a wrong answer."""

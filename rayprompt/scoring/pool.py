@@ -88,6 +88,7 @@ class ScoringPool:
     """
 
     deterministic = True  # the same pair has the same answer whenever it is asked for
+    chats = False  # whether the LM ends its answers by itself, so that one that was cut is none
     loaded = True  # by scorers of its own
     namespace: str | None = None  # where the names of its actors are known
     keeper: Keeping | None = None

@@ -232,7 +232,11 @@ class Problem:
             "label_ids": self.label_ids,
             "max_length": self.lm.max_length,
             "decoding": None if self.decoding is None else self.decoding.content,
-            **({} if self.lm.endpoint is None else {"endpoint": self.lm.endpoint.to_json(labels=not self.task.generates)}),
+            **(
+                {}
+                if self.lm.endpoint is None
+                else {"endpoint": self.lm.endpoint.to_json(labels=not self.task.generates)}
+            ),
         }
 
     def prompt(self, text: str) -> TextPrompt:
