@@ -33,6 +33,7 @@ from rayprompt.lm.words import echoed, of_words
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
+from rayprompt.unanswered import Reason
 
 KEY = "sk-a-very-secret-key-0123456789"
 
@@ -175,7 +176,8 @@ def test_generation_and_sampling_over_the_wire(server: Server, pool: ScoringPool
     assert there.completion == here.completion
     sampled = Problem(verdicts(stop=["."]), server.model, lm={"temperature": 1, "samples": 2, "max_tokens": 4})
     scores = rayprompt.score(["it was"], sampled)
-    assert len(scores) == 2 * len(sampled.gold)
+    assert len(scores) + len(scores.errors) == 2 * len(sampled.gold)
+    assert {error.reason for error in scores.errors} <= {Reason.CUT}  # without a label in what was written
     bodies = [body for _, body in server.seen if body.get("temperature") == 1]
     assert len({body["seed"] for body in bodies}) == 2
     assert {body["max_tokens"] for body in bodies} == {4}

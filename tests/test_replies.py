@@ -151,7 +151,12 @@ def test_words_that_one_token_may_begin() -> None:
         ({"message": {"content": ""}, "finish_reason": "content_filter"}, None, Reason.REFUSED, False),
         ({"message": {"content": [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]}}, "42", 0, False),
         ({"message": {"content": ["4", {"type": "output_text", "text": {"value": "2"}}]}}, "42", 0, False),
-        ({"message": {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "42"}]}}, "42", 0, 0),
+        (
+            {"message": {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "42"}]}},
+            "42",
+            0,
+            0,
+        ),
         ({"message": {"content": [{"type": "thinking", "thinking": "hm"}]}}, None, Reason.CUT, True),
         ({"message": {"content": [{"type": "refusal", "refusal": "no"}]}}, None, Reason.REFUSED, False),
         ({"message": {"content": "<think>1 2</think>\n\n42"}, "finish_reason": "stop"}, "42", Reason.ANSWERED, False),

@@ -23,7 +23,7 @@ from rayprompt.unanswered import Reason
 WORDS = ("terrible", "great")
 TEXTS = (
     "a film so good it was",
-    "It was, after all, \"fine\"\n it was",
+    'It was, after all, "fine"\n it was',
     "  two spaces. it was",
     "Où es-tu, 東京? 🎬 it was",
     "dull " * 40 + "it was",
@@ -143,14 +143,14 @@ def test_an_echo_that_the_next_tokens_contradict_is_not_believed(server: Server)
 
     server.reply = late
     assert found(server).labels == "top"
-    with pytest.raises(InputError, match="--lm labels=echo: it does not give them: its echo cannot be believed: the log"):
+    with pytest.raises(InputError, match="--lm labels=echo: it does not give them: its echo cannot be believed"):
         found(server, labels="echo")
 
 
 def test_label_words_that_one_token_may_begin_are_refused_by_name(server: Server) -> None:
     server.speaks = SPEAKS["openai"]
     words = ("card_arrival", "card_linking", "great")
-    with pytest.raises(InputError, match="labels=top: .* 'card_arrival' and 'card_linking' may begin with the same token"):
+    with pytest.raises(InputError, match="labels=top: .* 'card_arrival' and 'card_linking' may begin with"):
         found(server, words, labels="top")
     assert found(server, words).labels == "text"
     assert found(server, ("great", "greater")).labels == "text"
