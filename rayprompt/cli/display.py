@@ -112,6 +112,8 @@ def _remarks(result: Result) -> list[str]:
         lines.append("the prompt's text does not give its tokens back: use the token ids in prompt.json")
     if line := shown(result.unanswered):
         lines.append(line)
+    if result.cut:
+        lines.append(f"{result.cut:,} completions were cut at the limit of new tokens (--lm max_tokens)")
     for part, count in result.truncated.items():
         if count:
             lines.append(f"{count} texts of {part} were truncated to fit {result.model}")

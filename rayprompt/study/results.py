@@ -63,6 +63,7 @@ class Result:
         report_evaluations, report_lm_evaluations: the same two of the closing report.
         lm_seconds: the scorers' time for the search.
         written: tokens that the LM wrote for the search, part of ``tokens``.
+        cut: completions that the limit of new tokens ended, of search and report.
         cost: money that search and report cost, at the LM's prices; None where it has none.
         replay_differs: generations that a resumed search asked for in another way than on record; 0 unless versions
             of libraries have changed, or a searcher is not deterministic.
@@ -118,6 +119,7 @@ class Result:
     top: tuple[Estimate, ...] = ()
     p_test: str = "exact McNemar"
     written: int = 0
+    cut: int = 0
     cost: float | None = None
     race: Mapping[str, Any] | None = None
     unanswered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -131,7 +133,7 @@ class Result:
             prompt["file"] = VECTORS_FILE  # in study_dir
         counts = (
             *("evaluations", "lm_evaluations", "report_evaluations", "report_lm_evaluations", "cache_hits", "tokens"),
-            *("written", "cost", "lm_seconds", "shape_breaks", "replay_differs", "test_opened"),
+            *("written", "cut", "cost", "lm_seconds", "shape_breaks", "replay_differs", "test_opened"),
         )
         about = ("task", "split", "model", "searcher", "seed", "budget", "end")
         return {

@@ -483,6 +483,7 @@ def _result(
         evaluations_per_second=last["evaluations_per_second"],
         report_lm_evaluations=report.lm_evaluations,
         shape_breaks=last["shape_breaks"] + report.shape_breaks,
+        cut=last.get("cut", 0) + report.cut,
         test_opened=opened,
         seconds=time.perf_counter() - job.started,
         study_dir=place_of(job.study),
