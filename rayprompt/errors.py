@@ -18,12 +18,20 @@ class InputError(RayPromptError, ValueError):
     exit_code = 2
 
 
+class DamagedError(InputError):
+    """A file is not what was written: bits have changed on the disk, or somebody has edited it."""
+
+
 class ScoringError(RayPromptError, RuntimeError):
     """The LM could not score: an actor failed for good, or its LM did not load."""
 
 
 class StoreError(RayPromptError, OSError):
     """A file of a score store or a study could not be written: the disk is full, or the directory is gone."""
+
+
+class LeaseLost(StoreError):
+    """Another process has taken the study over."""
 
 
 class RestoreError(RayPromptError, RuntimeError):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,53 @@ def same(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in MAY_DIFFER}
 
 
+def places() -> dict[str, tuple[Any, str, int]]:
+    """Points of a search on its way, in their order: the function whose how-many-th call comes there."""
+    import rayprompt.study.manifest as manifest
+    import rayprompt.study.search as studies
+    from rayprompt.study.closing import Closer
+    from rayprompt.study.trackers import Trackers
+
+    return {
+        "lock": (studies, "study_lock", 1),
+        "read": (studies, "read_manifest", 2),
+        "load": (studies, "session", 1),
+        "begin": (studies, "write_manifest", 1),
+        "choose": (Closer, "choose", 1),
+        "open": (studies, "write_manifest", 2),
+        "measure": (Closer, "measure", 1),
+        "prompt": (studies, "write_json", 1),
+        "result": (studies, "write_json", 2),
+        "page": (studies, "write_page", 1),
+        "trackers": (Trackers, "finish", 1),
+        "close": (studies, "close_manifest", 1),
+        "closed": (manifest, "write_manifest", 1),
+    }
+
+
+CLOSING = ("choose", "open", "measure", "prompt", "result", "page", "trackers", "close", "closed")
+
+
+@contextlib.contextmanager
+def at(point: str, act: Callable[[], object]) -> Iterator[None]:
+    """Have something done when a search of this process comes to a point."""
+    owner, name, number = places()[point]
+    original, calls = getattr(owner, name), 0
+
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            act()
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, wrapper)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
 if __name__ == "__main__":
     import rayprompt.comparison.compare as comparisons
     import rayprompt.study.search as studies
@@ -144,4 +192,6 @@ if __name__ == "__main__":
     # Often enough for a run of seconds to have several.
     studies.SNAPSHOT_SECONDS, studies.FLUSH_SECONDS = 1.0, 0.1
     comparisons.SNAPSHOT_SECONDS, comparisons.FLUSH_SECONDS = 1.0, 0.1
-    main()
+    point, number = os.environ.get("RAYPROMPT_TEST_POINT"), os.environ.get("RAYPROMPT_TEST_SIGNAL", "9")
+    with at(point, lambda: os.kill(os.getpid(), int(number))) if point else contextlib.nullcontext():
+        main()

@@ -303,7 +303,8 @@ def test_killed_and_submitted_again_it_goes_on(bucket: str, tmp_path: Path) -> N
     assert stored
     assert "result.json" not in names(there)
     record = Folder.at(there).read("study.yaml").decode()
-    Folder.at(there).write("study.yaml", record.replace("budget: 200000", "budget: 64").encode())
+    edited = record.rpartition("# sha256: ")[0].replace("budget: 200000", "budget: 64")
+    Folder.at(there).write("study.yaml", edited.encode())
     spent = 64 * 16 * 20
     with pytest.raises(InputError, match="--seed|seed was 3 when the study began"):
         rayprompt.search(budget=spent, out=there, start_or_resume=True, **{**SMALL, "seed": 4})

@@ -351,7 +351,8 @@ def test_several_studies_are_put_side_by_side_where_they_can_be(
     assert "it counts once" in arena.remarks[0]
     shutil.copytree(searched.study_dir, tmp_path / "changed")
     yaml = tmp_path / "changed" / "study.yaml"
-    yaml.write_text(re.sub(r"(task:(?:.*\n)*?  digest: )\w+", r"\g<1>0000", yaml.read_text(), count=1))
+    text = yaml.read_text().rpartition("# sha256: ")[0]  # edited by hand
+    yaml.write_text(re.sub(r"(task:(?:.*\n)*?  digest: )\w+", r"\g<1>0000", text, count=1))
     arenas, notes = arenas_of([read_study(searched.study_dir), read_study(tmp_path / "changed")])
     assert len(arenas) == 2
     assert "changed is not comparable with searched on reviews, tiny-masked" in notes[0]

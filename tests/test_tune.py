@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
 from rayprompt.store.store import ScoreStore
+from rayprompt.study.trainable import DeskActor
 from searchers.random import RandomSearcher
 
 HERE = Path(__file__).parent
@@ -473,3 +476,27 @@ def trials(folder: Path) -> int:
 
 def log(folder: Path) -> str:
     return (folder / "log").read_text()[-3000:]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cancelled_trial_leaves_the_desk_at_work_for_the_others(fails: bool) -> None:
+    """Its future takes neither a result nor an error; the trials after it get theirs."""
+    desk = DeskActor.__new__(DeskActor)
+    desk.thread, desk.waiting, desk.at_work = ThreadPoolExecutor(1), [], None
+
+    def score(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        time.sleep(0.1)
+        if fails and any(config["batch"] == 0 for config in configs):
+            raise ScoringError("no")
+        return [{"score": config["batch"]} for config in configs]
+
+    desk._score = score  # type: ignore[method-assign]
+
+    async def trials() -> list[Any]:
+        cancelled, other = (asyncio.ensure_future(desk.score({"batch": n})) for n in range(2))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        return [await asyncio.wait_for(other, 10), await asyncio.wait_for(desk.score({"batch": 2}), 10)]
+
+    assert asyncio.run(trials()) == [{"score": 1}, {"score": 2}]
+    assert desk.at_work is None

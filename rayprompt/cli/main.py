@@ -448,6 +448,19 @@ def compact(location: StoreArgument, json_: JsonOption = False) -> None:
         print_json(content)
 
 
+@stores.command()
+def verify(location: StoreArgument, json_: JsonOption = False) -> None:
+    """Read every file of a store, or of a study and its store, and name the damaged ones. Nothing is changed."""
+    from rayprompt.cli.store import show_check, verify_store
+
+    content = verify_store(location)
+    show_check(content)
+    if json_:
+        print_json(content)
+    if content["damaged"]:
+        raise typer.Exit(1)
+
+
 RESUME_OPTIONS = {"resume", "budget", "address", "scorers", "gpus_per_scorer", "json_"}
 
 

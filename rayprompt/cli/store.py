@@ -1,4 +1,4 @@
-"""``rayprompt store``: what a score store holds, and its compaction."""
+"""``rayprompt store``: what a score store holds, what of it is damaged, and its compaction."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Any
 
 from rayprompt.errors import InputError
 from rayprompt.store.compact import compact
-from rayprompt.store.store import ScoreStore
+from rayprompt.store.files import Folder
+from rayprompt.store.schema import TABLES, ShardName
+from rayprompt.store.store import SET_ASIDE, ScoreStore
+from rayprompt.study.damage import Checked, check_study
+from rayprompt.study.place import has_begun
 
 STORE_SCHEMA = "rayprompt.store-info/1"
+VERIFY_SCHEMA = "rayprompt.store-verify/1"
 
 
 def describe_store(location: str) -> dict[str, Any]:
@@ -60,6 +65,48 @@ def compact_store(location: str) -> dict[str, Any]:
         "files_after": done.after,
         "broken": dict(sorted(store.broken.items())),
     }
+
+
+def verify_store(location: str) -> dict[str, Any]:
+    """Read all files of a store; of a study also what else it reads back, and its store where that is elsewhere.
+
+    Raises:
+        InputError: there is neither, or another version made it.
+    """
+    study = Checked()
+    if has_begun(location):
+        study = check_study(location)
+    at = study.store or location
+    damaged, unsealed, files, aside = dict(study.damaged), study.unsealed, study.files, 0
+    if not study.damaged or Folder.at(at).child("scores").exists():
+        store = _open(at)
+        for kind in TABLES:
+            store.check(kind)
+            names = store.folder.child(kind).names()
+            shards = [name for file in names if (name := ShardName.parse(file)) is not None]
+            files += len(shards)
+            unsealed += sum(not name.checksum for name in shards)
+            aside += sum(file.endswith(SET_ASIDE) for file in names)
+        damaged |= store.broken
+    return {
+        "schema": VERIFY_SCHEMA,
+        "store": Folder.at(at).shown,
+        "files": files,
+        "without_checksum": unsealed,
+        "set_aside": aside,
+        "damaged": dict(sorted(damaged.items())),
+    }
+
+
+def show_check(content: dict[str, Any]) -> None:
+    """What was found, for people."""
+    for file, why in content["damaged"].items():
+        print(f"damaged {file}: {why}")
+    print(f"{content['files']} files read, {len(content['damaged'])} damaged")
+    if content["without_checksum"]:
+        print(f"{content['without_checksum']} of them are of an earlier version, without a checksum: only read")
+    if content["set_aside"]:
+        print(f"{content['set_aside']} damaged files were set aside earlier (*{SET_ASIDE}); they may be deleted")
 
 
 def _open(location: str) -> ScoreStore:

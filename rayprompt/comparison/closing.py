@@ -29,6 +29,7 @@ from rayprompt.study.progress import Progress
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.tensorboard import write_final
 from rayprompt.study.trace import Trace
+from rayprompt.written import CLOSED
 
 if TYPE_CHECKING:
     from rayprompt.comparison.job import Job
@@ -91,7 +92,8 @@ def close_all(
 
     if model not in content["test_opened"]:
         content["test_opened"].append(model)
-        write_manifest(job.study, content, COMPARISON_SCHEMA)
+    content[CLOSED] = None  # from here on its files are written anew
+    write_manifest(job.study, content, COMPARISON_SCHEMA)
     return Closed(
         [_outcome(closers[e.run.stratum], e, choices[e.run.name], dev_curves[e.run.name]) for e in ended],
         _measured(closers, made),

@@ -51,9 +51,18 @@ from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
+from rayprompt.study.damage import is_whole
 from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
-from rayprompt.study.manifest import how_to_go_on, make_directory, read_manifest, recorded_searcher, write_manifest
+from rayprompt.study.manifest import (
+    check_not_begun,
+    close_manifest,
+    how_to_go_on,
+    make_directory,
+    read_manifest,
+    recorded_searcher,
+    write_manifest,
+)
 from rayprompt.study.place import has_begun, opened, place_of
 from rayprompt.study.prepare import HERE, store_location, study_dir
 from rayprompt.study.progress import Listener, Progress, silent
@@ -169,13 +178,20 @@ def compare(
     check(job)
     if not begun:
         return _run(job)
-    job = taken_up(job, read_manifest(study, COMPARISON_SCHEMA))
-    return _finished(study) or _run(job)
+    record = read_manifest(study, COMPARISON_SCHEMA)
+    taken_up(job, record)  # refuses another comparison
+    finished = _finished(study, record)
+    if finished is not None:
+        return finished
+    with study_lock(study, listener):
+        record = read_manifest(study, COMPARISON_SCHEMA)  # another process may have gone on with it in the meantime
+        job = taken_up(job, record)
+        return _finished(study, record, listener) or _run(job)
 
 
-def _finished(study: Path) -> Comparison | None:
-    """The outcome of a comparison that has come to its end with no run that failed."""
-    if not (study / RESULT_FILE).is_file():
+def _finished(study: Path, record: Mapping[str, Any], listener: Listener = silent) -> Comparison | None:
+    """The outcome of a comparison that has come to its end, all of it, with no run that failed."""
+    if not (study / RESULT_FILE).is_file() or not is_whole(study, record, int(record["budget"]), listener):
         return None
     finished = read_comparison(study)
     return None if finished.failed else replace(finished, study_dir=place_of(study))
@@ -207,10 +223,30 @@ def resume_comparison(
     """
     started = time.perf_counter()
     path = opened(study)
-    record = read_manifest(path, COMPARISON_SCHEMA)
-    finished = _finished(path)
+    finished = _finished(path, read_manifest(path, COMPARISON_SCHEMA))
     if finished is not None:
         return finished
+    cluster = Cluster(address, scorers, gpus_per_scorer)
+    with study_lock(path, listener):  # what is read, decided and written from here on is ours
+        record = read_manifest(path, COMPARISON_SCHEMA)
+        finished = _finished(path, record, listener)
+        if finished is not None:
+            return finished
+        job = _recorded_job(path, record, tasks, searchers, cluster, listener, started)
+        check(job)
+        return _run(job)
+
+
+def _recorded_job(
+    path: Path,
+    record: dict[str, Any],
+    tasks: Sequence[Task],
+    searchers: Mapping[str, type[PromptSearcher]] | None,
+    cluster: Cluster,
+    listener: Listener,
+    started: float,
+) -> Job:
+    """The comparison that a study.yaml describes."""
     given = {task.name: task for task in tasks}
     problems: dict[Stratum, Problem] = {}
     settings = {
@@ -240,13 +276,10 @@ def resume_comparison(
     for was in record["entries"]:
         cls = (searchers or {}).get(was["group"]) or recorded_searcher(was["class"], path)
         entries.append(Entry(was["label"], was["group"], cls, was["settings"]))
-    job = Job(
+    return Job(
         problems, entries, runs_of(entries, list(problems), record["seeds"]), record["seeds"], path, record["id"],
-        record["store"], {name: record[name] for name in record["options"]},
-        Cluster(address, scorers, gpus_per_scorer), listener, started, record,
+        record["store"], {name: record[name] for name in record["options"]}, cluster, listener, started, record,
     )  # fmt: skip
-    check(job)
-    return _run(job)
 
 
 def _as_recorded(record: Mapping[str, Any]) -> list[Stratum]:
@@ -268,8 +301,11 @@ def _run(job: Job) -> Comparison:
     report = Ledger(budget=1)
     with how_to_go_on(job.study, "compare"), ExitStack() as until_written, connected(job.cluster, job.listener):
         groups = _together(job)
-        make_directory(job.study)
-        until_written.enter_context(study_lock(job.study, job.listener))
+        if not job.record:
+            make_directory(job.study)
+            until_written.enter_context(study_lock(job.study, job.listener))
+            check_not_begun(job.study)
+        store.before_write = job.plan(job.runs[0]).check_held
         content = begin(job, store)
         job.over_before = sum(job.ended(run) is not None for run in job.runs)
         for models in groups:
@@ -287,6 +323,7 @@ def _run(job: Job) -> Comparison:
         write_json(job.study / RESULT_FILE, result.to_json())
         write_page(job.study, [problem.task for problem in job.problems.values()], job.listener)
         finish_runs(job, outcomes)
+        close_manifest(job.study, content, job.budget, (RESULT_FILE,), COMPARISON_SCHEMA)
     return result
 
 

@@ -24,18 +24,21 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.scoring.size import shared_name
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.race import check_objective, racing
-from rayprompt.store.schema import safe_name
+from rayprompt.store.schema import TABLES, safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
+from rayprompt.study.damage import name_damaged_tables
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
-from rayprompt.study.manifest import class_path, deciding, task_location, versions, write_manifest
-from rayprompt.study.place import location_of
+from rayprompt.study.manifest import class_path, deciding, make_directory, task_location, versions, write_manifest
+from rayprompt.study.place import lease_of, location_of
 from rayprompt.study.prepare import HERE, check_room
 from rayprompt.study.progress import Listener, Progress
 from rayprompt.study.session import Cluster
 from rayprompt.study.trace import FOLDER, Trace, read_run
 from rayprompt.study.trackers import Trackers
+from rayprompt.study.whole import write_whole
 from rayprompt.task import Task, load_task
+from rayprompt.written import CLOSED
 
 # Options that change no search: they may be others when a comparison is gone on with.
 FREE = ("max_concurrent", "price_per_hour", "price_per_million_tokens", "target", "trackers", "allow_leaks")
@@ -93,7 +96,7 @@ class Job:
         finalists, study = self.options["finalists"], location_of(self.study)
         return SearchPlan(
             search, self.budget, finalists, study, self.store_at, SNAPSHOT_SECONDS, FLUSH_SECONDS, self.store == HERE,
-            race=self.options.get("race"), here=str(self.study),
+            race=self.options.get("race"), here=str(self.study), lease=lease_of(self.study),
         )  # fmt: skip
 
     def ended(self, run: Run) -> tuple[dict[str, Any], Trace] | None:
@@ -110,8 +113,8 @@ class Job:
     def mark_stopped(self, run: Run, evaluations: int) -> None:
         """Take down that the Tune scheduler has stopped a run there."""
         mark = self._stop_mark(run)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(str(evaluations))
+        make_directory(mark.parent)
+        write_whole(mark, str(evaluations))
 
     def was_stopped(self, run: Run) -> bool:
         """Whether the Tune scheduler has stopped a run since it was begun or resumed."""
@@ -262,16 +265,19 @@ def begin(job: Job, store: ScoreStore) -> dict[str, Any]:
         "resolved": _resolved(job),
         "pools": {},
         "test_opened": [],
+        CLOSED: None,
         "versions": versions(),
     }
     if job.record:
         _check_unchanged(job, content)
         places = {kind: {was["name"]: was["location"] for was in content[kind]} for kind in ("tasks", "models")}
-        content = dict(job.record)
+        content = {CLOSED: None, **job.record}
         for kind, here in places.items():  # they may lie elsewhere by now
             content[kind] = [{**was, "location": here[was["name"]]} for was in job.record[kind]]
     write_manifest(job.study, content, COMPARISON_SCHEMA)
     store.prepare()
+    for kind in TABLES if job.store == HERE else ():
+        name_damaged_tables(store, kind, job.listener, job.id)
     return content
 
 

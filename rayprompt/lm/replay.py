@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, unknown
+from rayprompt.written import read_record
 
 PREFIX = "replay:"
 STUDY_FILE = "study.yaml"
@@ -56,7 +57,7 @@ def recorded(name: str) -> Recorded:
     if not file.is_file():
         raise InputError(f"model {name}: {study} is not the directory of a study (it holds no {STUDY_FILE})")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_record(file))
         models = {m["name"]: m for m in (content.get("models") or [content["model"]])}
         if model and model not in models:
             raise unknown("model", model, models, str(study))
@@ -80,6 +81,6 @@ def recorded(name: str) -> Recorded:
         )
     except InputError:
         raise
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:120]
         raise InputError(f"model {name}: {file} cannot be read ({reason})") from None

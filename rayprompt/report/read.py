@@ -21,6 +21,7 @@ from rayprompt.study.statistics import Estimate
 from rayprompt.study.trace import FOLDER, read_run
 from rayprompt.tables import read_json
 from rayprompt.unanswered import shown
+from rayprompt.written import CLOSED, check_written, read_record
 
 MANIFEST = "study.yaml"
 COMMANDS = {"rayprompt.study": "search", "rayprompt.comparison": "compare"}
@@ -46,9 +47,10 @@ def read_study(location: str | Path) -> Study:
         raise InputError(f"STUDY {location}: not a study that has begun (it holds no {MANIFEST})")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        record = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        record = yaml.load(read_record(file), Loader=loader)
         schema = str(record["schema"])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        record.pop(CLOSED, None)  # tells nothing of the search; the page itself is one of the closing steps
+    except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{file}: cannot be read ({type(error).__name__})") from None
     command = COMMANDS.get(schema.partition("/")[0])
     if command is None:
@@ -318,6 +320,7 @@ def _store(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _outcome(file: Path, schema: str) -> Mapping[str, Any]:
+    check_written(file)
     content = read_json(file)
     if content.get("schema") != schema:
         raise InputError(f"{file}: schema {content.get('schema')!r}; this version reads {schema!r}")

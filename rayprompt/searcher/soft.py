@@ -20,6 +20,7 @@ from rayprompt.lm.vectors import read_vectors, vectors_digest
 from rayprompt.scores import FloatArray
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
+from rayprompt.written import check_written
 
 if TYPE_CHECKING:
     from rayprompt.scoring.pool import ScoringPool
@@ -257,6 +258,7 @@ def _from_study(problem: Problem, study: Path, length: int | None, mode: str, p0
     file = study / "prompt.json"
     if not file.is_file():
         raise InputError(f"setting p0={p0!r}: not the directory of a finished study (it holds no prompt.json)")
+    check_written(file)
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         prompt, same_lm = content["prompt"], content["model"]["digest"] == problem.lm.digest
@@ -273,4 +275,5 @@ def _from_study(problem: Problem, study: Path, length: int | None, mode: str, p0
         raise InputError(f"setting p0={p0!r}: its prompt is a deep one, of several layers; p0 is of layer 0 alone")
     if prompt["subspace"]["mode"] != mode:
         raise InputError(f"setting p0={p0!r}: its soft prompt was found with placement={prompt['subspace']['mode']}")
+    check_written(study / "prompt.safetensors")
     return _from_file(problem, study / "prompt.safetensors", length, mode, p0)

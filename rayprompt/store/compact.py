@@ -111,7 +111,7 @@ def _join(store: ScoreStore, kind: str, members: Sequence[Shard]) -> bool:
     if rows != sum(shard.rows for shard in members):
         return False  # one of them turned out to be broken
     name = ShardName(last.name.search, last.name.part, last.name.context, new_incarnation(), 0)
-    folder.write(str(name), content)
+    folder.write(str(name.of(content)), content)
     for file in replaced:
         folder.remove(file)
     return True

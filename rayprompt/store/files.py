@@ -15,11 +15,12 @@ from rayprompt.errors import InputError, StoreError
 
 @dataclass(frozen=True)
 class Folder:
-    """A directory on a pyarrow filesystem. ``shown`` is how it is named to people."""
+    """A directory on a pyarrow filesystem. ``shown`` is how it is named to people, ``uri`` the URI that was given."""
 
     filesystem: Any
     path: str
     shown: str
+    uri: str = ""
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
@@ -41,7 +42,7 @@ class Folder:
             filesystem, path = pafs.FileSystem.from_uri(text)
         except (ArrowException, OSError, ValueError):  # the reason given may repeat the URI with its query
             raise InputError(f"{shown}: not a local path, nor a URI of a filesystem that pyarrow can use") from None
-        return cls(filesystem, path.rstrip("/"), shown)
+        return cls(filesystem, path.rstrip("/"), shown, text)
 
     def child(self, name: str) -> Folder:
         """A directory in this one."""
@@ -106,6 +107,22 @@ class Folder:
         with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
             content: bytes = stream.read()
         return content
+
+    def read_buffer(self, name: str) -> Any:
+        """The content of a large file, without a copy."""
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+            return stream.read_buffer()
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name.
+
+        Raises:
+            StoreError: it cannot be renamed.
+        """
+        try:
+            self.filesystem.move(f"{self.path}/{name}", f"{self.path}/{new}")
+        except (ArrowException, OSError) as error:
+            raise StoreError(f"{self.shown}/{name}: cannot be renamed ({reason(error)})") from None
 
     def open(self, name: str) -> Any:
         """A file, opened for reading at any place in it."""

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError
+from rayprompt.store.checksum import sha256_of
 
 SCORES_SCHEMA = "rayprompt.scores/3"
 # Files of these versions lack some of the columns that may be null: those read as null.
 EARLIER = {f"rayprompt.scores/{version}": SCORES_SCHEMA for version in (1, 2)}
 CANDIDATES_SCHEMA = "rayprompt.candidates/1"
 ROWS_A_GROUP = 1 << 20
+CHECKSUM_DIGITS = 16
 DICTIONARY_BYTES = 16 * 2**20  # beyond it Parquet writes the keys of the candidates out, once a row
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
@@ -84,7 +86,8 @@ class ShardName:
     """The name of a file: whose it is, so that readers open only what they want, and when it was written.
 
     Names sort by time within a search: ``incarnation`` is the time at which its writer was made (µs since 1970, hex)
-    with the writer's process id, ``number`` counts the writer's files.
+    with the writer's process id, ``number`` counts the writer's files. ``checksum`` begins the SHA-256 of the content;
+    files of earlier versions have none.
     """
 
     search: str
@@ -92,17 +95,27 @@ class ShardName:
     context: str
     incarnation: str
     number: int
+    checksum: str = ""
 
     def __str__(self) -> str:
-        return f"{self.search}.{self.part}.{self.context[:16]}.{self.incarnation}.{self.number:06d}.parquet"
+        end = f".{self.checksum}.parquet" if self.checksum else ".parquet"
+        return f"{self.search}.{self.part}.{self.context[:16]}.{self.incarnation}.{self.number:06d}{end}"
 
     @classmethod
     def parse(cls, name: str) -> ShardName | None:
         """Read a file's name; None where it is not one of a store's files."""
         pieces = name.split(".")
-        if len(pieces) != 6 or pieces[5] != "parquet" or not pieces[4].isdigit():
+        if len(pieces) not in (6, 7) or pieces[-1] != "parquet" or not pieces[4].isdigit():
             return None
-        return cls(pieces[0], pieces[1], pieces[2], pieces[3], int(pieces[4]))
+        return cls(pieces[0], pieces[1], pieces[2], pieces[3], int(pieces[4]), *pieces[5:-1])
+
+    def of(self, content: Any) -> ShardName:
+        """The name of a file with this content."""
+        return replace(self, checksum=sha256_of(content)[:CHECKSUM_DIGITS])
+
+    def matches(self, content: Any) -> bool:
+        """Whether the content is what was written; of a file without a checksum nobody can say, so it is."""
+        return not self.checksum or sha256_of(content)[:CHECKSUM_DIGITS] == self.checksum
 
     @property
     def age(self) -> tuple[str, int]:
@@ -159,6 +172,7 @@ def to_parquet(kind: str, tables: Iterable[pa.Table], metadata: dict[bytes, byte
     sink, rows = pa.BufferOutputStream(), 0
     schema = TABLES[kind][1].with_metadata(metadata)
     options: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": DICTIONARY_BYTES}
+    options["write_page_checksum"] = True  # for other readers: ours check the whole file
     if kind == "scores":
         # Floats hardly repeat: their bytes, split by significance, compress better than a dictionary of them.
         names = [f.name for f in SCORES if f.name != "label_log_probs"]

@@ -26,6 +26,7 @@ MARK = "store.json"
 KEY = ["context", "candidate", "example", "sample"]
 BATCH_ROWS = 1 << 20
 MOST_READS = 20
+SET_ASIDE = ".damaged"  # behind the name of a file that nobody reads any more
 T = TypeVar("T")
 
 
@@ -75,6 +76,7 @@ class ScoreStore:
     score: the first that was stored.
 
     Attributes:
+        before_write: called before a search writes its files: may refuse, with an error.
         broken: file -> why it was skipped. A file that is being written at the moment looks cut, too.
 
     Raises:
@@ -84,6 +86,7 @@ class ScoreStore:
     def __init__(self, location: str | Path) -> None:
         self.folder = Folder.at(location)
         self.broken: dict[str, str] = {}
+        self.before_write: Callable[[], None] = lambda: None
         self._shards: dict[tuple[str, str], Shard] = {}
 
     def __repr__(self) -> str:
@@ -276,44 +279,105 @@ class ScoreStore:
 
         return self._again(read)
 
+    def check(
+        self, kind: str, *, search: str | None = None, part: str | None = None, context: str | None = None
+    ) -> list[str]:
+        """Read every file of a table to its end; gives the names of the damaged ones, and says in ``broken`` why.
+
+        Raises:
+            InputError: a file was written by another version of the store.
+        """
+
+        def read() -> None:
+            for shard in self._list(kind, search, part, context):
+                if not shard.name.checksum:
+                    for _ in self._tables(kind, shard):
+                        pass
+                elif kind == "scores":  # of the others the footer is not read before
+                    self._content(kind, shard.name)
+
+        self._again(read)
+        files = set(self.folder.child(kind).names())
+        names = {file: name for file in files if (name := ShardName.parse(file)) is not None}
+        wanted = {"search": search, "part": part, "context": context and context[:16]}
+        return sorted(
+            file
+            for file, name in names.items()
+            if f"{self.folder.child(kind).shown}/{file}" in self.broken
+            and all(value in (None, getattr(name, field)) for field, value in wanted.items())
+        )
+
+    def set_aside(self, kind: str, file: str) -> str:
+        """Give a damaged file a name under which nobody reads it any more; gives that name.
+
+        Raises:
+            StoreError: it cannot be renamed.
+        """
+        self.folder.child(kind).rename(file, file + SET_ASIDE)
+        self._shards.pop((kind, file), None)
+        return file + SET_ASIDE
+
     def _shard(self, kind: str, folder: Folder, file: str, name: ShardName) -> Shard | None:
         """A file's footer, read once: files do not change. None where it is broken or gone."""
         if (kind, file) in self._shards:
             return self._shards[kind, file]
+        shown = f"{folder.shown}/{file}"
         try:
+            # What a search asked for decides how it goes on: these files are small, and checked before they count.
+            if kind == "candidates" and name.checksum and self._content(kind, name) is None:
+                return None
             with folder.open(file) as stream:
                 footer = pq.read_metadata(stream)
         except FileNotFoundError:
-            raise FileGoneError(f"{folder.shown}/{file}") from None
+            raise FileGoneError(shown) from None
         except (pa.ArrowException, OSError) as error:
-            _raise_if_unreadable(error, f"{folder.shown}/{file}")
-            self.broken[f"{folder.shown}/{file}"] = f"cut, or still being written ({reason(error)})"
+            _raise_if_unreadable(error, shown)
+            self.broken[shown] = f"cut, or still being written ({reason(error)})"
             return None
         metadata = footer.metadata or {}
-        if not check_schema(kind, metadata, f"{folder.shown}/{file}"):
-            self.broken[f"{folder.shown}/{file}"] = "not a file of a score store"
-            return None
-        ours = {k.decode()[10:]: v.decode() for k, v in metadata.items() if k.startswith(b"rayprompt.")}
-        self.broken.pop(f"{folder.shown}/{file}", None)
-        self._shards[kind, file] = Shard(name, footer.num_rows, ours)
-        return self._shards[kind, file]
+        try:
+            if not check_schema(kind, metadata, shown):
+                self.broken[shown] = "not a file of a score store"
+                return None
+            ours = {k.decode()[10:]: v.decode() for k, v in metadata.items() if k.startswith(b"rayprompt.")}
+            shard = Shard(name, footer.num_rows, ours)
+            _ = shard.age, shard.last_generation
+        except ValueError:  # another version's, or damaged so that it looks like it
+            if self._content(kind, name) is None:
+                return None
+            raise
+        self.broken.pop(shown, None)
+        self._shards[kind, file] = shard
+        return shard
+
+    def _content(self, kind: str, name: ShardName) -> pa.Buffer | None:
+        """A file's bytes; None where they are not those that its checksum says: then it is broken."""
+        folder = self.folder.child(kind)
+        try:
+            content = folder.read_buffer(str(name))
+        except FileNotFoundError:
+            raise FileGoneError(f"{folder.shown}/{name}") from None
+        if name.matches(content):
+            return content
+        self.broken[f"{folder.shown}/{name}"] = "its content cannot be read (it does not match its checksum)"
+        return None
 
     def _tables(
         self, kind: str, shard: Shard, rows: int = BATCH_ROWS, columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
         """A file's content, or some of its columns, in pieces; one that cannot be read is broken and skipped."""
-        folder = self.folder.child(kind)
+        shown = f"{self.folder.child(kind).shown}/{shard.name}"
         try:
-            with folder.open(str(shard.name)) as stream:
-                file = pq.ParquetFile(stream)
-                has = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-                for batch in file.iter_batches(batch_size=rows, columns=has):
-                    yield of_schema(kind, pa.Table.from_batches([batch]), columns)
-        except FileNotFoundError:
-            raise FileGoneError(f"{folder.shown}/{shard.name}") from None
+            content = self._content(kind, shard.name)
+            if content is None:
+                return
+            file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+            has = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=rows, columns=has):
+                yield of_schema(kind, pa.Table.from_batches([batch]), columns)
         except (pa.ArrowException, OSError) as error:
-            _raise_if_unreadable(error, f"{folder.shown}/{shard.name}")
-            self.broken[f"{folder.shown}/{shard.name}"] = f"its content cannot be read ({reason(error)})"
+            _raise_if_unreadable(error, shown)
+            self.broken[shown] = f"its content cannot be read ({reason(error)})"
 
 
 def _raise_if_unreadable(error: Exception, file: str) -> None:

@@ -151,6 +151,7 @@ class ShardWriter:
             running.result()
 
     def _write(self, buffer: _Buffer) -> None:
+        self.store.before_write()
         self.number += 1
         if buffer.rows:
             self._write_table("scores", self._pairs(buffer), context=self.context.to_json())
@@ -165,7 +166,7 @@ class ShardWriter:
         part, context = (self.part, self.context.key) if kind == "scores" else (self.origin, "all")
         name = ShardName(self.search, part, context, self.incarnation, self.number)
         content, _ = to_parquet(kind, [table], metadata_of(kind, search=self.search, **metadata))
-        self.store.folder.child(kind).write(str(name), content)
+        self.store.folder.child(kind).write(str(name.of(content)), content)
 
     def _pairs(self, buffer: _Buffer) -> pa.Table:
         blocks = buffer.blocks

@@ -25,10 +25,12 @@ from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.race import Racer
 from rayprompt.searcher.step import Heat, Step, ask_score_tell
+from rayprompt.store.checksum import open_json, seal_json
 from rayprompt.store.files import Folder
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.measure import evaluator_of
+from rayprompt.study.place import check_held
 from rayprompt.study.snapshots import Snapshots, freeze
 from rayprompt.study.trace import Trace, write_run
 
@@ -50,11 +52,20 @@ class SearchPlan:
     alone: bool = False  # knows only what it has scored itself: in a store of many searches its memory stays its own
     here: str = ""  # the driver's directory of the study, where that lies elsewhere
     race: float | None = None  # candidates race, with this error rate
+    lease: str = ""  # of a study that has one: the id of the process that works on it
 
     @property
     def directory(self) -> Path:
         """Where the driver has the study's files."""
         return Path(self.here or self.study)
+
+    def check_held(self) -> None:
+        """See that the study has not been taken over, before something is written.
+
+        Raises:
+            LeaseLost: it has.
+        """
+        check_held(self.study, self.lease)
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,9 @@ class SearchLoop:
         self.seconds = {"ask": 0.0, "score": 0.0, "tell": 0.0}
         self.snapshot_at = time.perf_counter()
         self.before_cut: tuple[int, bytes] | None = None
+        plan.check_held()
         store = ScoreStore(plan.store)
+        store.before_write = plan.check_held
         self.snapshots = Snapshots(Folder.at(plan.study).child("snapshots"), plan.search)
         self.snapshots.folder.make()
         self._measure(pool)
@@ -147,12 +160,13 @@ class SearchLoop:
         """Let the searcher ask the LM what it must know; once, so that a search goes on with what it began with."""
         folder, name = self.snapshots.folder, f"{self.plan.search}.measured.json"
         if name in folder.names():
-            with contextlib.suppress(ValueError):  # it was cut as it was written: nothing had begun yet
-                self.searcher.recall(json.loads(folder.read(name)))
+            with contextlib.suppress(ValueError):  # it is damaged: the LM says the same again
+                measured = json.loads(open_json(folder.read(name)))
+                self.searcher.recall(measured)
                 return
         self.searcher.prepare(pool)
         if self.searcher.measured:
-            folder.write(name, json.dumps(self.searcher.measured).encode())
+            folder.write(name, seal_json(json.dumps(self.searcher.measured)).encode())
 
     def step(self) -> None:
         """One generation; nothing if the search has ended, or to report where a resumed search stands."""
@@ -170,6 +184,7 @@ class SearchLoop:
         """
         self._snapshot()
         self.writer.close()
+        self.plan.check_held()
         write_run(Folder.at(self.plan.study), self.plan.search, {**self.report(), **self._best_of_all()}, self.trace)
 
     def abandon(self) -> None:
@@ -312,6 +327,7 @@ class SearchLoop:
 
     def _snapshot(self) -> None:
         """Write the state, once all that led to it is written."""
+        self.plan.check_held()
         self.writer.flush()
         generation, payload = self.before_cut or (self.generation, freeze(self._state()))
         self.snapshots.write(generation, payload)

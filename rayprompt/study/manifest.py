@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -16,11 +16,13 @@ from rayprompt.lm.settings import LMSettings
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.checksum import seal_yaml
 from rayprompt.store.files import reason
-from rayprompt.study.place import STUDY_FILE, carry, location_of
+from rayprompt.study.place import carry, location_of
 from rayprompt.study.results import go_on
 from rayprompt.study.whole import write_whole
 from rayprompt.task import BUNDLED, Task
+from rayprompt.written import CLOSED, STUDY_FILE, checksums_of, read_record
 
 SCHEMA = "rayprompt.study/4"
 FILE = STUDY_FILE
@@ -121,8 +123,36 @@ def write_manifest(study: Path, content: Mapping[str, Any], schema: str = SCHEMA
     import yaml
 
     text = yaml.safe_dump({"schema": schema, **content}, sort_keys=False, allow_unicode=True)
-    write_whole(study / FILE, text)
+    write_whole(study / FILE, seal_yaml(text))
     carry(study)
+
+
+def close_manifest(
+    study: Path, content: dict[str, Any], budget: int, files: Iterable[str], schema: str = SCHEMA
+) -> None:
+    """Write in study.yaml that all closing steps are done, and the checksums of their ``files``.
+
+    Of a study on object storage the files are there before study.yaml says so.
+
+    Raises:
+        StoreError: something cannot be written.
+    """
+    carry(study)
+    content[CLOSED] = {"budget": budget, "files": checksums_of(study, files)}
+    write_manifest(study, content, schema)
+
+
+def check_not_begun(study: Path) -> None:
+    """See, once the lock of a new study is held, that no other process had it before.
+
+    Raises:
+        InputError: there is a study by now.
+    """
+    if (study / FILE).exists():
+        raise InputError(
+            f"--out {location_of(study)}: another process has begun a study there in the meantime; give a new "
+            "directory, or go on with it: --resume, or --start-or-resume"
+        )
 
 
 def kind_of(study: Path) -> str:
@@ -130,9 +160,9 @@ def kind_of(study: Path) -> str:
     import yaml
 
     try:
-        content = yaml.safe_load((study / FILE).read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_record(study / FILE))
         return str(content["schema"])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (InputError, yaml.YAMLError, KeyError, TypeError):
         return ""
 
 
@@ -150,8 +180,8 @@ def read_manifest(study: Path, schema: str = SCHEMA) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"--resume {location_of(study)}: not a study that has begun (it holds no {FILE})")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_record(path))
+    except yaml.YAMLError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     found = content.get("schema") if isinstance(content, dict) else None
     kind, other = str(found).partition("/")[0], {"rayprompt.study": "search", "rayprompt.comparison": "compare"}

@@ -83,11 +83,14 @@ class MLflowRuns(Tracked, MLflowLoggerCallback):
         self.mlflow_util._get_client().set_terminated(self._trial_runs[trial], status)
 
     def finish(self, search: str, step: int, numbers: Mapping[str, float], prompt: str) -> None:
-        """Add to the run of a search what was found when it was over."""
+        """Add to the run of a search what was found when it was over; once, also where the end is written again."""
         self.setup()  # type: ignore[no-untyped-call]
         client = self.mlflow_util._get_client()
         run = self._run_of(client, search)
-        if run is not None:
+        if run is None:
+            return
+        known = client.get_metric_history(run.info.run_id, next(iter(numbers)))
+        if all(metric.step != step for metric in known):
             self._log(client, run.info.run_id, step, numbers, prompt)
 
     def _run_of(self, client: Any, search: str) -> Any:

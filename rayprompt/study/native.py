@@ -50,7 +50,7 @@ def run_native(
     begun = time.perf_counter()
     searcher.most_candidates = plan.budget // len(set(searcher.problem.digests("train")))
     names = {"study": plan.study, "run": name, "searcher": searcher.name}
-    desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget, names)
+    desk = Desk.open(searcher.problem, pool, plan.store, plan.search, plan.budget, names, plan.check_held)
     whole = WholeSearch(name, str(plan.directory), parameters_of(searcher, plan))
     runs = [
         AsOne(logger, whole, lambda: bool(searcher.ended))

@@ -10,32 +10,27 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import json
 import os
-import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from rayprompt.errors import InputError, StoreError
+from rayprompt.errors import InputError, LeaseLost, StoreError
 from rayprompt.store.files import Folder, reason
+from rayprompt.study.lease import BEAT_SECONDS, LEASE, Lease, check_lease
+from rayprompt.written import STUDY_FILE
 
 MARK = ".stands-for"  # in a directory: the URI of the study that it stands for
-LEASE = ".lease.json"  # in a study on object storage: who is at work on it
-BEAT_SECONDS = 10.0
-DEAD_AFTER = 3.0  # beats
 TRIES = 4  # to copy what is left at the end
-STUDY_FILE, P0_FILE = "study.yaml", "p0.safetensors"
+P0_FILE = "p0.safetensors"
 LEFT_OVER = {LEASE, P0_FILE}  # by one that died before it began
 APART = ("scores", "candidates", "snapshots")  # what trials write
 
@@ -89,7 +84,7 @@ def new_place(location: str) -> Path:
     """
     folder = Folder.at(location)
     infos = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True))
-    if any(i.base_name not in LEFT_OVER and not i.base_name.startswith(".writable-") for i in infos):
+    if any(i.base_name not in LEFT_OVER and not i.base_name.startswith((".writable-", LEASE)) for i in infos):
         raise InputError(f"--out {folder.shown}: exists already and is not empty; give a new directory")
     folder.check_writable()
     return standing_for(location)
@@ -129,6 +124,27 @@ def carry(study: Path) -> None:
         lease, mirror = _at_work[study]
         lease.renew()
         mirror.push()
+
+
+def lease_of(study: Path) -> str:
+    """The id of the lease under which this process works on a study; empty where that has a lock."""
+    return _at_work[study][0].owner_id if study in _at_work else ""
+
+
+def is_lost(study: Path) -> bool:
+    """Whether another process has taken over a study that this one was at work on."""
+    return study in _at_work and _at_work[study][0].lost
+
+
+def check_held(location: str | Path, owner: str) -> None:
+    """See that the lease of a study is still that of ``owner`` (:func:`lease_of`): before something is written for it.
+
+    Raises:
+        LeaseLost: another process has taken the study over.
+        StoreError: the lease cannot be read.
+    """
+    if owner:
+        check_lease(Folder.at(location), owner)
 
 
 class Mirror:
@@ -214,83 +230,6 @@ class Mirror:
         self.states[name], self.known[name] = state, _digest(content)
 
 
-class LeaseLost(StoreError):
-    """Another process has taken the study over."""
-
-
-class Lease:
-    """The right to work on a study, where files have no locks: a small file that is written anew every few seconds.
-
-    A process that finds another's waits whether it is written again. If not, its owner has died, and the lease is
-    taken over; no clocks are compared.
-    """
-
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
-        self.owner = {"host": _host(), "process": os.getpid(), "id": secrets.token_hex(8)}
-        self.beat = 0
-
-    def take(self, said: Callable[[str], None], seconds: float = BEAT_SECONDS) -> None:
-        """Take it, if need be after some seconds.
-
-        Raises:
-            InputError: another process is at work.
-            StoreError: the study cannot be read or written to.
-        """
-        found = self._read()
-        if found is not None and not _is_dead(found):
-            said(f"{self.folder.shown}: begun by {_who(found)}; waiting {DEAD_AFTER * seconds:.0f} s for a sign of it")
-            until = time.monotonic() + DEAD_AFTER * seconds
-            while time.monotonic() < until:
-                time.sleep(min(1.0, seconds / 4))
-                later = self._read()
-                if later is None:
-                    break
-                if later != found:
-                    raise InputError(f"{self.folder.shown}: another process is at work on this study ({_who(later)})")
-        self._write()
-        time.sleep(min(1.0, seconds / 4))  # another one may have found none at the same time
-        later = self._read()
-        if later is not None and later.get("id") != self.owner["id"]:
-            raise InputError(f"{self.folder.shown}: another process is at work on this study ({_who(later)})")
-
-    def renew(self) -> None:
-        """Show that its owner lives.
-
-        Raises:
-            LeaseLost: another process has taken the study over.
-            StoreError: the lease cannot be read or written.
-        """
-        found = self._read()
-        if found and found.get("id") != self.owner["id"]:
-            raise LeaseLost(f"{self.folder.shown}: {_who(found)} has taken this study over; nothing more is written")
-        self._write()
-
-    def give_back(self) -> None:
-        """Whoever comes next need not wait."""
-        found = self._read()
-        if found is not None and found.get("id") == self.owner["id"]:
-            self.folder.remove(LEASE)
-
-    def _write(self) -> None:
-        self.beat += 1
-        if self.beat == 1:
-            self.folder.make()
-        self.folder.write(LEASE, json.dumps({**self.owner, "beat": self.beat}).encode(), again=True)
-
-    def _read(self) -> dict[str, Any] | None:
-        """The lease; None where there is none, and empty where it is just being written."""
-        try:
-            content = json.loads(self.folder.read(LEASE))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{self.folder.shown}/{LEASE}: cannot be read ({reason(error)})") from None
-        return content if isinstance(content, dict) else {}
-
-
 @contextmanager
 def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT_SECONDS) -> Iterator[None]:
     """While a process works on a study in a directory that stands for it: hold its lease, and copy what is written.
@@ -317,13 +256,17 @@ def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # wakes what sleeps, too
             raise
 
+    def push() -> None:
+        check_lease(folder, lease.owner_id)
+        mirror.push()
+
     def now_and_then(work: Callable[[], None]) -> None:
         while not over.wait(seconds):
             with contextlib.suppress(Exception):  # perhaps the next time; at the end it is said
                 if not lost:
                     work()
 
-    threads = [threading.Thread(target=now_and_then, args=(w,), daemon=True) for w in (renew, mirror.push)]
+    threads = [threading.Thread(target=now_and_then, args=(w,), daemon=True) for w in (renew, push)]
     for thread in threads:
         thread.start()
     _at_work[study] = (lease, mirror)
@@ -344,7 +287,6 @@ def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT
         over.set()
         for thread in threads:
             thread.join()
-        del _at_work[study]
         lease.give_back()
 
     try:
@@ -353,6 +295,7 @@ def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT
         with contextlib.suppress(StoreError):  # the first error is the one to tell of
             finish()
         over.set()
+        _at_work.pop(study, None)
         if lost:
             raise lost[0] from None
         raise
@@ -360,6 +303,7 @@ def carried_over(study: Path, said: Callable[[str], None], seconds: float = BEAT
         finish()
     finally:
         over.set()
+        _at_work.pop(study, None)
 
 
 def _content(folder: Folder) -> bytes | None:
@@ -379,28 +323,3 @@ def _digest(content: bytes) -> str:
 def _state(path: Path) -> tuple[int, int]:
     info = path.stat()
     return info.st_mtime_ns, info.st_size
-
-
-def _who(lease: dict[str, Any]) -> str:
-    return f"process {lease.get('process')} on {str(lease.get('host')).partition(' ')[0]}"
-
-
-def _host() -> str:
-    """This machine and table of processes: containers may have the name of their host, and processes of their own."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _is_dead(lease: dict[str, Any]) -> bool:
-    """Whether a lease's owner was a process of this machine that is gone."""
-    if lease.get("host") != _host():
-        return False
-    try:
-        os.kill(int(lease["process"]), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError):
-        return True
-    except PermissionError:
-        return False
-    return False

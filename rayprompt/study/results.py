@@ -17,12 +17,14 @@ from rayprompt.study.place import is_uri, location_of
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.whole import write_whole
 from rayprompt.tables import read_json, read_text
+from rayprompt.written import check_written
 
 SEARCH_SCHEMA = "rayprompt.search/1"
 EVALUATE_SCHEMA = "rayprompt.evaluate/1"
 SCORE_SCHEMA = "rayprompt.score/1"
 PROMPT_SCHEMA = "rayprompt.prompt/1"
 T = TypeVar("T")
+RESULT_FILE, PROMPT_FILE = "result.json", "prompt.json"
 VECTORS_FILE = "prompt.safetensors"  # of a soft prompt, beside prompt.json
 
 
@@ -256,8 +258,9 @@ def read_prompt_file(path: Path) -> PromptFile:
     """Read an exported prompt, or the bare JSON form of a candidate.
 
     Raises:
-        InputError: the file is missing or is neither.
+        InputError: the file is missing or is neither, or is not what its study wrote.
     """
+    check_written(path)
     content = read_json(path)
     if "schema" not in content:
         return PromptFile(candidate_from_json(content), path)
@@ -300,8 +303,9 @@ def read_outcome(path: Path, schema: str, make: Callable[[Mapping[str, Any]], T]
     """What a JSON file of a schema holds; ``what`` that is, for messages.
 
     Raises:
-        InputError: it holds something else, or is of another version.
+        InputError: it holds something else, is of another version, or is not what the study wrote.
     """
+    check_written(path)
     try:
         content = json.loads(read_text(path))
         if content["schema"] != schema:

@@ -33,12 +33,15 @@ from rayprompt.store.schema import safe_name
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import FLUSH_SECONDS
 from rayprompt.study.closing import TOP, Closer, Closing, decode
+from rayprompt.study.damage import is_whole, name_damage
 from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
 from rayprompt.study.manifest import (
+    check_not_begun,
     check_same_search,
     check_unchanged,
+    close_manifest,
     describe,
     describe_search,
     how_to_go_on,
@@ -49,7 +52,7 @@ from rayprompt.study.manifest import (
 )
 from rayprompt.study.measure import context_of
 from rayprompt.study.native import run_native
-from rayprompt.study.place import P0_FILE, has_begun, location_of, opened, place_of
+from rayprompt.study.place import P0_FILE, has_begun, lease_of, location_of, opened, place_of
 from rayprompt.study.prepare import (
     HERE,
     bind,
@@ -62,13 +65,22 @@ from rayprompt.study.prepare import (
     study_dir,
 )
 from rayprompt.study.progress import Listener, Progress, silent
-from rayprompt.study.results import VECTORS_FILE, Result, export_prompt, read_result, write_json
+from rayprompt.study.results import (
+    PROMPT_FILE,
+    RESULT_FILE,
+    VECTORS_FILE,
+    Result,
+    export_prompt,
+    read_result,
+    write_json,
+)
 from rayprompt.study.session import Cluster, session
 from rayprompt.study.snapshots import Snapshots
 from rayprompt.study.trackers import NO_TRACKERS, Trackers
 from rayprompt.study.tuning import run_trial
 from rayprompt.study.warm import starting_points
 from rayprompt.task import Example, Task
+from rayprompt.written import CLOSED
 
 
 @dataclass
@@ -104,7 +116,10 @@ class _Job:
         store = at if self.store == HERE else self.store
         search = safe_name(f"{self.id}_{self.trial}")
         times = (SNAPSHOT_SECONDS, FLUSH_SECONDS)
-        return SearchPlan(search, self.budget, self.finalists, at, store, *times, race=self.race, here=str(self.study))
+        return SearchPlan(
+            search, self.budget, self.finalists, at, store, *times, race=self.race, here=str(self.study),
+            lease=lease_of(self.study),
+        )  # fmt: skip
 
 
 def search(
@@ -258,11 +273,30 @@ def resume(
     """
     started = time.perf_counter()
     path = opened(study)
-    record = read_manifest(path)
-    spent = int(record["budget"])
-    finished = _finished(path, spent, spent if budget is None else budget)
+    finished = _finished(path, read_manifest(path), budget)
     if finished is not None:
         return finished
+    cluster = Cluster(address, scorers, gpus_per_scorer)
+    with study_lock(path, listener):  # what is read, decided and written from here on is ours
+        record = read_manifest(path)
+        finished = _finished(path, record, budget, listener)
+        if finished is not None:
+            return finished
+        return _run(_recorded_job(path, record, budget, task, searcher, cluster, listener, started))
+
+
+def _recorded_job(
+    path: Path,
+    record: dict[str, Any],
+    budget: int | None,
+    task: Task | None,
+    searcher: type[PromptSearcher] | None,
+    cluster: Cluster,
+    listener: Listener,
+    started: float,
+) -> _Job:
+    """The search that a study.yaml describes, with a larger budget where one is given."""
+    spent = int(record["budget"])
     names = [(record[part] or {}).get("location") for part in ("model", "target")]
     check_named(names, f"{location_of(path)}/study.yaml")
     problem = _recorded_problem(record, path, task)
@@ -286,12 +320,10 @@ def resume(
     check_room(problem, agent.outline)
     trackers = Trackers.of(record.get("trackers") or {})
     trackers.check()
-    job = _Job(
-        problem, agent, path, budget or spent, record["finalists"], record["store"],
-        Cluster(address, scorers, gpus_per_scorer), listener, record["id"], started, record["allow_leaks"],
-        record["tune_native"], points, record.get("race"), target, record, trackers,
+    return _Job(
+        problem, agent, path, budget or spent, record["finalists"], record["store"], cluster, listener, record["id"],
+        started, record["allow_leaks"], record["tune_native"], points, record.get("race"), target, record, trackers,
     )  # fmt: skip
-    return _run(job)
 
 
 def _taken_up(job: _Job) -> Result:
@@ -301,7 +333,34 @@ def _taken_up(job: _Job) -> Result:
         InputError: it is of another one, or had a larger budget.
     """
     record = read_manifest(job.study)
-    was, agent = record["searcher"], job.searcher
+    _check_same(job, record)
+    finished = _finished(job.study, record, job.budget)
+    if finished is not None:
+        return finished
+    with study_lock(job.study, job.listener):
+        record = read_manifest(job.study)  # another process may have gone on with it in the meantime
+        _check_same(job, record)
+        finished = _finished(job.study, record, job.budget, job.listener)
+        if finished is not None:
+            return finished
+        agent, planned_then = job.searcher, record["searcher"]["planned_candidates"]
+        points = [candidate_from_json(form) for form in record["points"]]
+        batch = (job.native or {}).get("batch_size")
+        again = make_searcher(
+            job.problem, type(agent), planned_then, agent.seed, agent.objective_name, agent._settings_dict(), batch,
+            points,
+        )  # fmt: skip
+        if planned(job.problem, job.budget) > planned_then:
+            again.extend(planned(job.problem, job.budget))
+        return _run(replace(job, searcher=again, id=record["id"], points=points, record=record, store=record["store"]))
+
+
+def _check_same(job: _Job, record: dict[str, Any]) -> None:
+    """See that a study.yaml is of the search that is given.
+
+    Raises:
+        InputError: it is of another one.
+    """
     for name, before, now in (
         ("--finalists", record["finalists"], job.finalists),
         ("--tune-native", record["tune_native"], job.native),
@@ -312,37 +371,32 @@ def _taken_up(job: _Job) -> Result:
             raise InputError(f"{name}: the study in {location_of(job.study)} began with {before}; {now} is another one")
     tokens = record.get("pool", {}).get("tokens")
     job.problem.lm = replace(job.problem.lm, settings=job.problem.lm.settings.with_tokens(tokens))
-    now = {**describe_search(job.problem, agent), "target": _target(job)}
-    check_same_search(record, now, job.study)
+    check_same_search(record, {**describe_search(job.problem, job.searcher), "target": _target(job)}, job.study)
     if job.store not in (HERE, record["store"]):
         raise InputError(f"--store {job.store}: the study in {location_of(job.study)} began with {record['store']}")
-    finished = _finished(job.study, int(record["budget"]), job.budget)
-    if finished is not None:
-        return finished
-    points = [candidate_from_json(form) for form in record["points"]]
-    batch, planned_then = (job.native or {}).get("batch_size"), was["planned_candidates"]
-    again = make_searcher(
-        job.problem, type(agent), planned_then, agent.seed, agent.objective_name, agent._settings_dict(), batch, points
-    )
-    if planned(job.problem, job.budget) > planned_then:
-        again.extend(planned(job.problem, job.budget))
-    return _run(replace(job, searcher=again, id=record["id"], points=points, record=record, store=record["store"]))
 
 
-def _finished(study: Path, spent: int, budget: int) -> Result | None:
-    """The result of a study of ``spent`` evaluations that was given ``budget``; None where it has some left.
+def _finished(study: Path, record: Mapping[str, Any], budget: int | None, listener: Listener = silent) -> Result | None:
+    """The result of a study that has come to its end, all of it; None where something is left to do.
+
+    Args:
+        study, record: the study, and its study.yaml.
+        budget: that it is given; None is its own.
+        listener: told of files that are damaged, and are written again.
 
     Raises:
-        InputError: it had more.
+        InputError: it had a larger budget.
     """
+    spent = int(record["budget"])
+    budget = spent if budget is None else budget
     if budget < spent:
         raise InputError(
             f"--budget {budget}: the study in {location_of(study)} has {spent}; a resumed study's budget can only grow"
         )
-    if not (study / "result.json").is_file():
+    if not (study / RESULT_FILE).is_file() or not is_whole(study, record, budget, listener):
         return None
     # A study that was given more and has not come to its end still has the result of the smaller budget.
-    finished = read_result(study / "result.json")
+    finished = read_result(study / RESULT_FILE)
     return finished if finished.budget == budget else None
 
 
@@ -359,9 +413,12 @@ def _run(job: _Job) -> Result:
         wanted = {} if job.native is not None else job.searcher.resources(job.searcher._settings_dict())
         cluster = replace(job.cluster, spare_gpu=wanted.get("GPU", 0.0))
         with session(job.problem.lm, cluster, job.listener, timings) as pool:
-            make_directory(job.study)
-            until_written.enter_context(study_lock(job.study, job.listener))
+            if new:
+                make_directory(job.study)
+                until_written.enter_context(study_lock(job.study, job.listener))
+                check_not_begun(job.study)
             job.searcher.prepare(pool)
+            store.before_write = job.plan.check_held
             content = _begin(job, pool, store)
             begun = time.perf_counter()
             run = run_trial if job.native is None else run_native
@@ -379,14 +436,20 @@ def _run(job: _Job) -> Result:
             with session(job.target.lm, job.cluster, job.listener) as pool:
                 closing, report = _close(job, job.target, pool, store, last, content, timings)
         result = _result(job, last, closing, report, len(content["test_opened"]), timings)
-        estimates = {"train": result.train, "dev": result.dev, "test": result.test}
-        write_json(job.study / "prompt.json", export_prompt(job.target or job.problem, result.best_prompt, estimates))
-        write_json(job.study / "result.json", result.to_json())
-        write_page(job.study, [problem.task for problem in (job.target, job.problem) if problem], job.listener)
-        found = {"dev": result.dev.value, "test": result.test.value}
-        text = result.best_prompt.text if isinstance(result.best_prompt, TextPrompt) else result.best_prompt.key
-        job.trackers.finish(job.plan.search, result.evaluations, found, text, job.listener)
+        _write_end(job, result, content)
     return result
+
+
+def _write_end(job: _Job, result: Result, content: dict[str, Any]) -> None:
+    """Write what a study ends with. Each step can be done again: study.yaml says last that all of them are done."""
+    estimates = {"train": result.train, "dev": result.dev, "test": result.test}
+    write_json(job.study / PROMPT_FILE, export_prompt(job.target or job.problem, result.best_prompt, estimates))
+    write_json(job.study / RESULT_FILE, result.to_json())
+    write_page(job.study, [problem.task for problem in (job.target, job.problem) if problem], job.listener)
+    found = {"dev": result.dev.value, "test": result.test.value}
+    text = result.best_prompt.text if isinstance(result.best_prompt, TextPrompt) else result.best_prompt.key
+    job.trackers.finish(job.plan.search, result.evaluations, found, text, job.listener)
+    close_manifest(job.study, content, job.budget, (PROMPT_FILE, RESULT_FILE, VECTORS_FILE))
 
 
 def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
@@ -403,13 +466,14 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         "race": job.race,
         "target": _target(job),
         "trackers": job.trackers.to_json(),
-        "test_opened": list(job.record.get("test_opened", [])),
+        "test_opened": [],
+        CLOSED: None,
         **now,
     }
     if job.record:
         for remark in check_unchanged(job.record, now, job.study):
             job.listener(Progress("start", f"note: {remark}"))
-        content = {**job.record, "budget": job.budget, "pool": now["pool"]}
+        content = {CLOSED: None, **job.record, "budget": job.budget, "pool": now["pool"]}
         for part in ("task", "model"):  # they may lie elsewhere by now
             content[part] = {**job.record[part], "location": now[part]["location"]}
         if job.target is not None and job.target.lm.digest != job.record["target"]["digest"]:
@@ -419,10 +483,8 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
     _keep_start(job)
     write_manifest(job.study, content)
     store.prepare()
-    store.shards("scores", context=context_of(job.problem, pool).key)
-    store.shards("candidates", search=job.plan.search)
-    for file, why in store.broken.items():
-        job.listener(Progress("start", f"skipped {file}: {why}"))
+    context = None if job.store == HERE else context_of(job.problem, pool).key
+    name_damage(store, job.plan, job.listener, job.id, context)
     return content
 
 
@@ -451,7 +513,8 @@ def _close(
     )
     if job.budget not in content["test_opened"]:
         content["test_opened"].append(job.budget)
-        write_manifest(job.study, content)
+    content[CLOSED] = None  # from here on its files are written anew
+    write_manifest(job.study, content)
     closing = closer.measure(choice)
     best = closing.best_prompt
     if isinstance(best, SoftPrompt) and pool.replays is None:  # vectors are made by the LM

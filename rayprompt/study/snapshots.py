@@ -39,21 +39,33 @@ class Snapshots:
     def newest(self) -> dict[str, Any] | None:
         """The content of the newest snapshot that is whole; None where there is none."""
         for name in self._names():
-            try:
-                content = self.folder.read(name)
-            except (pa.ArrowException, OSError):
-                continue
-            size = len(MAGIC) + 32
-            payload = content[size:]
-            if payload and content[:size] == MAGIC + hashlib.sha256(payload).digest():
+            payload = self._payload(name)
+            if payload is not None:
                 state: dict[str, Any] = cloudpickle.loads(payload)
                 return state
         return None
+
+    def damaged(self) -> list[str]:
+        """The names of those that cannot be used."""
+        return [name for name in self._names() if self._payload(name) is None]
+
+    def _payload(self, name: str) -> bytes | None:
+        try:
+            return payload_of(self.folder.read(name))
+        except (pa.ArrowException, OSError):
+            return None
 
     def _names(self) -> list[str]:
         """Newest first: the later generation, then the later writer."""
         ours = [n for n in self.folder.names() if n.startswith(f"{self.search}.") and n.endswith(".snapshot")]
         return sorted(ours, key=lambda name: name.split(".")[1:], reverse=True)
+
+
+def payload_of(content: bytes) -> bytes | None:
+    """What is in a snapshot's file; None where it does not match its checksum."""
+    size = len(MAGIC) + 32
+    payload = content[size:]
+    return payload if payload and content[:size] == MAGIC + hashlib.sha256(payload).digest() else None
 
 
 def freeze(state: dict[str, Any]) -> bytes:

@@ -13,6 +13,8 @@ from ray.tune.utils import flatten_dict
 
 from rayprompt.unanswered import share_of
 
+FINAL = ".final"  # ends the name of the file with what a closing report found
+
 
 class PromptBoard(TBXLoggerCallback):
     """Tune's TensorBoard logger, which leaves texts out, with the best prompt added whenever it changes.
@@ -49,11 +51,14 @@ class PromptBoard(TBXLoggerCallback):
 def write_final(folder: Path, step: int, scalars: Mapping[str, float], text: str) -> None:
     """Add what a closing report found to a trial's curves: ``final/...`` at its last evaluation, and the winner.
 
-    Where TensorBoard's files cannot be written, they lack it: the report has it.
+    Where TensorBoard's files cannot be written, they lack it: the report has it. What was written before goes.
     """
     from tensorboardX import SummaryWriter
 
-    with contextlib.suppress(OSError), SummaryWriter(str(folder), filename_suffix=".final") as writer:
+    with contextlib.suppress(OSError):
+        for before in folder.glob(f"*{FINAL}"):
+            before.unlink()
+    with contextlib.suppress(OSError), SummaryWriter(str(folder), filename_suffix=FINAL) as writer:
         for name, value in scalars.items():
             writer.add_scalar(f"final/{name}", value, global_step=step)
         writer.add_text("final/prompt", text, global_step=step)

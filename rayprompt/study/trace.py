@@ -10,6 +10,7 @@ from typing import Any
 
 from pyarrow import ArrowException
 
+from rayprompt.store.checksum import open_json, seal_json
 from rayprompt.store.files import Folder
 from rayprompt.study.place import location_of
 
@@ -61,14 +62,14 @@ def write_run(folder: Folder, search: str, report: dict[str, Any], trace: Trace)
     content = {"schema": RUN_SCHEMA, "report": report, "trace": trace.state()}
     runs = folder.child(FOLDER)
     runs.make()
-    runs.write(f"{search}.json", json.dumps(content).encode())
+    runs.write(f"{search}.json", seal_json(json.dumps(content)).encode())
 
 
 def read_run(study: Path, search: str) -> tuple[dict[str, Any], Trace] | None:
-    """The last report and the trace of a search; None where it has not come to a stop, or its file was cut."""
+    """The last report and the trace of a search; None where it has not come to a stop, or its file is damaged."""
     folder = Folder.at(location_of(study)).child(FOLDER)
     try:
-        content = json.loads(folder.read(f"{search}.json"))
+        content = json.loads(open_json(folder.read(f"{search}.json")))
         return content["report"], Trace.from_state(content["trace"])
     except (ArrowException, OSError, ValueError, KeyError, TypeError):
         return None

@@ -17,6 +17,7 @@ from ray.tune import Callback
 from ray.tune.logger import LoggerCallback
 
 from rayprompt.errors import InputError
+from rayprompt.study.place import is_lost
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.tensorboard import finite
 
@@ -68,14 +69,16 @@ class Trackers:
         self, study: str | Path, searches: Mapping[str, str], listener: Listener = silent
     ) -> list[LoggerCallback]:
         """Tune's callbacks. ``searches``: trial's name -> the id of its search, by which its run is found again."""
-        found: list[LoggerCallback] = []
+        found: list[Tracked] = []
         if self.wandb is not None:
             from rayprompt.study.wandb_runs import WandbRuns
 
             found.append(WandbRuns(self.wandb, Path(study), searches, listener))
         if self.mlflow is not None:
             found.append(self._mlflow(searches, listener))
-        return found
+        for callback in found:
+            callback.study = Path(study)
+        return list(found)
 
     def finish(
         self, search: str, step: int, numbers: Mapping[str, float], prompt: str, listener: Listener = silent
@@ -102,6 +105,7 @@ class Tracked(LoggerCallback):
     """
 
     tracker = ""
+    study: Path | None = None  # nothing more is sent of one that another process has taken over
     listener: Listener = staticmethod(silent)
 
     def begin(self, searches: Mapping[str, str], listener: Listener) -> None:
@@ -162,7 +166,7 @@ class Tracked(LoggerCallback):
 
     def attempt(self, work: Any, *arguments: Any) -> None:
         """Do it; where that fails say so, and do nothing more."""
-        if self.broken:
+        if self.broken or (self.study is not None and is_lost(self.study)):
             return
         try:
             work(*arguments)

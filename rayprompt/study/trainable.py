@@ -100,10 +100,12 @@ class Desk:
         search: str,
         budget: int,
         names: Mapping[str, str] | None = None,
+        before_write: Callable[[], None] | None = None,
     ) -> Desk:
         """Start the actor. ``search`` names it in the store; ``budget`` is a hard limit on evaluations.
 
-        ``names``: what its metrics are called by: study, run and searcher.
+        ``names``: what its metrics are called by: study, run and searcher. ``before_write`` may refuse to have
+        anything written, with an error.
         """
         view = problem.for_search()
         pool.add(view.part("train"))
@@ -111,7 +113,7 @@ class Desk:
         actor: Any = (
             ray.remote(DeskActor)
             .options(name=name, num_cpus=0, max_restarts=-1, max_concurrency=1000, scheduling_strategy="DEFAULT")
-            .remote(cloudpickle.dumps((view, pool, store, safe_name(search), budget, dict(names or {}))))
+            .remote(cloudpickle.dumps((view, pool, store, safe_name(search), budget, dict(names or {}), before_write)))
         )
         _answer(actor.counts.remote())
         return cls(name, actor)
@@ -141,7 +143,7 @@ class DeskActor:
     """One evaluator, ledger and writer for all trials of a run; requests that wait together are scored together."""
 
     def __init__(self, content: bytes) -> None:
-        problem, pool, store, search, budget, names = pickle.loads(content)
+        problem, pool, store, search, budget, names, before_write = pickle.loads(content)
         self.problem: Problem = problem
         self.ledger = Ledger(budget)
         self.metric = OBJECTIVES[problem.task.metric]
@@ -158,8 +160,10 @@ class DeskActor:
                 skips=False,  # which batch comes first must not decide
             )
         else:
+            kept = ScoreStore(store)
+            kept.before_write = before_write or kept.before_write
             self.evaluator, spent, _ = evaluator_of(
-                problem, pool, "train", self.ledger, store=ScoreStore(store), search=search, skips=False
+                problem, pool, "train", self.ledger, store=kept, search=search, skips=False
             )
             for name, value in vars(spent).items():
                 setattr(self.ledger, name, value)
@@ -213,23 +217,30 @@ class DeskActor:
             self.evaluator.writer.flush()
 
     async def _work(self) -> None:
-        while self.waiting:
-            requests, self.waiting = self.waiting, []
-            try:
-                await self._answer(requests)
-            except Exception:  # whose fault is it?
-                for request in requests:
-                    try:
-                        await self._answer([request])
-                    except Exception as error:
-                        request[1].set_exception(error)
-        self.at_work = None
+        try:
+            while self.waiting:
+                requests, self.waiting = self.waiting, []
+                try:
+                    await self._answer(requests)
+                except Exception:  # whose fault is it?
+                    for request in requests:
+                        try:
+                            await self._answer([request])
+                        except Exception as error:
+                            if not request[1].done():
+                                request[1].set_exception(error)
+        finally:
+            self.at_work = None  # whatever happened, the next trial starts the work again
 
     async def _answer(self, requests: list[tuple[dict[str, Any], asyncio.Future[dict[str, Any]]]]) -> None:
+        requests = [request for request in requests if not request[1].done()]  # a cancelled trial takes no answer
+        if not requests:
+            return
         configs = [config for config, _ in requests]
         results = await asyncio.get_running_loop().run_in_executor(self.thread, self._score, configs)
         for (_, done), result in zip(requests, results, strict=True):
-            done.set_result(result)
+            if not done.done():
+                done.set_result(result)
 
     def _take_up(self, store: ScoreStore, search: str) -> None:
         """Go on where an actor that died, or a run that was interrupted, has stopped."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import tune
 
-from rayprompt.errors import RayPromptError
+from rayprompt.errors import LeaseLost, RayPromptError
 from rayprompt.scoring.metrics import SearchMeter
 from rayprompt.study.loop import SearchLoop
 
@@ -63,10 +63,14 @@ class SearchTrial(tune.Trainable):
     def cleanup(self) -> None:
         """Tune ends the trial, because it is done or because somebody pressed Ctrl-C.
 
-        It may also have made it ready here and then had it run in another process, whose files are not to be touched.
+        It may also have made it ready here and then had it run in another process, whose files are not to be touched;
+        nor are those of a study that another process has taken over.
         """
         if self.loop is not None and self.stepped and self.loop.end is None and not self.failure:
-            self.loop.close()
+            try:
+                self.loop.close()
+            except LeaseLost:  # what there is to be written is another process's now
+                return
             if self.meter is not None:
                 self.meter.update(self.loop.report(), now=True)
 

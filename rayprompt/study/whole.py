@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from rayprompt.errors import StoreError
 from rayprompt.store.files import reason
+
+
+def sync_directory(folder: Path) -> None:
+    """Have the disk hold what was renamed in a directory, where the system can do that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no directories
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -17,8 +31,12 @@ def write_whole(path: Path, text: str) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written ({reason(error)})") from None
