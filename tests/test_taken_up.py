@@ -317,6 +317,9 @@ def test_renewals_from_several_threads_do_not_lose_the_lease(place: Folder) -> N
     with pytest.raises(LeaseLost, match="process .* on another has taken this study over"):
         lease.renew()
     assert lease.lost
+    with pytest.raises(LeaseLost):  # again: it does not take it back
+        lease.renew()
+    assert json.loads(AnyFile(place).read()[0] or b"")["id"] == other.owner_id
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import finish, plan_of
+from test_store import without_checksum
 
 from rayprompt.budget import Ledger
 from rayprompt.candidate import TextPrompt
@@ -128,7 +129,7 @@ def test_a_store_of_an_earlier_version_gives_reasons(tmp_path: Path, answers: An
     (file,) = (tmp_path / "scores").iterdir()
     table = pq.read_table(file)
     metadata = {**table.schema.metadata, b"rayprompt.schema": b"rayprompt.scores/2"}
-    pq.write_table(table.drop_columns(["reason"]).replace_schema_metadata(metadata), file)
+    pq.write_table(table.drop_columns(["reason"]).replace_schema_metadata(metadata), without_checksum(file))
     found = loaded(ScoreStore(tmp_path), answers.label_log_probs.shape[1])
     assert found.reason[0, :2].tolist() == [Reason.ANSWERED, reason]
 

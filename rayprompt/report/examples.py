@@ -102,6 +102,8 @@ def _matrix(study: Study, stratum: Stratum, source: Source, tasks: Sequence[Task
             made = _part(rows, keys, examples, task)
             if made is not None:
                 parts[part] = made
+    damaged = [f"{study.name}: {file} is left out: {why}" for file, why in sorted(store.broken.items())]
+    remarks += [line for line in damaged if line not in remarks]
     return Matrix(stratum, tuple(entries), parts, len(every) - len(entries)) if parts else None
 
 

@@ -281,16 +281,17 @@ class Lease:
             StoreError: the lease cannot be read or written.
         """
         with self.renewing:
-            for _ in range(2):
+            for _ in range(0 if self.lost else 2):
                 tag = self.file.renew(self._next(), self.tag)
                 if tag is not None:
                     self.tag = tag
                     return
-                content, self.tag = self.file.read()
+                content, tag = self.file.read()
                 if not self._is_ours(_form(content)):
-                    break  # else an earlier renewal was written and its answer lost
-            self.lost = True
-            raise lost_to(self.folder, _form(content))
+                    break
+                self.tag = tag  # an earlier renewal was written, and its answer lost
+            self.lost = True  # for good: whoever has lost it once has no claim to what stands there now
+            raise lost_to(self.folder, _form(self.file.read()[0]))
 
     def give_back(self) -> None:
         """Whoever comes next need not wait."""
