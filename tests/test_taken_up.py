@@ -305,6 +305,7 @@ def test_elsewhere_the_lease_is_read_back_after_longer_than_a_write(tmp_path: Pa
 def test_renewals_from_several_threads_do_not_lose_the_lease(place: Folder) -> None:
     lease = Lease(place)
     lease.take(lambda line: None, 0.1)
+    assert isinstance(lease.file, LocalFile if place.uri.startswith("file") else S3File)
     threads = [threading.Thread(target=lambda: [lease.renew() for _ in range(5)]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -320,6 +321,16 @@ def test_renewals_from_several_threads_do_not_lose_the_lease(place: Folder) -> N
     with pytest.raises(LeaseLost):  # again: it does not take it back
         lease.renew()
     assert json.loads(AnyFile(place).read()[0] or b"")["id"] == other.owner_id
+
+
+def test_a_service_that_ignores_conditions_is_noticed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = S3File._put
+    monkeypatch.setattr(S3File, "_put", lambda self, content, **condition: put(self, content))
+    monkeypatch.setattr("rayprompt.study.lease.PUT_SECONDS", 0.1)
+    lease = Lease(Folder.at(f"s3://bucket/leases/ignored?{bucket}"))
+    lease.take(lambda line: None, 0.1)
+    assert type(lease.file) is AnyFile
+    lease.renew()
 
 
 def files(folder: Path) -> dict[Path, bytes]:
