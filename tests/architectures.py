@@ -33,7 +33,7 @@ CAUSAL: dict[str, tuple[str, dict[str, Any], str]] = {
     "arcee": ("ArceeForCausalLM", {}, "packed"),
     "biogpt": ("BioGptForCausalLM", {}, "packed"),
     "bitnet": ("BitNetForCausalLM", {}, "packed"),
-    "bloom": ("BloomForCausalLM", {}, "padded"),
+    "bloom": ("BloomForCausalLM", {"sliding_window": None}, "padded"),
     "camembert-decoder": ("CamembertForCausalLM", {"is_decoder": True}, "packed"),
     "codegen": ("CodeGenForCausalLM", {"n_head": 4, "rotary_dim": 4, "num_attention_heads": 4}, "padded"),
     "cohere": ("CohereForCausalLM", {}, "packed"),

@@ -13,9 +13,10 @@ from architectures import CAUSAL, MASKED, REFUSED, SEQ2SEQ, make
 from loads import passes_for
 
 from rayprompt.errors import ScoringError
-from rayprompt.lm.loads import Request, score_request
+from rayprompt.lm.loads import Request, score_request, write_request
 from rayprompt.lm.scorer import LMScorer
-from rayprompt.lm.source import load_tokenizer
+from rayprompt.lm.source import load_tokenizer, model_folder
+from rayprompt.lm.write import WriteTable
 from rayprompt.scores import FloatArray
 from rayprompt.searcher.problem import Problem
 from rayprompt.task import Task
@@ -90,6 +91,9 @@ def one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
         return transformers.PreTrainedTokenizerFast.from_pretrained(location)
 
     monkeypatch.setattr("rayprompt.searcher.problem.load_tokenizer", load)
+    monkeypatch.setattr(
+        "rayprompt.lm.scorer.load_tokenizer", lambda location, **more: load(str(model_folder(location)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,3 +126,45 @@ def test_what_cannot_be_scored_is_refused(name: str, tmp_path: Path, one_tokeniz
 def test_at_least_sixty_architectures_are_held_to_it() -> None:
     assert len({cls for cls, _, _ in KNOWN.values()}) >= 60
     assert load_tokenizer("tiny-masked").mask_token_id is not None
+
+
+WRITERS = {
+    "mistral": "padded", "bloom": "padded", "gemma2": "padded", "mamba": "recomputed", "mixtral": "single",
+    "phi3-longrope": "padded", "cpmant": "recomputed",
+}  # fmt: skip
+QUICK_WRITERS = ("mistral", "mamba", "phi3-longrope")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK_WRITERS else pytest.param(n, marks=pytest.mark.slow) for n in WRITERS]
+)
+@pytest.mark.parametrize("template", ["{text} {prompt}", "{prompt} {text}"])
+def test_texts_are_those_that_plain_forward_passes_write(
+    template: str, name: str, tmp_path: Path, one_tokenizer: None
+) -> None:
+    """Greedy, short and long inputs side by side; every token from a forward pass over all that stands before it."""
+    cls, changes, _ = CAUSAL[name]
+    lm = make(cls, changes, tmp_path)
+    rows = [{"text": " ".join((WORDS * 8)[:n]), "answer": "good"} for n in LENGTHS]
+    task = Task.from_examples(
+        "writes", template={"causal": template}, extractor="exact", max_tokens=6, train=rows, dev=rows, test=rows
+    )
+    problem = Problem(task, str(tmp_path), allow_leaks=True)
+    scorer = LMScorer(problem.lm)
+    part = problem.part("train")
+    request = Request.of_all(part, [problem.prompt(p).token_ids or () for p in ("it was", "so")])
+    found = write_request(scorer, WriteTable.of("cpu", 1 << 28, scorer.cache_bytes, scorer.window), request).completion
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert found is not None
+    assert part.decoding is not None
+    for pair, (prompt, example) in enumerate(zip(request.prompt, request.example, strict=True)):
+        ids = part.row(int(example), request.prompts[prompt])[0].tolist()
+        start, lead = len(ids), np.inf
+        while len(ids) < start + 6 and tokenizer.sep_token_id not in ids[start:]:
+            with torch.inference_mode():
+                top = lm(input_ids=torch.tensor([ids])).logits[0, -1].topk(2)
+            lead = min(lead, float(top.values[0] - top.values[1]))
+            ids.append(int(top.indices[0]))
+        if lead > 1e-3:  # of random weights two tokens may be as likely
+            assert found[pair] == part.decoding.cut(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    assert scorer.layout.writes == WRITERS[name]
