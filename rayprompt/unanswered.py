@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
+TRIED = 3  # candidates without an answer on an example, after which it is not asked any more
 NAMED = 10  # examples in a line for people
 
 

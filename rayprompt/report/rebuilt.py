@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from rayprompt.errors import RayPromptError
 from rayprompt.report.model import Finalist, Prompt, Run
-from rayprompt.scoring.evaluator import TRIED
 from rayprompt.store.store import ScoreStore
+from rayprompt.unanswered import TRIED
 
 BEST = 5
 

@@ -18,9 +18,7 @@ from rayprompt.scores import BoolArray, FloatArray, IntArray, Scores, pair_error
 from rayprompt.scoring.pool import NO_VECTORS, ScoringPool
 from rayprompt.scoring.replay import ReplayPool
 from rayprompt.store.writer import ShardWriter
-from rayprompt.unanswered import Reason, tally
-
-TRIED = 3  # candidates without an answer on an example, after which it is not asked any more
+from rayprompt.unanswered import TRIED, Reason, tally
 
 
 @dataclass(frozen=True)

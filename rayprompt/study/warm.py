@@ -16,7 +16,6 @@ from rayprompt.errors import InputError
 from rayprompt.lm.judges import judges_here
 from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import Scores, pair_errors, right
-from rayprompt.scoring.evaluator import TRIED
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.files import Folder
@@ -24,7 +23,7 @@ from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.place import is_uri, opened
 from rayprompt.study.results import read_result
-from rayprompt.unanswered import Reason
+from rayprompt.unanswered import TRIED, Reason
 
 MOST_POINTS = 10  # taken from a store
 
