@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_high
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayprompt.comparison.curves import Curve, grid_of, mean_curve, reaching
 from rayprompt.comparison.outcome import STOPPED, BaselineOutcome, RunOutcome
-from rayprompt.comparison.plan import Run as PlannedRun
 from rayprompt.comparison.significance import Interval, Ranking, Row, combined, compare_all, interval
 from rayprompt.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from rayprompt.comparison.plan import Run as PlannedRun
 
 ALPHA = 0.05
 POINTS = 20  # of a curve's grid
