@@ -15,6 +15,7 @@ from loads import passes_for
 from rayprompt.errors import ScoringError
 from rayprompt.lm.loads import Request, score_request, write_request
 from rayprompt.lm.scorer import LMScorer
+from rayprompt.lm.shapes import Layout
 from rayprompt.lm.source import load_tokenizer, model_folder
 from rayprompt.lm.write import WriteTable
 from rayprompt.scores import FloatArray
@@ -121,6 +122,22 @@ def test_what_cannot_be_scored_is_refused(name: str, tmp_path: Path, one_tokeniz
     make(cls, changes, tmp_path)
     with pytest.raises(ScoringError, match=reason):
         LMScorer(Problem(task_of(), str(tmp_path)).lm)
+
+
+def test_a_run_says_what_is_not_done_together() -> None:
+    single = Layout("single", reason="padding or neighbors change its scores", writes="recomputed")
+    assert single.notes("m", 10, writes=False) == [
+        "m: inputs are scored one a pass, since padding or neighbors change its scores: this is slower"
+    ]
+    assert "written one a pass, without a cache" in single.notes("m", 10, writes=True)[0]
+    assert single.to_json() == {"one_a_pass": "padding or neighbors change its scores", "written": "recomputed"}
+    beyond = Layout("packed", 64.0, 32)
+    assert beyond.notes("m", 33, writes=False) == [
+        "m: inputs of more than 32 tokens are scored one a pass: this is slower"
+    ]
+    assert beyond.notes("m", 32, writes=False) == []
+    assert beyond.to_json() == {"one_a_pass_beyond": 32}
+    assert Layout("packed", 64.0).to_json() == {}  # a usual LM's contexts stay what they were
 
 
 def test_at_least_sixty_architectures_are_held_to_it() -> None:

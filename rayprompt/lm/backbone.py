@@ -37,7 +37,10 @@ class Backbone:
 
         quiet()
         self.device = torch.device(device)
-        model = load_family(family).load(str(model_folder(location)), torch.float32)
+        try:
+            model = load_family(family).load(str(model_folder(location)), torch.float32)
+        except InputError as error:
+            raise InputError(f"model {location}: {error}") from None
         output = model.get_output_embeddings()
         if not isinstance(output, torch.nn.Linear):
             raise InputError(f"model {location}: its output layer is {type(output).__name__}, not a linear one")
