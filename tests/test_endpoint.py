@@ -17,14 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import yaml
 from aiohttp import web
 from conftest import PoolOf, task_of
-from lm_server import CAUSAL, PROMPTS, QUICK, Server, small
+from lm_server import CAUSAL, PROMPTS, QUICK, SPEAKS, Server, small
 from test_generation import verdicts
 from transformers.utils.import_utils import is_serve_available
 
 import rayprompt
 from rayprompt.cli.main import app, run
+from rayprompt.comparison.sources import sources_of
+from rayprompt.comparison.transfer import _targets
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.characters import CharacterTokenizer, messages_of
 from rayprompt.lm.endpoint import parse
@@ -153,6 +156,52 @@ def test_without_echo_the_likeliest_tokens_and_without_those_the_completed_label
     )
     assert written.completion == wanted.completion
     assert (written.value == wanted.value).all()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_pairs_without_a_label_word_are_unanswered_and_a_search_says_how_many(server: Server, studies: Path) -> None:
+    """The likeliest token alone: where it is no label word, nothing is known."""
+    server.speaks = SPEAKS["one"]
+    result = rayprompt.search(small(), model=server.model, budget=128, out=studies / "s")
+    rows = ScoreStore(studies / "s").pairs()
+    reasons = rows["reason"].to_pylist()
+    assert 0 < reasons.count(Reason.UNSEEN) < len(reasons)
+    assert result.unanswered["train"]["reasons"]["unseen"] == reasons.count(Reason.UNSEEN)
+    assert result.unanswered["train"]["pairs"] == len(reasons)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_thinking_is_no_answer_and_a_label_that_was_named_is_one(server: Server, pool: ScoringPool) -> None:
+    plain = rayprompt.score(["it was"], verdicts(), "tiny-causal", on="dev", pool=pool)
+    server.speaks = SPEAKS["thinks"]  # it thinks of both labels
+    chat = rayprompt.score(["it was"], small(), server.model, on="dev", lm={"chat": "user"})
+    answered = {int(e): text for e, text in zip(chat.example, chat.completion or (), strict=True)}
+    assert answered
+    assert not any("think" in text for text in answered.values())
+    local = {int(e): text for e, text in zip(plain.example, plain.completion or (), strict=True)}
+    for example, text in answered.items():
+        assert text.strip() == local[example].strip()
+    for pair in chat.errors:  # cut before it named one
+        assert pair.reason == Reason.CUT
+        assert not {"great", "terrible"} & set(local[pair.example].split())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_cut_completions_are_counted_here_and_there(server: Server, pool: ScoringPool, studies: Path) -> None:
+    problem = Problem(verdicts(max_tokens=2), "tiny-causal")
+    part, ids = problem.part("dev"), [problem.token_ids(problem.prompt("it was"))]
+    pairs = np.zeros(len(part), dtype=int), np.arange(len(part))
+    pool.add(part)
+    found = [answers for _, answers, _ in pool.answers(part, ids, *pairs)]
+    assert sum(len(answers) for answers in found) == len(part)
+    for answers in found:
+        assert answers.cut is not None
+        assert answers.written is not None
+        assert (answers.cut <= (answers.written == 2)).all()
+        assert answers.cut.any()
+    result = rayprompt.search(verdicts(max_tokens=2), model=server.model, budget=128, out=studies / "s")
+    assert 0 < result.cut <= result.evaluations + result.report_evaluations
+    assert json.loads((studies / "s" / "result.json").read_text())["cut"] == result.cut
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -291,6 +340,18 @@ def test_the_key_stands_nowhere(server: Server, studies: Path, monkeypatch: pyte
     for folder in (studies, session):
         found = subprocess.run(["grep", "-rlaF", KEY, str(folder)], capture_output=True, text=True).stdout
         assert found == ""
+    server.counts.clear()  # a study's file alone does not decide who gets it either
+    with pytest.raises(InputError, match="study.yaml: names an LM on the host .*RAYPROMPT_API_KEY_HOST=127.0.0.1"):
+        rayprompt.resume(studies / "s", task=small(), budget=256)
+    with pytest.raises(InputError, match="STUDY .*: names an LM on the host .*RAYPROMPT_API_KEY_HOST=127.0.0.1"):
+        _targets(sources_of(studies / "s"), small(), ["tiny-causal"], {})
+    assert not server.counts
+    about = yaml.safe_load((studies / "s" / "study.yaml").read_text())["model"]
+    assert about["endpoint"] == {"api": "completions", "rule": 2, "labels": "echo"}
+    assert about["service"] == {
+        **{"limit": "max_tokens", "stop": True, "top_logprobs": 20},
+        **{"list_of_prompts": True, "echo_max_tokens": 0},
+    }
 
 
 def _evaluate(server: Server, result: rayprompt.Result) -> Any:
