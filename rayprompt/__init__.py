@@ -6,10 +6,15 @@ neither torch nor ray.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# The result of an MKL product depends on the addresses of its operands unless this is set before a process's first
+# product. Every process that computes for rayprompt imports it, so none can be forgotten; docs/design.md has the cost.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 _WHERE = {
     "Candidate": "rayprompt.candidate",

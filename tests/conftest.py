@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
+import shifting
 from lm_server import CAUSAL, Server, serving
 from ray import cloudpickle
 
@@ -37,6 +38,12 @@ from rayprompt.study.trial import FAILED, SearchTrial
 from rayprompt.study.tuning import parameters_of, trial_error
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if shifting.is_due():
+        config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
+        shifting.begin_again()
 
 
 def shared_folder() -> Path | None:
