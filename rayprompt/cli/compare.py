@@ -23,6 +23,7 @@ from rayprompt.cli.options import (
     LMOption,
     MLflowOption,
     ObjectiveOption,
+    OtherMachineOption,
     OutOption,
     RaceErrorOption,
     RaceOption,
@@ -46,7 +47,7 @@ COLUMNS = (
     *("test", "test_low", "test_high", "test_top3", "dev", "score", "objective", "area_score"),
     *("evaluations", "tokens", "device_seconds", "price", "tokens_per_use", "failed"),
 )
-RESUME = {"resume", "scorers", "gpus_per_scorer", "address", "json_", "format_"}
+RESUME = {"resume", "other_machine", "scorers", "gpus_per_scorer", "address", "json_", "format_"}
 
 
 def compare(
@@ -102,6 +103,7 @@ def compare(
     wandb: WandbOption = None,
     mlflow: MLflowOption = None,
     start_or_resume: StartOrResumeOption = False,
+    other_machine: OtherMachineOption = False,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -143,6 +145,7 @@ def compare(
         "wandb": wandb,
         "mlflow": mlflow,
         "start_or_resume": start_or_resume,
+        "other_machine": other_machine,
         "address": address,
         "scorers": scorers,
         "gpus_per_scorer": gpus_per_scorer,
@@ -190,7 +193,7 @@ def _run(
         settings.setdefault(label, {})[key] = value
     with Leaderboard() as board:
         if resume is not None:
-            cluster = {name: options[name] for name in ("address", "scorers", "gpus_per_scorer")}
+            cluster = {name: options[name] for name in ("other_machine", "address", "scorers", "gpus_per_scorer")}
             return resume_comparison(resume, **cluster, listener=board)
         return run(**options, settings=settings, listener=board)
 

@@ -27,6 +27,7 @@ from rayprompt.cli.options import (
     MLflowOption,
     ModelOption,
     ObjectiveOption,
+    OtherMachineOption,
     OutOption,
     RaceErrorOption,
     RaceOption,
@@ -121,6 +122,7 @@ def search(
     wandb: WandbOption = None,
     mlflow: MLflowOption = None,
     start_or_resume: StartOrResumeOption = False,
+    other_machine: OtherMachineOption = False,
     scorers: ScorersOption = None,
     gpus_per_scorer: GpusOption = None,
     address: AddressOption = None,
@@ -142,6 +144,7 @@ def search(
             result = studies.resume(
                 resume,
                 budget=budget if is_given(context, "budget") else None,
+                other_machine=other_machine,
                 address=address,
                 scorers=scorers,
                 gpus_per_scorer=gpus_per_scorer,
@@ -173,6 +176,7 @@ def search(
                 "wandb": wandb,
                 "mlflow": mlflow,
                 "start_or_resume": start_or_resume,
+                "other_machine": other_machine,
                 "address": address,
                 "scorers": scorers,
                 "gpus_per_scorer": gpus_per_scorer,
@@ -461,7 +465,7 @@ def verify(location: StoreArgument, json_: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-RESUME_OPTIONS = {"resume", "budget", "address", "scorers", "gpus_per_scorer", "json_"}
+RESUME_OPTIONS = {"resume", "budget", "other_machine", "address", "scorers", "gpus_per_scorer", "json_"}
 
 
 def check_resume(context: typer.Context) -> None:

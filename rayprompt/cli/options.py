@@ -93,6 +93,13 @@ StartOrResumeOption = Annotated[
         "--start-or-resume", help="Go on with the study in --out if it has begun: for jobs that are submitted again."
     ),
 ]
+OtherMachineOption = Annotated[
+    bool,
+    typer.Option(
+        "--other-machine",
+        help="A study that goes on may do so on another class of machine: other last bits from there.",
+    ),
+]
 
 
 def is_given(context: typer.Context, name: str) -> bool:

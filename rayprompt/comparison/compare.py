@@ -54,6 +54,7 @@ from rayprompt.store.store import ScoreStore
 from rayprompt.study.damage import is_whole
 from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
+from rayprompt.study.machines import admit, classes_of
 from rayprompt.study.manifest import (
     check_not_begun,
     close_manifest,
@@ -63,7 +64,7 @@ from rayprompt.study.manifest import (
     recorded_searcher,
     write_manifest,
 )
-from rayprompt.study.place import has_begun, opened, place_of
+from rayprompt.study.place import has_begun, location_of, opened, place_of
 from rayprompt.study.prepare import HERE, store_location, study_dir
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.results import write_json
@@ -106,6 +107,7 @@ def compare(
     wandb: str | None = None,
     mlflow: str | None = None,
     start_or_resume: bool = False,
+    other_machine: bool = False,
     address: str | None = None,
     scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
@@ -136,8 +138,9 @@ def compare(
         max_concurrent: runs side by side; None is as many as the cluster has room for.
         race, race_error: as for :func:`rayprompt.search`; searchers that need full rows do not race.
         lm: how the LMs are run, all of them, as for :func:`rayprompt.search`.
-        data, out, store, finalists, allow_leaks, wandb, mlflow, start_or_resume, address, scorers, gpus_per_scorer,
-            listener: as for :func:`rayprompt.search`; the store is shared by all runs, and changes nothing in any.
+        data, out, store, finalists, allow_leaks, wandb, mlflow, start_or_resume, other_machine, address, scorers,
+            gpus_per_scorer, listener: as for :func:`rayprompt.search`; the store is shared by all runs, and changes
+            nothing in any.
 
     Raises:
         InputError: something given cannot be used; nothing has been started.
@@ -167,13 +170,15 @@ def compare(
     problems = problems_of(listed, names, splits, data, allow_leaks=allow_leaks, lm=LMSettings.of(lm))
     if start_or_resume and out is None:
         raise InputError("--start-or-resume: needs --out, where the comparison is to be looked for")
+    if other_machine and not start_or_resume:
+        raise InputError("--other-machine: is for a study that goes on (--resume, --start-or-resume)")
     begun = start_or_resume and out is not None and has_begun(out)
     name = f"compare-{'-'.join(dict.fromkeys(stratum[0] for stratum in problems))}"
     study = opened(out) if begun and out is not None else study_dir(out, name)
     job = Job(
         problems, entries, runs_of(entries, list(problems), seeds), seeds, study,
         f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", store_location(store), options,
-        Cluster(address, scorers, gpus_per_scorer), listener, started,
+        Cluster(address, scorers, gpus_per_scorer, other_machine=other_machine), listener, started,
     )  # fmt: skip
     check(job)
     if not begun:
@@ -202,6 +207,7 @@ def resume_comparison(
     *,
     tasks: Sequence[Task] = (),
     searchers: Mapping[str, type[PromptSearcher]] | None = None,
+    other_machine: bool = False,
     address: str | None = None,
     scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
@@ -215,6 +221,7 @@ def resume_comparison(
         study: its directory. Snapshots in it are pickles: resume only what you trust.
         tasks: those that were made of Python objects.
         searchers: label -> class, of those that cannot be imported by name.
+        other_machine: as for :func:`rayprompt.resume`.
         address, scorers, gpus_per_scorer, listener: as for :func:`compare`.
 
     Raises:
@@ -226,7 +233,7 @@ def resume_comparison(
     finished = _finished(path, read_manifest(path, COMPARISON_SCHEMA))
     if finished is not None:
         return finished
-    cluster = Cluster(address, scorers, gpus_per_scorer)
+    cluster = Cluster(address, scorers, gpus_per_scorer, other_machine=other_machine)
     with study_lock(path, listener):  # what is read, decided and written from here on is ours
         record = read_manifest(path, COMPARISON_SCHEMA)
         finished = _finished(path, record, listener)
@@ -350,20 +357,24 @@ def _pools(job: Job, models: Sequence[str]) -> Iterator[dict[str, ScoringPool]]:
 
 
 def _same_device(job: Job, content: dict[str, Any], model: str, pool: ScoringPool) -> dict[str, Any]:
-    """Take down what a pool is; a resumed comparison goes on with the same device class and batch shapes.
+    """Take down what a pool is; a resumed comparison goes on with the same dtype and batch shapes.
 
     Raises:
-        InputError: they are others.
+        InputError: they are others; or it is of another machine class, and that is not allowed.
     """
     now = {**pool.content(), "tokens": pool.tokens}
-    was = content["pools"].setdefault(model, now)
-    if was != now:
+    was = content["pools"].get(model, now)
+    if any(was.get(name) != value for name, value in now.items() if name != "device_class"):
         raise InputError(f"{job.study}: the scorers of {model} were {was} when the comparison began, {now} now")
+    where = f"the comparison in {location_of(job.study)}, model {model},"
+    differs = admit(pool, classes_of(was), where, allowed=job.cluster.other_machine)
+    content["pools"][model] = {**now, "earlier_classes": list(pool.earlier), "same_bits": pool.same_bits}
+    job.remarks += [differs] if differs else []
     for (task, split, name), problem in job.problems.items():
         lines = pool.notes({"train": problem.part("train")}) if name == model else []
         job.remarks += [f"task {task}, split {split}: {line}" for line in lines]
     write_manifest(job.study, content, COMPARISON_SCHEMA)
-    return {"scorers": len(pool.infos), **now}
+    return {"scorers": len(pool.infos), **content["pools"][model]}
 
 
 def _search(job: Job, pools: Mapping[str, ScoringPool]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 Matrix products may sum in another order when their operands start at another address. Where an input lies in a pass
 decides the addresses of everything that is computed for it, so its score would depend on its neighbors. MKL keeps the
-order in its strict mode, which ``import rayprompt`` asks for (``MKL_CBWR``). Other libraries are tested when an LM loads.
+order in its strict mode, which ``import rayprompt`` asks for (``MKL_CBWR``). Whether that holds, and whether it does in
+other libraries, is tested when an LM loads.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rayprompt.lm.encode import EncodedPart, Segment
 from rayprompt.lm.labels import Labels
 from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.scorer import LMScorer
-from rayprompt.lm.shapes import table_of
+from rayprompt.lm.shapes import DeviceClass, table_of
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,7 @@ def same_bits(scorer: LMScorer) -> bool:
     Takes two forward passes of the shapes that the LM's scores are computed in.
     """
     part, prompts = _inputs(scorer)
-    device = "cpu" if scorer.device.type == "cpu" else "cuda"
+    device: DeviceClass = "cpu" if scorer.device.type == "cpu" else "cuda"
     table = table_of(device, scorer.token_bytes, scorer.source.max_length, scorer.tokens)
     request = replace(Request.of_all(part, prompts), keep=False)
     expected, _ = score_request(scorer, table, request)
@@ -92,7 +93,7 @@ def shifted(shifts: tuple[int, ...] = SHIFTS) -> Iterator[None]:
         moved = flat.as_strided(x.shape, x.stride(), -(-begin // x.element_size()))
         return moved.copy_(x)
 
-    class Shifted(TorchDispatchMode):
+    class Shifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
@@ -100,7 +101,7 @@ def shifted(shifts: tuple[int, ...] = SHIFTS) -> Iterator[None]:
             fresh = all(returned.alias_info is None for returned in func._schema.returns)
             return tree_map_only(torch.Tensor, move, result) if fresh else result
 
-    with Shifted():
+    with Shifted():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -135,7 +136,7 @@ def _blas() -> str:
     """torch's library of linear algebra; MKL with its version, its branch and whether it is strict."""
     import torch
 
-    if not torch.backends.mkl.is_available():
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         names = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
         return names[1].lower() if names else "blas"
     number = re.search(r"Math Kernel Library Version (\d+(?:\.\d+)*)", torch.__config__.show())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayprompt.lm.bits import machine_of, same_bits
 from rayprompt.lm.deep import hidden_stds
 from rayprompt.lm.encode import EncodedPart
 from rayprompt.lm.judges import Judges
@@ -34,10 +35,14 @@ BLOCK_BYTES = 16 * 1024**2  # of soft prompts that are kept, as they travel
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Answers to an order, the n pairs of its loads; ``breaks``: passes that were cut in two for lack of memory."""
+    """Answers to an order, the n pairs of its loads; ``breaks``: passes that were cut in two for lack of memory.
+
+    ``machine`` is the class of the machine that gave them: Ray may start a scorer again on another one.
+    """
 
     answers: Answers
     breaks: int
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class ScorerInfo:
     tokens: int = 512  # of a forward pass that finds room
     cache_bytes: float = 0.0  # of a token's keys and values while the LM writes
     window: int | None = None  # tokens that it looks back where it does not look back on all
+    machine: str = ""  # its class, see lm/bits.py
+    same_bits: bool = True  # whether it gave the same bits at other addresses
 
 
 def cuda_is_available() -> bool:
@@ -74,6 +81,8 @@ class ScorerActor:
         # Ray's GPUs are logical: a test may declare some on a machine that has none.
         self.device = "cuda" if use_gpu and cuda_is_available() else "cpu"
         self.scorer = self.load()
+        self.machine = machine_of(self.scorer.device, self.scorer.dtype)
+        self.same_bits = same_bits(self.scorer)
         self.parts: OrderedDict[str, EncodedPart] = OrderedDict()
         self.done = 0  # loads, of all orders
         self.blocks: Bounded[SoftBlock] = Bounded(BLOCK_BYTES, lambda block: block.nbytes)
@@ -110,6 +119,8 @@ class ScorerActor:
             tokens=self.scorer.tokens,
             cache_bytes=self.scorer.cache_bytes,
             window=self.scorer.window,
+            machine=self.machine,
+            same_bits=self.same_bits,
         )
 
     def score(self, order: bytes, part: list[Any] | None, soft: list[Any] | None = None) -> bytes | None:
@@ -135,7 +146,7 @@ class ScorerActor:
                 self.done += 1
                 result.put(np.arange(done, done + len(answers)), answers)
                 done, breaks = done + len(answers), breaks + broken
-        return pickle.dumps(BatchResult(result, breaks), protocol=5)
+        return pickle.dumps(BatchResult(result, breaks, self.machine), protocol=5)
 
     def _part(self, key: str, part: list[Any] | None) -> EncodedPart:
         """Examples by their key; those that were not asked for for long are forgotten."""

@@ -147,7 +147,7 @@ class EndpointPool(UnloadedPool):
         lanes = source.settings.in_flight
         self.infos = [ScorerInfo("endpoint", "endpoint", lanes, node, 0, 0.0, ())]
         self.parts = {}
-        self.device_class = "endpoint"  # type: ignore[assignment]
+        self.device_class = "endpoint"
         self.endpoint = source.endpoint
         self.chats = source.endpoint.chat
         self.shapes = RemoteTable(self.endpoint.api, self.endpoint.labels)  # type: ignore[assignment]

@@ -384,8 +384,9 @@ def here() -> Any:
 
 def unlike(facts: ScorerInfo, info: ScorerInfo) -> str | None:
     """In what a scorer differs from the others so that scores would not be the same; None where it does not."""
-    if info.device != facts.device:
-        return f"run on {' and '.join(sorted({facts.device, info.device}))}"
+    here, there = (one.machine or one.device for one in (facts, info))
+    if here != there:
+        return f"run on {' and '.join(sorted({here, there}))}"
     if info.dtype != facts.dtype:
         return f"compute in {facts.dtype} and {info.dtype}"
     if info.tokens < facts.tokens:

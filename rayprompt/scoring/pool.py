@@ -94,6 +94,7 @@ class ScoringPool:
     keeper: Keeping | None = None
     caller = ""  # before the names of its searches
     replays: str | None = None  # the store that answers where nothing is run
+    earlier: tuple[str, ...] = ()  # other machine classes whose scores this study goes on with
 
     actor: type[ScorerActor] = ScorerActor
 
@@ -112,7 +113,8 @@ class ScoringPool:
         self.parts: dict[str, Any] = {}
         self.namespace = namespace
         self.keeper = keeper
-        self.device_class: DeviceClass = "cuda" if infos[0].device == "cuda" else "cpu"
+        self.device: DeviceClass = "cuda" if infos[0].device == "cuda" else "cpu"
+        self.device_class = infos[0].machine
         self.shapes = self._table()
         self.pass_seconds: dict[bool, float] = {}  # of passes that read (True) and that write
         self.lanes = sum(info.lanes for info in infos)  # forward passes that run side by side, as last heard
@@ -182,6 +184,21 @@ class ScoringPool:
         pool.caller = f"{uuid.uuid4().hex[:8]}/"  # searches of several studies may have one name
         return pool
 
+    @property
+    def same_bits(self) -> bool:
+        """Whether every scorer, when it loaded the LM, gave the same bits at other addresses and in another order."""
+        return all(info.same_bits for info in self.infos)
+
+    @property
+    def unsteady(self) -> list[str]:
+        """A line that says that the same bits are not promised; nothing where they are."""
+        if self.same_bits:
+            return []
+        return [
+            f"the same bits are not promised: on this machine ({self.device_class}) the last bits of a score of "
+            f"{self.source.name} depend on where its data lies in memory"
+        ]
+
     def content(self, part: EncodedPart | None = None) -> dict[str, Any]:
         """What decides the scores of a part, of one that is read unless said, on the side of the machine."""
         table = self.shapes if part is None else self.table_for(part)
@@ -194,7 +211,7 @@ class ScoringPool:
 
     def _table(self) -> ShapeTable | PackTable:
         """The shapes of forward passes: inputs end to end where the LM can take them so, else padded rows."""
-        return table_of(self.device_class, self.infos[0].layout.token_bytes, self.source.max_length, self.tokens)
+        return table_of(self.device, self.infos[0].layout.token_bytes, self.source.max_length, self.tokens)
 
     def table_for(self, part: EncodedPart) -> Any:
         """The shapes of forward passes for a part: those that read, or those that write."""
@@ -202,7 +219,7 @@ class ScoringPool:
             return self.shapes
         info = self.infos[0]
         window = min((i.window for i in self.infos if i.window is not None), default=None)
-        return WriteTable.of(self.device_class, self.source.settings.cache, info.cache_bytes, window)
+        return WriteTable.of(self.device, self.source.settings.cache, info.cache_bytes, window)
 
     @property
     def tokens(self) -> int:
@@ -237,11 +254,12 @@ class ScoringPool:
         return content
 
     def notes(self, parts: Mapping[str, EncodedPart]) -> list[str]:
-        """Lines on what takes longer: inputs that cannot share passes, texts whose keys and values find no room."""
+        """Lines on what takes longer (inputs that share no passes, texts without room), and on bits not promised."""
         keep = shown(self.source.settings.cache)
         writes = any(part.decoding is not None for part in parts.values())
         longest = max((int(part.base_lengths.max()) for part in parts.values() if len(part)), default=0)
-        return self.infos[0].layout.notes(self.source.name, longest, writes=writes) + [
+        slow = self.infos[0].layout.notes(self.source.name, longest, writes=writes)
+        return [*slow, *self.unsteady] + [
             f"the keys and values of the {len(part):,} texts of {name} take {shown(self.prefix_bytes(part))}; scorers "
             f"of {self.source.name} keep {keep} (--lm cache): they are computed for every order"
             for name, part in parts.items()
@@ -340,6 +358,11 @@ class ScoringPool:
                 if answer is None:  # a scorer that is new, or was started again
                     waiting.appendleft(replace(order, with_part=True))
                     continue
+                if answer.machine != self.device_class:
+                    raise ScoringError(
+                        f"a scorer was started again on a machine of another class ({answer.machine}, the others are "
+                        f"{self.device_class})"
+                    )
                 yield order, answer, tries
 
     def nearest(

@@ -41,9 +41,10 @@ class ReplayPool(UnloadedPool):
         self.replays: str = was.store
         self.router = None
         device = str(was.pool.get("device_class", "cpu"))
+        self.earlier = tuple(was.pool.get("earlier_classes", ()))
         self.infos = [ScorerInfo(device, str(was.pool.get("dtype", "")), 1, "", 0, 0.0, ())]
         self.parts = {}
-        self.device_class = device  # type: ignore[assignment]
+        self.device_class = device
         self.deterministic = was.endpoint is None
         self.shapes = NoTable(self.study)  # type: ignore[assignment]
 

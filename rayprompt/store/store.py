@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +63,9 @@ class Spent:
     tokens: int = 0
     written: int = 0
     seconds: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 class FileGoneError(Exception):

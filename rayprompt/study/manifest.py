@@ -43,6 +43,8 @@ def describe(problem: Problem, searcher: PromptSearcher, pool: ScoringPool) -> d
         "pool": {
             "scorers": len(pool.infos),
             "device_class": pool.device_class,
+            "earlier_classes": list(pool.earlier),
+            "same_bits": pool.same_bits if pool.loaded else None,
             "dtype": pool.infos[0].dtype,
             "lanes": pool.infos[0].lanes,
             "tokens": pool.tokens,
@@ -244,9 +246,9 @@ def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], study: Path)
     """Compare what a study resolved when it began with what it would resolve now; gives remarks on versions.
 
     Raises:
-        InputError: task, LM, searcher, device class or batch shapes are others: it would be another search.
+        InputError: task, LM, searcher, dtype or batch shapes are others: it would be another search.
     """
-    _check_parts(was, now, study, SAME | {"pool": ("device_class", "dtype", "shapes")})
+    _check_parts(was, now, study, SAME | {"pool": ("dtype", "shapes")})
     versions = was.get("versions", {})
     return [
         f"{name} was {versions.get(name)} when the study began and is {here} now: last bits may differ"

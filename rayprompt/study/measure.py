@@ -68,6 +68,15 @@ def evaluator_of(
     )
     # What a service refused to another search it may answer this one; an LM that overflowed will again.
     if pool.replays is not None:
-        ScoreStore(pool.replays).load(evaluator.table, context.key, part)
+        for key in (context.key, *_earlier(context, pool)):
+            ScoreStore(pool.replays).load(evaluator.table, key, part)
+    # Of other machine classes what the search itself has stored, and that first: it goes on with what it has seen.
+    before = [store.load(evaluator.table, key, part, search, alone=True) for key in _earlier(context, pool)]
     spent = store.load(evaluator.table, context.key, part, search, alone=alone, failed=pool.deterministic)
-    return evaluator, spent, writer
+    return evaluator, sum(before, spent), writer
+
+
+def _earlier(context: Context, pool: ScoringPool) -> list[str]:
+    """The keys of the same context on the other machine classes that a study has scores from."""
+    contexts = [Context({**context.content, "device_class": name}) for name in (*pool.earlier, pool.device_class)]
+    return [other.key for other in contexts if other.key != context.key]

@@ -80,6 +80,8 @@ class Result:
         unanswered: part -> how many pairs there were, how many of them are unanswered, by reason, and the positions of
             the examples on which no prompt got an answer (:func:`rayprompt.unanswered.tally`). On train of the whole
             search, on dev and test of the prompts that were measured.
+        machines: the machine classes that the search's scores are from (docs/design.md), the latest last.
+        same_bits: whether scores have the same bits wherever data lies in memory; None where no LM was loaded.
         top: where the searcher alone nominates for dev, as papers do: test of the three best on dev, winner first.
     """
 
@@ -125,6 +127,8 @@ class Result:
     cost: float | None = None
     race: Mapping[str, Any] | None = None
     unanswered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    machines: tuple[str, ...] = ()
+    same_bits: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, schema ``rayprompt.search/1``."""
@@ -155,6 +159,8 @@ class Result:
             "searcher_metrics": dict(self.searcher_metrics),
             "race": None if self.race is None else dict(self.race),
             "top": [estimate.to_json() for estimate in self.top],
+            "machines": list(self.machines),
+            "same_bits": self.same_bits,
             "truncated": dict(self.truncated),
             "unanswered": {part: dict(found) for part, found in self.unanswered.items()},
             "leaks": dict(self.leaks),
@@ -176,6 +182,7 @@ class Result:
                 "baselines": {name: Baseline.from_json(b) for name, b in form["baselines"].items()},
                 "decoded": None if form.get("decoded") is None else Baseline.from_json(form["decoded"]),
                 "finalists": tuple(form["finalists"]),
+                "machines": tuple(form.get("machines", [])),
                 "top": tuple(Estimate.from_json(e) for e in form.get("top", [])),
                 "study_dir": form["study_dir"] if is_uri(form["study_dir"]) else Path(form["study_dir"]),
                 **{part: Estimate.from_json(form[part]) for part in ("train", "dev", "test")},

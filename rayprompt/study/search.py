@@ -37,6 +37,7 @@ from rayprompt.study.damage import is_whole, name_damage
 from rayprompt.study.ending import write_page
 from rayprompt.study.lock import study_lock
 from rayprompt.study.loop import SNAPSHOT_SECONDS, SearchPlan
+from rayprompt.study.machines import admit, classes_of
 from rayprompt.study.manifest import (
     check_not_begun,
     check_same_search,
@@ -149,6 +150,7 @@ def search(
     wandb: str | None = None,
     mlflow: str | None = None,
     start_or_resume: bool = False,
+    other_machine: bool = False,
     address: str | None = None,
     scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
@@ -187,6 +189,7 @@ def search(
         mlflow: an experiment of MLflow that does, a tracking URI or folder, or ``URI#EXPERIMENT``.
         start_or_resume: where a study has begun in ``out``, go on with it: what a job that may be killed and submitted
             again runs. It must be the same search; its budget may be larger.
+        other_machine: with it, a study may go on with scorers of another machine class, see :func:`resume`.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it.
         listener: told of the progress.
 
@@ -230,6 +233,8 @@ def search(
         Racer(agent, error)  # refuses what cannot race
     if start_or_resume and out is None:
         raise InputError("--start-or-resume: needs --out, where the study is to be looked for")
+    if other_machine and not start_or_resume:
+        raise InputError("--other-machine: is for a study that goes on (--resume, --start-or-resume)")
     begun = start_or_resume and out is not None and has_begun(out)
     study = opened(out) if begun and out is not None else study_dir(out, f"{problem.task.name}-{agent.name}-s{seed}")
     check_room(problem, agent.outline)
@@ -238,7 +243,8 @@ def search(
     trackers = Trackers(wandb, mlflow)
     trackers.check()
     job = _Job(
-        problem, agent, study, budget, finalists, store_location(store), Cluster(address, scorers, gpus_per_scorer),
+        problem, agent, study, budget, finalists, store_location(store),
+        Cluster(address, scorers, gpus_per_scorer, other_machine=other_machine),
         listener, f"{safe_name(study.name)[:80]}-{secrets.token_hex(3)}", started, allow_leaks,
         {"batch_size": batch_size} if tune_native else None, points, error, target, trackers=trackers,
     )  # fmt: skip
@@ -251,6 +257,7 @@ def resume(
     budget: int | None = None,
     task: Task | None = None,
     searcher: type[PromptSearcher] | None = None,
+    other_machine: bool = False,
     address: str | None = None,
     scorers: Scorers = None,
     gpus_per_scorer: float | None = None,
@@ -265,6 +272,8 @@ def resume(
         budget: a larger budget; None is the study's own. A finished study whose budget stays gives its result.
         task: for a study of a task made of Python objects, that task.
         searcher: for a study of a searcher that cannot be imported by name, its class.
+        other_machine: go on where the scorers' machine class (``device_class`` in study.yaml) is another one than the
+            study's. Its scores stay as they are, new ones have other last bits; study.yaml and the result name both.
         address, scorers, gpus_per_scorer, listener: as for :func:`search`.
 
     Raises:
@@ -276,7 +285,7 @@ def resume(
     finished = _finished(path, read_manifest(path), budget)
     if finished is not None:
         return finished
-    cluster = Cluster(address, scorers, gpus_per_scorer)
+    cluster = Cluster(address, scorers, gpus_per_scorer, other_machine=other_machine)
     with study_lock(path, listener):  # what is read, decided and written from here on is ours
         record = read_manifest(path)
         finished = _finished(path, record, budget, listener)
@@ -435,7 +444,7 @@ def _run(job: _Job) -> Result:
             last = {**last, "finalists": [], "nominations": [text.to_json() for text in texts]}
             with session(job.target.lm, job.cluster, job.listener) as pool:
                 closing, report = _close(job, job.target, pool, store, last, content, timings)
-        result = _result(job, last, closing, report, len(content["test_opened"]), timings)
+        result = _result(job, last, closing, report, content, timings)
         _write_end(job, result, content)
     return result
 
@@ -471,7 +480,11 @@ def _begin(job: _Job, pool: ScoringPool, store: ScoreStore) -> dict[str, Any]:
         **now,
     }
     if job.record:
-        for remark in check_unchanged(job.record, now, job.study):
+        remarks = check_unchanged(job.record, now, job.study)
+        where, was = f"the study in {location_of(job.study)}", classes_of(job.record["pool"])
+        differs = admit(pool, was, where, allowed=job.cluster.other_machine)
+        now["pool"]["earlier_classes"] = list(pool.earlier)
+        for remark in [*remarks, *([differs] if differs else [])]:
             job.listener(Progress("start", f"note: {remark}"))
         content = {CLOSED: None, **job.record, "budget": job.budget, "pool": now["pool"]}
         for part in ("task", "model"):  # they may lie elsewhere by now
@@ -528,7 +541,12 @@ def _close(
 
 
 def _result(
-    job: _Job, last: dict[str, Any], closing: Closing, report: Ledger, opened: int, timings: dict[str, float]
+    job: _Job,
+    last: dict[str, Any],
+    closing: Closing,
+    report: Ledger,
+    content: Mapping[str, Any],
+    timings: dict[str, float],
 ) -> Result:
     """The study's result, from the trial's last report and the closing report."""
     problem = job.target or job.problem
@@ -547,7 +565,7 @@ def _result(
         report_lm_evaluations=report.lm_evaluations,
         shape_breaks=last["shape_breaks"] + report.shape_breaks,
         cut=last.get("cut", 0) + report.cut,
-        test_opened=opened,
+        test_opened=len(content["test_opened"]),
         seconds=time.perf_counter() - job.started,
         study_dir=place_of(job.study),
         store=job.plan.store,
@@ -562,6 +580,8 @@ def _result(
         proxy_model=None if job.target is None else job.problem.lm.name,
         searcher_metrics=last["searcher"],
         race=None if job.race is None else race_of(job.race, last),
+        machines=tuple(classes_of(content["pool"])),
+        same_bits=content["pool"]["same_bits"],
         cost=None if costs == (None, None) else sum(cost or 0.0 for cost in costs),
     )
 

@@ -29,6 +29,7 @@ class Cluster:
     scorers: Scorers = None
     gpus_per_scorer: float | None = None
     spare_gpu: float = 0.0  # share of a GPU that the scorers leave to the searches' own work
+    other_machine: bool = False  # a resumed study may go on with scorers of another machine class
 
     def __post_init__(self) -> None:
         """Say before anything is started that it cannot be.
