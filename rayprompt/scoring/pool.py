@@ -358,10 +358,10 @@ class ScoringPool:
                 if answer is None:  # a scorer that is new, or was started again
                     waiting.appendleft(replace(order, with_part=True))
                     continue
-                if answer.machine != self.device_class:
+                machine = self.infos[0].machine
+                if answer.machine != machine:
                     raise ScoringError(
-                        f"a scorer was started again on a machine of another class ({answer.machine}, the others are "
-                        f"{self.device_class})"
+                        f"a scorer was started again on a machine of class {answer.machine}; the others are {machine}"
                     )
                 yield order, answer, tries
 
