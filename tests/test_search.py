@@ -19,6 +19,7 @@ from rayprompt.errors import InputError
 from rayprompt.objective import OBJECTIVES
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
+from rayprompt.store.store import ScoreStore
 from rayprompt.study.results import read_prompt_file
 
 SCHEMAS = Path(rayprompt.__file__).parent / "schemas"
@@ -123,6 +124,46 @@ def test_score_gives_scores_to_anyones_own_loop(pool: ScoringPool, problem: Prob
         rayprompt.score("it was", problem, pool=pool)
     with pytest.raises(InputError, match="unknown part 'tset'"):
         rayprompt.score(["x"], problem, on="tset", pool=pool)
+
+
+def test_score_of_given_examples_scores_these_pairs_alone(pool: ScoringPool, problem: Problem, tmp_path: Path) -> None:
+    """A minibatch, or other examples for each prompt: the same bits as in the whole part, no others stored."""
+    prompts = ["it was", "overall", "it was"]
+    whole = rayprompt.score(prompts, problem, on="dev", pool=pool).dense("label_log_probs")
+    store = tmp_path / "scores"
+    for examples in ([5, 0, 5, 40], np.array([40, 0, 5])):
+        scores = rayprompt.score(prompts, problem, on="dev", examples=examples, pool=pool, store=store)
+        assert scores.asked is not None
+        assert scores.asked.sum() == 9
+        assert scores.complete().all()
+        found = scores.dense("label_log_probs")
+        assert (found[:, [0, 5, 40]] == whole[:, [0, 5, 40]]).all()
+        assert np.isnan(found).sum() == 2 * 3 * (64 - 3)
+        assert len(ScoreStore(store).pairs(part="dev").to_pylist()) == 6  # two distinct prompts
+    mask = np.zeros((3, 64), dtype=bool)
+    mask[0, 1] = mask[1, [2, 3]] = True
+    scores = rayprompt.score(prompts, problem, on="dev", examples=mask, pool=pool, store=store)
+    rows = {(int(c), int(e)) for c, e in zip(scores.candidate, scores.example, strict=True)}
+    assert rows == {(0, 1), (1, 2), (1, 3)}
+    assert len(ScoreStore(store).pairs(part="dev").to_pylist()) == 9
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([64], "64 is not there; must be positions from 0 to 63, or a boolean"),
+        ([-1], "-1 is not there"),
+        ([], "none is named"),
+        ([0.5], "[0.5]; must be positions"),
+        (["a"], "['a']; must be positions"),
+        (np.zeros((1, 64), dtype=bool), "none is named"),
+        (np.ones(64, dtype=bool), "a boolean array of shape (64,); must be"),
+    ],
+)
+def test_examples_that_are_none(problem: Problem, examples: Any, message: str) -> None:
+    with pytest.raises(InputError) as found:
+        rayprompt.score(["it was"], problem, on="dev", examples=examples)
+    assert str(found.value).startswith(f"examples: {message}")
 
 
 def test_score_command_writes_parquet(ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

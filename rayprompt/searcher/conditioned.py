@@ -9,13 +9,15 @@ import numpy as np
 
 from rayprompt.candidate import Candidate, ConditionedPrompt
 from rayprompt.errors import InputError
-from rayprompt.scores import IntArray, PairError, Scores
+from rayprompt.scores import BoolArray, IntArray, PairError, Scores
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.searcher.problem import Problem
 
 
-def score_candidates(problem: Problem, evaluator: Evaluator, candidates: Sequence[Candidate]) -> Scores:
-    """Scores of ``candidates`` on the evaluator's part, as far as the budget goes.
+def score_candidates(
+    problem: Problem, evaluator: Evaluator, candidates: Sequence[Candidate], given: BoolArray | None = None
+) -> Scores:
+    """Scores of ``candidates`` (C) on the evaluator's part, as far as the budget goes; ``given`` (C, E) says of which.
 
     Conditioned ones are scored where they have a prompt. Pairs are those of the prompts: two candidates with the same
     prompt for an input share them, and they are charged once.
@@ -24,7 +26,7 @@ def score_candidates(problem: Problem, evaluator: Evaluator, candidates: Sequenc
         InputError: a report on inputs for which a conditioned one has no prompt.
     """
     if not any(isinstance(c, ConditionedPrompt) for c in candidates):
-        return evaluator.score(candidates, [problem.token_ids(c) for c in candidates])
+        return evaluator.score(candidates, [problem.token_ids(c) for c in candidates], pairs=given)
     prompts: dict[Candidate, int] = {}
     number = np.full((len(candidates), len(evaluator.digests)), -1, dtype=np.int64)  # of the prompt of each pair
     for i, candidate in enumerate(candidates):
@@ -32,7 +34,9 @@ def score_candidates(problem: Problem, evaluator: Evaluator, candidates: Sequenc
             prompt = candidate.of.get(example) if isinstance(candidate, ConditionedPrompt) else candidate
             if prompt is not None:
                 number[i, e] = prompts.setdefault(prompt, len(prompts))
-    missing = np.argwhere(number < 0)
+    missing = np.argwhere(number < 0 if given is None else (number < 0) & given)
+    if given is not None:
+        number[~given] = -1
     if evaluator.report and len(missing):
         raise InputError(
             f"{len(missing)} inputs have no prompt (the first is example {int(missing[0][1]) + 1}): this prompt was "

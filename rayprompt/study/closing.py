@@ -13,7 +13,7 @@ from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt
 from rayprompt.errors import ScoringError
 from rayprompt.objective import NEEDS_LOG_PROBS, OBJECTIVES, get_objective
-from rayprompt.scores import IntArray, Scores, tally_of
+from rayprompt.scores import BoolArray, IntArray, Scores, tally_of
 from rayprompt.scoring.evaluator import Evaluator
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.conditioned import score_candidates
@@ -86,12 +86,17 @@ class PartScorer:
 
     def scores(self, prompts: Sequence[Candidate]) -> list[Scores]:
         """The scores of each prompt on the whole part; all are scored in one request, and stored."""
-        score_candidates(self.problem, self.evaluator, prompts)
+        self.score(prompts)
+        return [score_candidates(self.problem, self.evaluator, [p]) for p in prompts]
+
+    def score(self, prompts: Sequence[Candidate], pairs: BoolArray | None = None) -> Scores:
+        """The scores of prompts (C), stored; on all examples, or on those that ``pairs`` (C, E) says."""
+        scores = score_candidates(self.problem, self.evaluator, prompts, pairs)
         writer = self.evaluator.writer
         if writer is not None and writer.buffer.rows:
             writer.add_asks(0, prompts)
             writer.close()
-        return [score_candidates(self.problem, self.evaluator, [p]) for p in prompts]
+        return scores
 
     def estimate(self, scores: Scores) -> Estimate:
         """The task metric of one prompt's scores."""

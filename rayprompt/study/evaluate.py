@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from rayprompt.budget import Ledger
 from rayprompt.candidate import Candidate, SoftPrompt
 from rayprompt.errors import InputError
 from rayprompt.lm.source import describe_model
-from rayprompt.scores import FloatArray, Scores, tally_of
+from rayprompt.scores import BoolArray, FloatArray, Scores, tally_of
 from rayprompt.scoring.pool import ScoringPool
-from rayprompt.searcher.conditioned import score_candidates
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.closing import PartScorer
@@ -119,6 +120,7 @@ def score(
     model: str | Path | None = None,
     *,
     on: str = "train",
+    examples: Sequence[int] | BoolArray | None = None,
     split: str | None = None,
     data: str | Path | None = None,
     lm: Mapping[str, Any] | None = None,
@@ -129,7 +131,10 @@ def score(
     cluster: Cluster | None = None,
     listener: Listener = silent,
 ) -> Scores:
-    """Score prompts x examples on the LM: anyone's own search can be built on this.
+    """Score C prompts on the E examples of a part: anyone's own search can be built on this.
+
+    ``examples`` says on which: their positions in the part, the same for all prompts, or a boolean (C, E) array of
+    pairs. No other pair is scored or stored. None is all of them.
 
     With ``store`` (a directory or URI), scores that are known are looked up there, and new ones are kept.
     ``Scores.errors`` has the pairs without an answer; they count as not right.
@@ -143,14 +148,41 @@ def score(
         raise InputError(f"prompts must be a list of one or more prompts, not {prompts!r}")
     problem = _problem(task, model, split, data, on, lm, extractor, answer_scorer)
     candidates = [problem.prompt(p) if isinstance(p, str) else p for p in prompts]
+    pairs = None if examples is None else pairs_of(examples, len(candidates), len(problem.part(on)))
     known = _store(store)
 
     def run(pool: ScoringPool) -> Scores:
         scorer = PartScorer(problem, pool, on, Ledger(budget=1), store=known, search=EVALUATE)
-        scorer.scores(candidates)
-        return score_candidates(problem, scorer.evaluator, candidates)
+        return scorer.score(candidates, pairs)
 
     return _with_pool(problem, pool, cluster, listener, run)
+
+
+def pairs_of(examples: Sequence[int] | BoolArray, prompts: int, size: int) -> BoolArray:
+    """(C, E) the pairs that ``examples`` says: positions, or a boolean (C, E) array.
+
+    Raises:
+        InputError: it is neither, or names an example that is not there, or no pair.
+    """
+    given = np.asarray(examples)
+    right = (
+        f"must be positions from 0 to {size - 1}, or a boolean array (prompts, examples) of shape ({prompts}, {size})"
+    )
+    if given.dtype == bool:
+        if given.shape != (prompts, size):
+            raise InputError(f"examples: a boolean array of shape {given.shape}; {right}")
+        pairs = given.copy()
+    elif given.ndim == 1 and (np.issubdtype(given.dtype, np.integer) or not given.size):
+        outside = [int(i) for i in given if not 0 <= i < size]
+        if outside:
+            raise InputError(f"examples: {outside[0]} is not there; {right}")
+        pairs = np.zeros((prompts, size), dtype=bool)
+        pairs[:, given.astype(np.int64)] = True
+    else:
+        raise InputError(f"examples: {examples!r}; {right}")
+    if not pairs.any():
+        raise InputError(f"examples: none is named; {right}")
+    return pairs
 
 
 def embedder(model: str | Path, cluster: Cluster | None = None) -> Callable[[Sequence[str]], FloatArray]:
