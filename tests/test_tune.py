@@ -18,6 +18,7 @@ import ray
 from conftest import task_of
 from killing import await_end, descendants
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Repeater
 
 import rayprompt
@@ -343,10 +344,15 @@ def test_points_to_evaluate_and_a_trial_that_fails(ray_session: None, tiny: Prob
 
 
 def test_names_stay_short_and_configs_small(trainable: type[tune.Trainable], tiny: Problem, tmp_path: Path) -> None:
+    """And the data frame, of the one logger that is left, has all trials."""
     searcher = load_searcher("random")(tiny, budget=32)
     results = tune.Tuner(
-        trainable, tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1), run_config=run_config(tmp_path)
-    ).fit()
+        trainable, tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1),
+        run_config=run_config(tmp_path, callbacks=[JsonLoggerCallback()]),
+    ).fit()  # fmt: skip
+    frame = results.get_dataframe()
+    assert sorted(frame["score"]) == sorted(r.metrics["score"] for r in results)
+    assert len(frame) == 2
     for m in in_order(results):
         assert len(m["experiment_tag"]) < 100
         assert set(m["config"]) == {"candidates", "batch", "objective"}

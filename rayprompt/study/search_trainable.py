@@ -51,7 +51,7 @@ def search_trainable(
         out: a directory for scores, records and snapshots; searches in it share what they score, and a trial that is
             started again goes on. None makes one under ``rayprompt-studies/``.
         pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some, or takes those of
-            another trainable of this process with the same LM and options.
+            another trainable of this process with the same LM, whatever its options where you give none.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it, as for ``search``.
         race, race_error: as for ``search``; a trial whose searcher needs full rows does not race.
 

@@ -62,7 +62,7 @@ def prompt_trainable(
     Args:
         problem: task and LM.
         pool: scoring actors of your own (``ScoringPool.start``), which stay up; None starts some, or takes those of
-            another trainable of this process with the same LM and options.
+            another trainable of this process with the same LM, whatever its options where you give none.
         store: a directory or URI that keeps every scored pair, and answers what it knows; None keeps them in memory.
         address, scorers, gpus_per_scorer: the Ray cluster and the scoring actors on it, as for ``search``.
 
