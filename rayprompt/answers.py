@@ -215,7 +215,7 @@ def _imported(what: str, name: str, place: str, code: bool) -> Callable[..., obj
     if not code:
         raise InputError(
             f"{place}{what} {name!r} is a function: it comes from code or the command line (--{what} {name}), "
-            "never from a task file"
+            "never from a file"
         )
     module, _, function = name.partition(":")
     try:

@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rayprompt.errors import InputError
+from rayprompt.foreign import Unreadable, parse_json
+from rayprompt.typed import shown
 
 ZEROS = "zeros"
+MOST_TOKENS = 1 << 31
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -256,7 +259,7 @@ def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
             ids = form.get("token_ids")
             if not isinstance(form["text"], str):
                 raise TypeError("text must be a string")
-            return TextPrompt(form["text"], None if ids is None else tuple(ids))
+            return TextPrompt(form["text"], None if ids is None else tuple(map(_token, ids)))
         if form["kind"] == "soft":
             z = form["z"]
             numbers = np.frombuffer(base64.b64decode(z, validate=True), dtype="<f4") if isinstance(z, str) else z
@@ -265,9 +268,34 @@ def candidate_from_json(form: Mapping[str, Any]) -> Candidate:
             prompts = [candidate_from_json(prompt) for prompt in form["prompts"]]
             chosen = [(str(example), prompts[int(i)]) for example, i in form["inputs"].items()]
             return ConditionedPrompt(tuple((example, p) for example, p in chosen if isinstance(p, TextPrompt)))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"not a candidate: {_short(form)} ({error!r})") from None
-    raise InputError(f"not a candidate: kind {form['kind']!r}; known: text, soft, conditioned")
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"not a candidate: {error.args[0]} is missing in {shown(form, 80)}") from None
+    except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise InputError(f"not a candidate: {shown(form, 80)} ({error})") from None
+    raise InputError(f"not a candidate: kind {shown(form['kind'])}; known: text, soft, conditioned")
+
+
+def parse_candidate(text: str) -> Candidate:
+    """Read a candidate from the text of its JSON form.
+
+    Raises:
+        InputError: it is not one.
+    """
+    try:
+        form = parse_json(text)
+    except Unreadable as error:
+        raise InputError(f"not a candidate: {error}") from None
+    if not isinstance(form, dict):
+        raise InputError(f"not a candidate: {shown(form)}")
+    return candidate_from_json(form)
+
+
+def _token(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < MOST_TOKENS:
+        raise TypeError(f"{shown(number)} is not the id of a token")
+    return number
 
 
 class CandidateForms(str):
@@ -301,12 +329,7 @@ def candidates(config: Mapping[str, Any]) -> list[Candidate]:
     forms = config["candidates"]
     if isinstance(forms, str):
         try:
-            forms = json.loads(forms)
-        except json.JSONDecodeError as error:
+            forms = parse_json(forms)
+        except Unreadable as error:
             raise InputError(f"the trial's config: 'candidates' is not JSON ({error})") from None
     return [candidate_from_json(form) for form in forms]
-
-
-def _short(form: object) -> str:
-    text = repr(form)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rayprompt.errors import InputError
+from rayprompt.typed import whole
 
 LENGTH_FACTOR, LENGTH_EXTRA = 1.5, 10  # of length control, as RLPrompt has it
 LATER = ("top_k", "length_control")
@@ -82,10 +83,10 @@ class Decoding:
 
 def _whole(least: int, most: int) -> Any:
     def read(value: Any, where: str) -> int:
-        text = str(value)
-        if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+        number = whole(str(value))
+        if isinstance(value, bool) or number is None or not least <= number <= most:
             raise InputError(f"{where}: must be a whole number from {least} to {most}")
-        return int(text)
+        return number
 
     return read
 
@@ -94,7 +95,7 @@ def _real(least: float, most: float) -> Any:
     def read(value: Any, where: str) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1.0
         if isinstance(value, bool) or not least <= number <= most:
             raise InputError(f"{where}: must be a number from {least:g} to {most:g}")

@@ -106,6 +106,8 @@ OBJECTIVES: dict[str, Objective] = {
     "group_maxima": group_maxima,
 }
 
+OWN = "module:function"  # one of the user's
+
 NEEDS_LOG_PROBS = frozenset({"f1", "cross_entropy", "hinge", "gap"})
 
 
@@ -118,7 +120,7 @@ def get_objective(name: str, *, log_probs: bool = True) -> Objective:
     if ":" in name:
         return _imported(name)
     if name not in OBJECTIVES:
-        raise unknown("objective", name, OBJECTIVES, "or a function of yours, module:function")
+        raise unknown("objective", name, [*OBJECTIVES, OWN])
     if name in NEEDS_LOG_PROBS and not log_probs:
         raise InputError(
             f"objective {name!r} needs label log-probabilities, which this LM does not give; use 'accuracy'"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, unknown
+from rayprompt.foreign import read_yaml
 from rayprompt.shots import SPLITS
 from rayprompt.task import Task, make_task, read_label_words
 from rayprompt.task_data import HUB, Reading, read_folder, read_hub
-from rayprompt.task_yaml import read_yaml
 
 PUBLIC = Path(__file__).parent / "bundled" / "public"
 DATA_VARIABLE = "RAYPROMPT_DATA"

@@ -84,7 +84,7 @@ def _draw(
 
 def parse_shots(split: str) -> tuple[int, int] | None:
     """``"16-13"`` as (16 per class, seed 13); None for any other name."""
-    found = re.fullmatch(r"([1-9]\d*)-(\d+)", split)
+    found = re.fullmatch(r"([1-9][0-9]{0,17})-([0-9]{1,18})", split)
     return (int(found[1]), int(found[2])) if found else None
 
 
@@ -126,4 +126,4 @@ def _rank(seed: int, key: Key) -> bytes:
 def _order(label: Hashable) -> tuple[int, str]:
     """Numbers as numbers: class 2 stands before class 10."""
     text = str(label)
-    return (int(text) if text.isdecimal() else -1, text)
+    return (int(text) if text.isdecimal() and len(text) < 20 else -1, text)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayprompt.errors import InputError
+from rayprompt.foreign import Unreadable, is_file, parse_json, read_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+MOST_ROWS = 20_000_000  # of a Parquet table: a small file may hold any number of equal rows
 Row = dict[str, Any]
 
 
@@ -21,7 +25,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: the file is missing, empty, of an unknown type, or broken; the message names file and line.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"no such file: {path}")
     readers = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
@@ -52,44 +56,13 @@ def read_prompts(path: Path) -> list[str]:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """The non-empty lines of a UTF-8 text file; ``what`` they are is for the error message."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"no such file: {path} (a text file of {what}, one a line)")
     lines = [line.strip() for line in read_text(path).split("\n")]  # a text may hold other ends of lines
     lines = [line for line in lines if line]
     if not lines:
         raise InputError(f"{path}: holds no {what} (one a line)")
     return lines
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        InputError: the file cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file.
-
-    Raises:
-        InputError: the file is missing, or holds something else; the message names file and line.
-    """
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def _read_tsv(path: Path) -> list[Row]:
@@ -143,9 +116,9 @@ def _read_jsonl(path: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            row = parse_json(line)
+        except Unreadable as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: a row is a JSON object, not {type(row).__name__}")
         rows.append(row)
@@ -153,11 +126,31 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
+    try:
+        rows: list[Row] = read_parquet(path).to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, times that Python does not have
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: a value cannot be read ({str(error)[:160]})") from None
+    return rows
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A Parquet table.
+
+    Raises:
+        InputError: it is none, or has too many rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[Row] = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-    return rows
+        count = pq.read_metadata(path).num_rows
+        if count > MOST_ROWS:
+            raise InputError(f"{path}: {count:,} rows; at most {MOST_ROWS:,} are read")
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path}: not a Parquet file ({reason[:160]})") from None

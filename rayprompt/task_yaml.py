@@ -8,9 +8,10 @@ from typing import Any
 
 from rayprompt.decoding import NAMES as DECODING
 from rayprompt.errors import InputError, did_you_mean, unknown
+from rayprompt.foreign import is_file, read_yaml
 from rayprompt.shots import parse_shots
 from rayprompt.style import MODELS
-from rayprompt.tables import Row, read_rows, read_text
+from rayprompt.tables import Row, read_rows
 from rayprompt.task import PARTS, Task, check_kind, make_task, read_label_words, task_names
 from rayprompt.task_data import Reading, Splits, drawn_splits
 
@@ -37,31 +38,10 @@ CHANGES = (
 )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        InputError: the file is missing, is not YAML, or holds no mapping.
-    """
-    import yaml
-
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or 'cannot be parsed'})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold 'key: value' lines, not {type(content).__name__}")
-    return content
-
-
 def read_task(folder: Path, split: str | None = None, changes: Mapping[str, Any] | None = None) -> Task:
     """The task in ``folder/task.yaml``; see :meth:`rayprompt.Task.from_folder`. ``changes``: keys that are others."""
     path = folder / "task.yaml"
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{folder} holds no task.yaml")
     return _read(folder, {**read_yaml(path), **(changes or {})}, str(path), split)
 

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import DamagedError, InputError
+from rayprompt.foreign import read_bytes, yaml_of
 from rayprompt.store.checksum import ChecksumError, open_yaml, sha256_of
-from rayprompt.store.files import reason
 
 STUDY_FILE = "study.yaml"
 CLOSED = "closed"  # in study.yaml: the budget whose closing steps are all done, and the checksums of their files
 
 
-def read_record(path: Path) -> str:
-    """The text of a study.yaml.
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a study.yaml.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or holds something else than a mapping.
         DamagedError: it is not what was written.
     """
     try:
-        return open_yaml(path.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+        return yaml_of(open_yaml(read_bytes(path, "YAML")), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except ChecksumError:
         raise DamagedError(
             f"{path}: damaged, or edited by hand: it does not match its checksum. If you edited it, delete its last "
@@ -49,15 +49,12 @@ def check_written(path: Path) -> None:
     Raises:
         DamagedError: it is not.
     """
-    import yaml
-
     record = path.parent / STUDY_FILE
     if not record.is_file() or not path.is_file():
         return
     try:
-        content = yaml.load(read_record(record), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        wanted = content[CLOSED]["files"][path.name]
-    except (yaml.YAMLError, KeyError, TypeError):  # not closed, or of an earlier version
+        wanted = read_record(record)[CLOSED]["files"][path.name]
+    except (KeyError, TypeError):  # not closed, or of an earlier version
         return
     if sha256_of(path.read_bytes()) != wanted:
         raise DamagedError(

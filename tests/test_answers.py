@@ -126,7 +126,7 @@ def test_functions_come_from_code_and_never_from_a_file() -> None:
     judge = Judge.of("textwrap:dedent", "operator:eq")
     assert judge.values(["  a"], ["a"])[0] == 1.0
     for names in (("textwrap:dedent", "match"), ("exact", "operator:eq")):
-        with pytest.raises(InputError, match="it comes from code or the command line .*, never from a task file"):
+        with pytest.raises(InputError, match="it comes from code or the command line .*, never from a file"):
             Judge.of(*names, code=False)
 
 

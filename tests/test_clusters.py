@@ -119,7 +119,7 @@ BROKEN = [
     Broken("aws.yaml", "type: aws", "type: awz", "provider", "'awz': known here: aws, azure, gcp, local"),
     Broken("aws.yaml", "cluster_name: rayprompt", "cluster_name: 3", "type", "cluster_name: 3 is not of type 'string'"),
     Broken("aws.yaml", "max_workers: 8", "max_workers: 8\nmax_workers: 80", "yaml", "stands twice", "max_workers: 80"),
-    Broken("aws.yaml", "{CPU: 48, GPU: 4}", "{CPU: 48, GPU: 4", "yaml", "no YAML: expected", "{CPU: 48+1"),
+    Broken("aws.yaml", "{CPU: 48, GPU: 4}", "{CPU: 48, GPU: 4", "yaml", "not YAML", "{CPU: 48+1"),
     # Who works where, and what it costs.
     Broken("aws.yaml", "resources: {CPU: 0}", "resources: {CPU: 8}", "head-work", "head: resources must be {CPU: 0}"),
     Broken(

@@ -72,7 +72,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_file_says_all_that_the_options_say() -> None:
     python = set(inspect.signature(rayprompt.search).parameters) - {"listener"}
     options = {name.strip("_") for name in inspect.signature(search_command).parameters}
-    assert set(KEYS) == python == options - {"context", "config", "resume", "json", "set"} | {"settings"}
+    assert set(KEYS) == python == options - {"context", "config", "allow_code", "resume", "json", "set"} | {"settings"}
 
 
 def test_the_command_line_wins(tmp_path: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

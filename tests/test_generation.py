@@ -279,7 +279,7 @@ def test_a_folder_is_a_generation_task(folder: Path) -> None:
     [
         ({"extractor": None}, "extractor is missing: what finds the answer in what the LM writes, as last-number"),
         ({"extractor": "os:getcwd"}, "extractor 'os:getcwd' is a function: it comes from code or the command line"),
-        ({"scorer": "operator:eq"}, "answer-scorer 'operator:eq' is a function.*never from a task file"),
+        ({"scorer": "operator:eq"}, "answer-scorer 'operator:eq' is a function.*never from a file"),
         ({"extractor": "last-number"}, "example 1: the answer '.*' is none that extractor last-number can find"),
         (
             {"label_words": {0: "a", 1: "b"}},

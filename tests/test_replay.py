@@ -128,6 +128,6 @@ def test_what_cannot_be_replayed_is_said_in_one_line(
     with pytest.raises(InputError, match="tiny-masked is another LM than the study had"):
         Problem(small.task, f"replay:{changed}")
     (changed / "study.yaml").write_text("[1, 2")
-    with pytest.raises(InputError, match="study.yaml cannot be read"):
+    with pytest.raises(InputError, match="study.yaml, line 1: not YAML"):
         Problem(small.task, f"replay:{changed}")
     assert json.loads((study / "result.json").read_text())["searcher"] == "nevergrad"

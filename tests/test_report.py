@@ -352,7 +352,7 @@ def test_several_studies_are_put_side_by_side_where_they_can_be(
     shutil.copytree(searched.study_dir, tmp_path / "changed")
     yaml = tmp_path / "changed" / "study.yaml"
     text = yaml.read_text().rpartition("# sha256: ")[0]  # edited by hand
-    yaml.write_text(re.sub(r"(task:(?:.*\n)*?  digest: )\w+", r"\g<1>0000", text, count=1))
+    yaml.write_text(re.sub(r"(task:(?:.*\n)*?  digest: )\w+", r"\g<1>'0000'", text, count=1))
     arenas, notes = arenas_of([read_study(searched.study_dir), read_study(tmp_path / "changed")])
     assert len(arenas) == 2
     assert "changed is not comparable with searched on reviews, tiny-masked" in notes[0]
@@ -403,8 +403,8 @@ def test_the_command(
     [
         ({}, "not a study that has begun"),
         ({"study.yaml": "schema: other/1"}, "schema 'other/1'; a study has one of"),
-        ({"study.yaml": "{"}, "cannot be read"),
-        ({"study.yaml": "schema: rayprompt.study/4"}, "are not those of a study of this version"),
+        ({"study.yaml": "{"}, "study.yaml, line 1: not YAML ("),
+        ({"study.yaml": "schema: rayprompt.study/4"}, "study.yaml: id is missing; it must be text"),
     ],
 )
 def test_what_is_no_study_gets_one_line(made: dict[str, str], message: str, tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rayprompt.cli.options import JsonOption
+from rayprompt.cli.say import note, say, say_json
 from rayprompt.errors import InputError
 
 CHECK_SCHEMA = "rayprompt.clusters-check/1"
@@ -40,11 +39,13 @@ def check(
     version = ray or installed_ray()
     checked = [check_file(path, version) for path in files]
     count = sum(len(file.findings) for file in checked)
-    out = sys.stderr if json_ else sys.stdout
     for file in checked:
         for finding in file.findings:
-            print(f"{file.path}:{finding.line}: {finding.rule}: {finding.message}", file=out)
-    print(f"{len(files)} {_plural('file', len(files))}, {count} {_plural('finding', count)} (Ray {version})", file=out)
+            say(f"{file.path}:{finding.line}: {finding.rule}: {finding.message}", to_stderr=json_)
+    say(
+        f"{len(files)} {_plural('file', len(files))}, {count} {_plural('finding', count)} (Ray {version})",
+        to_stderr=json_,
+    )
     if json_:
         content: dict[str, Any] = {"schema": CHECK_SCHEMA, "ray": version, "findings": count}
         content["files"] = [
@@ -55,7 +56,7 @@ def check(
             }
             for file in checked
         ]
-        print(json.dumps(content, ensure_ascii=False), flush=True)
+        say_json(content)
     if count:
         raise typer.Exit(1)
 
@@ -93,7 +94,6 @@ def init(
     json_: JsonOption = False,
 ) -> None:
     """Write a cluster file with values of yours. What it writes passes: rayprompt clusters check."""
-    from rayprompt.cli.display import note
     from rayprompt.clusterfiles.images import installed_ray
     from rayprompt.clusterfiles.write import TEMPLATES, cluster_file
 
@@ -129,16 +129,14 @@ def init(
     if text.startswith("#!"):
         path.chmod(0o755)
     missing = [f"--{option}" for option in TEMPLATES[provider].options if option not in given]
-    print(
+    say(
         f"{path}: written" + (f"; an example's values stand for {', '.join(missing)}" if missing else ""),
-        file=sys.stderr if json_ else sys.stdout,
+        to_stderr=json_,
     )
     if "example" in text:
         note(f"change what says 'example' in {path} before you use it")
     if json_:
-        print(
-            json.dumps({"schema": INIT_SCHEMA, "provider": provider, "file": str(path), "options": given}), flush=True
-        )
+        say_json({"schema": INIT_SCHEMA, "provider": provider, "file": str(path), "options": given})
 
 
 @app.command()
@@ -150,7 +148,7 @@ def scale(
     """Ask a cluster's autoscaler for GPUs, and wait for them. Asked for is asked for: --gpus 0 in the end."""
     from rayprompt.clusterfiles.scale import scale as run
 
-    run(gpus, address, patience, lambda line: print(line, flush=True))
+    run(gpus, address, patience, say)
 
 
 def _plural(word: str, count: int) -> str:

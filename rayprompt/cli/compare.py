@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ import typer
 from rayprompt import defaults
 from rayprompt.cli.options import (
     AddressOption,
+    AllowCodeOption,
     FinalistsOption,
     GpusOption,
     JsonOption,
@@ -34,8 +34,11 @@ from rayprompt.cli.options import (
     is_given,
     parse_settings,
 )
+from rayprompt.cli.say import note, say, say_json
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.foreign import Unreadable, parse_yaml
 from rayprompt.racing import ERROR
+from rayprompt.typed import whole
 
 if TYPE_CHECKING:
     from rayprompt.comparison.outcome import Comparison
@@ -73,6 +76,7 @@ def compare(
     config: Annotated[
         Path | None, typer.Option(help="A study file: these options, in YAML or JSON; those given here win.")
     ] = None,
+    allow_code: AllowCodeOption = False,
     objective: ObjectiveOption = None,
     baselines: Annotated[
         str, typer.Option(help="Beside the empty and the manual prompt: in-context, gradient; or none.")
@@ -150,19 +154,24 @@ def compare(
         "scorers": scorers,
         "gpus_per_scorer": gpus_per_scorer,
     }
-    found = _run(options, given, config, set_ or [], resume)
-    print(FORMATS[format_](found), file=sys.stderr if json_ else sys.stdout)
+    found = _run(options, given, config, set_ or [], resume, allow_code=allow_code)
+    say(FORMATS[format_](found), to_stderr=json_)
     if json_:
-        print(json.dumps(found.to_json(), ensure_ascii=False), flush=True)
+        say_json(found.to_json())
     if found.failed:
         raise typer.Exit(1)
 
 
 def _run(
-    options: dict[str, Any], given: set[str], config: Path | None, pairs: Sequence[str], resume: str | None
+    options: dict[str, Any],
+    given: set[str],
+    config: Path | None,
+    pairs: Sequence[str],
+    resume: str | None,
+    *,
+    allow_code: bool,
 ) -> Comparison:
     """Merge the study file into the options, and run or resume."""
-    from rayprompt.cli.display import note
     from rayprompt.cli.leaderboard import Leaderboard
     from rayprompt.comparison.compare import compare as run
     from rayprompt.comparison.compare import resume_comparison
@@ -171,7 +180,7 @@ def _run(
 
     settings: dict[str, dict[str, Any]] = {}
     if config is not None:
-        file = read_comparison_file(config)
+        file = read_comparison_file(config, allow_code=allow_code)
         if file.description:
             note(file.description)
         settings = {label: dict(own) for label, own in file.arguments.pop("settings", {}).items()}
@@ -408,9 +417,10 @@ def _seeds(text: str) -> int | list[int]:
         InputError: neither.
     """
     parts = _names(text)
-    if not parts or not all(part.isascii() and part.isdecimal() for part in parts):
+    seeds = [seed for seed in map(whole, parts) if seed is not None]
+    if not parts or len(seeds) < len(parts):
         raise InputError(f"--seeds {text}: must be a number of seeds, or a list of seeds, as 3,5,7")
-    return int(parts[0]) if len(parts) == 1 and "," not in text else [int(part) for part in parts]
+    return seeds[0] if len(seeds) == 1 and "," not in text else seeds
 
 
 def _setting(pair: str) -> tuple[str, str, Any]:
@@ -425,10 +435,8 @@ def _setting(pair: str) -> tuple[str, str, Any]:
         raise InputError(f"--set {pair}: must be NAME.KEY=VALUE, or KEY=VALUE for all that have it")
     value: Any = text
     if text.startswith("{"):  # a range
-        import yaml
-
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text)
+        except Unreadable:
             raise InputError(f"--set {pair}: not a range, as {{uniform: [1, 20]}}") from None
     return label if dot else "*", name, value

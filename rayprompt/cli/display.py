@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,6 +12,8 @@ from rich.live import Live
 from rich.text import Text
 
 from rayprompt.candidate import SoftPrompt
+from rayprompt.cli.say import say
+from rayprompt.printable import flat
 from rayprompt.racing import race_line
 from rayprompt.study.progress import Progress
 from rayprompt.study.results import VECTORS_FILE, Result
@@ -45,23 +46,22 @@ class Display:
 
     def __call__(self, progress: Progress) -> None:
         if progress.phase != "search":
-            self.console.print(progress.message, style="dim", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(flat(progress.message), style="dim", highlight=False, markup=False, soft_wrap=True)
             return
         self.latest[progress.search] = progress
         if self.live is not None:
             self.live.update(self._lines())
         elif time.monotonic() - self.last_plain >= PLAIN_EVERY_SECONDS:
             self.last_plain = time.monotonic()
-            self.console.print(_plain(progress), highlight=False, markup=False, soft_wrap=True)
+            self.console.print(flat(_plain(progress)), highlight=False, markup=False, soft_wrap=True)
 
     def _lines(self) -> Group:
         """A line per search, cut at the terminal's edge: what is cut is the end of the prompt."""
-        return Group(*(Text(_plain(p), no_wrap=True, overflow="ellipsis") for p in self.latest.values()))
+        return Group(*(Text(flat(_plain(p)), no_wrap=True, overflow="ellipsis") for p in self.latest.values()))
 
 
 def show_result(result: Result, *, to_stderr: bool) -> None:
     """The outcome: the prompt, how good it is, the baselines, and where everything lies."""
-    stream = sys.stderr if to_stderr else sys.stdout
     prompt = result.best_prompt
     text = f"soft, {prompt.subspace.length} tokens" if isinstance(prompt, SoftPrompt) else repr(prompt.text)
     rows = [("best prompt", text, result.dev, result.test)]
@@ -74,7 +74,7 @@ def show_result(result: Result, *, to_stderr: bool) -> None:
         interval = f"[{test.ci95[0]:.3f}, {test.ci95[1]:.3f}]"
         table.append((name, prompt_shown, f"{dev.value:.3f}", f"{test.value:.3f} {interval}"))
     for line in (*columns(table), *_remarks(result)):
-        print(line, file=stream)
+        say(line, to_stderr=to_stderr)
 
 
 def columns(table: Sequence[Sequence[str]]) -> list[str]:
@@ -137,11 +137,6 @@ def _remarks(result: Result) -> list[str]:
 
 def _short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def note(message: str) -> None:
-    """A remark on standard error."""
-    print(f"rayprompt: note: {message}", file=sys.stderr, flush=True)
 
 
 def _plain(p: Progress) -> str:

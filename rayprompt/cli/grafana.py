@@ -6,15 +6,17 @@ of them whole, the default one: the panels of rayprompt are put on top of it. A 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import typer
 
+from rayprompt.cli.say import say
 from rayprompt.clusterfiles.shipped import shipped
 from rayprompt.errors import InputError
+from rayprompt.foreign import read_json
+from rayprompt.typed import check
 
 NAME = "rayprompt_grafana_dashboard.json"
 RAYS = "default_grafana_dashboard.json"  # what the tab Core of the Metrics page shows
@@ -51,14 +53,37 @@ def install(
             f"{where}: no folder of Grafana dashboards; start Ray's head node here (ray start --head), or say where it "
             "is with --dir"
         )
-    board = json.loads(dashboard_file().read_text(encoding="utf-8"))
+    board = read_json(dashboard_file())
     write_json(where / NAME, board)
     rays = where / RAYS
     if page and rays.is_file():
         write_json(rays, with_panels(_read(rays), board))
-        print(f"{where / NAME}: written, and put on Ray's Metrics page ({RAYS}); Grafana shows it within 10 s")
+        say(f"{where / NAME}: written, and put on Ray's Metrics page ({RAYS}); Grafana shows it within 10 s")
     else:
-        print(f"{where / NAME}: written; Grafana shows it within 10 s as dashboard 'rayprompt'")
+        say(f"{where / NAME}: written; Grafana shows it within 10 s as dashboard 'rayprompt'")
+
+
+# What is read of a dashboard of Ray's.
+class Place(TypedDict):
+    y: int
+
+
+class Panel(TypedDict):
+    gridPos: Place
+    panels: NotRequired[list[dict[str, Any]] | None]
+
+
+class Variable(TypedDict):
+    name: str
+
+
+class Variables(TypedDict):
+    list: NotRequired[list[Variable]]
+
+
+class Dashboard(TypedDict):
+    panels: list[Panel]
+    templating: NotRequired[Variables]
 
 
 def dashboard_file() -> Path:
@@ -98,10 +123,9 @@ def _moved(panel: dict[str, Any], by: int) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is no dashboard of Ray's ({error}); --no-page leaves it alone") from None
-    if not isinstance(content, dict) or not isinstance(content.get("panels"), list):
-        raise InputError(f"{path}: is no dashboard of Ray's; --no-page leaves it alone")
+        check(content, Dashboard, str(path))
+    except InputError as error:
+        raise InputError(f"{error}: is no dashboard of Ray's; --no-page leaves it alone") from None
     return content

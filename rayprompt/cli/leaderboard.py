@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from rayprompt.cli.display import PLAIN_EVERY_SECONDS, Display, clock, columns
+from rayprompt.printable import flat
 from rayprompt.study.progress import Progress
 
 
@@ -26,10 +27,11 @@ class Leaderboard(Display):
             self.begun = (time.monotonic(), progress.evaluations)
         self.latest[progress.search] = progress
         if self.live is not None:
-            self.live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in self._table())))
+            lines = map(flat, self._table())
+            self.live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
         elif time.monotonic() - self.last_plain >= PLAIN_EVERY_SECONDS:
             self.last_plain = time.monotonic()
-            self.console.print(self._plain(progress), highlight=False, markup=False, soft_wrap=True)
+            self.console.print(flat(self._plain(progress)), highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> list[str]:
         rows = [("searcher", "best on train", "runs over", "evaluations", "best prompt")]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from rayprompt.cli.say import say
 from rayprompt.errors import InputError
 from rayprompt.public import public_names, public_spec
 from rayprompt.searcher.registry import load_searcher, searcher_paths
@@ -82,17 +83,17 @@ def show_task(content: dict[str, Any]) -> None:
     """The description, for people."""
     words = ", ".join(f"{label} {word}" for label, word in content["label_words"].items())
     words = words or f"generation; {content['extractor']}"
-    print(f"{content['name']}: {content['description'] or 'no description'} ({content['metric']}; {words})")
+    say(f"{content['name']}: {content['description'] or 'no description'} ({content['metric']}; {words})")
     for family, template in content["templates"].items():
-        print(f"{family} template: {template}")
-    print(f"manual prompt: {content['manual_prompt']!r}" + (f"; data: {content['data']}" if content["data"] else ""))
+        say(f"{family} template: {template}")
+    say(f"manual prompt: {content['manual_prompt']!r}" + (f"; data: {content['data']}" if content["data"] else ""))
     for row in content["splits"]:
-        print(f"split {row['name']}")
+        say(f"split {row['name']}")
         for part, facts in row["parts"].items():
-            print(f"  {part:<5} {_shown(facts)}")
-        print("  shared texts: " + ", ".join(f"{parts} {n}" for parts, n in row["shared"].items()))
+            say(f"  {part:<5} {_shown(facts)}")
+        say("  shared texts: " + ", ".join(f"{parts} {n}" for parts, n in row["shared"].items()))
         for line in row["warnings"]:
-            print(f"  warning: {line}")
+            say(f"  warning: {line}")
 
 
 def _shown(facts: dict[str, Any]) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +20,7 @@ from rayprompt.cli.compare import compare
 from rayprompt.cli.grafana import app as grafana
 from rayprompt.cli.options import (
     AddressOption,
+    AllowCodeOption,
     AnswerScorerOption,
     DataOption,
     ExtractorOption,
@@ -44,10 +49,17 @@ from rayprompt.cli.options import (
 from rayprompt.cli.pool import app as pool_commands
 from rayprompt.cli.recommend import app as recommend
 from rayprompt.cli.report import report
+from rayprompt.cli.say import fail, note, say, say_json, unexpected
 from rayprompt.errors import InputError, Interrupted, RayPromptError, did_you_mean
 from rayprompt.racing import ERROR
 from rayprompt.task import PARTS, load_task
+from rayprompt.typed import shown as short
 from rayprompt.unanswered import shown
+
+# What a system says of a path or a disk needs no traceback; of these the first are what was given.
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+PLAIN_ERRORS = (*NO_PATH, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT,
+                errno.ENOTDIR, errno.EISDIR)  # fmt: skip
 
 # Typer brings a click of its own in some versions and uses the installed one in others: the base of what it raises.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -67,10 +79,10 @@ def root(
 ) -> None:
     """Search for the prompt with which a frozen language model solves a task best, on Ray."""
     if version:
-        print(f"rayprompt {__version__}")
+        say(f"rayprompt {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        say(context.get_help())
 
 
 @app.command()
@@ -80,6 +92,7 @@ def search(
     config: Annotated[
         Path | None, typer.Option(help="A study file: these options, in YAML or JSON; those given here win.")
     ] = None,
+    allow_code: AllowCodeOption = False,
     model: ModelOption = defaults.MODEL,
     searcher: Annotated[
         str, typer.Option(help="The prompt optimizer (see: rayprompt list searchers).")
@@ -129,14 +142,14 @@ def search(
     json_: JsonOption = False,
 ) -> None:
     """Search for a prompt: dev picks among the best on train, and test is opened once."""
-    from rayprompt.cli.display import Display, note, show_result
+    from rayprompt.cli.display import Display, show_result
     from rayprompt.lm.endpoint import check_named
     from rayprompt.study import search as studies
     from rayprompt.study.config import MODELS, StudyFile, read_study_file
 
     if resume is not None:
         check_resume(context)
-    file = read_study_file(config) if config is not None else StudyFile({})
+    file = read_study_file(config, allow_code=allow_code) if config is not None else StudyFile({})
     if file.description:
         note(file.description)
     with Display() as display:
@@ -197,7 +210,7 @@ def search(
     if file.expected:
         note(f"expected, says {config}: " + ", ".join(f"{name} {value}" for name, value in file.expected.items()))
     if json_:
-        print_json(result.to_json())
+        say_json(result.to_json())
 
 
 @app.command()
@@ -224,7 +237,6 @@ def evaluate(
     """Measure a given prompt on train, dev or test."""
     from rayprompt.answers import Judge
     from rayprompt.candidate import SoftPrompt
-    from rayprompt.cli.display import note
     from rayprompt.lm.endpoint import check_named, is_endpoint
     from rayprompt.lm.settings import LOCAL, REMOTE
     from rayprompt.searcher.problem import Problem
@@ -273,13 +285,13 @@ def evaluate(
     if line := shown({on: result.unanswered}):
         note(line)
     text = f"the soft prompt of {prompt_file}" if isinstance(result.prompt, SoftPrompt) else repr(result.prompt.text)
-    print(f"{text} on {result.task} {on}, {result.model}: {result.estimate.metric} {result.estimate}")
+    say(f"{text} on {result.task} {on}, {result.model}: {result.estimate.metric} {result.estimate}")
     if result.style is not None:
-        print(result.style)
+        say(result.style)
         if outputs is not None:
             result.style.write(outputs)
     if json_:
-        print_json(result.to_json())
+        say_json(result.to_json())
 
 
 @app.command()
@@ -304,7 +316,6 @@ def score(
     json_: JsonOption = False,
 ) -> None:
     """Score a file of prompts on a task: every (prompt, example) pair."""
-    from rayprompt.cli.display import note
     from rayprompt.cli.scoring import score_file
     from rayprompt.searcher.problem import Problem
     from rayprompt.study.session import Cluster
@@ -328,9 +339,9 @@ def score(
         note(line)
     for row in report["prompts"]:
         value = "-".ljust(5) if row["value"] is None else f"{row['value']:.3f}"
-        print(f"{value}  {row['text']}")
+        say(f"{value}  {row['text']}")
     if json_:
-        print_json(report)
+        say_json(report)
 
 
 @app.command("list")
@@ -352,7 +363,7 @@ def list_(
         content = describe(name, split, data, model)
         show_task(content)
         if json_:
-            print_json({"schema": "rayprompt.list/1", "task": content})
+            say_json({"schema": "rayprompt.list/1", "task": content})
         return
     if what not in LISTINGS:
         known = ["task", *LISTINGS]
@@ -362,11 +373,11 @@ def list_(
             raise InputError(f"{given}: a name and these options are for: rayprompt list task NAME")
     rows = LISTINGS[what]()
     for row in rows:
-        print(f"{row['name']:<14} {row['description']}")
+        say(f"{row['name']:<14} {row['description']}")
         for setting in row.get("settings", []):
-            print(f"    --set {setting['name']}={json.dumps(setting['default'])}  {setting['doc']}")
+            say(f"    --set {setting['name']}={json.dumps(setting['default'])}  {setting['doc']}")
     if json_:
-        print_json({"schema": "rayprompt.list/1", what: rows})
+        say_json({"schema": "rayprompt.list/1", what: rows})
 
 
 @app.command()
@@ -413,9 +424,9 @@ def transfer(
         )
     if out is not None:
         write_json(out, found.to_json())
-    print(FORMATS[format_](found), file=sys.stderr if json_ else sys.stdout)
+    say(FORMATS[format_](found), to_stderr=json_)
     if json_:
-        print_json(found.to_json())
+        say_json(found.to_json())
 
 
 app.command()(compare)
@@ -438,7 +449,7 @@ def info(location: StoreArgument, json_: JsonOption = False) -> None:
     content = describe_store(location)
     show_store(content)
     if json_:
-        print_json(content)
+        say_json(content)
 
 
 @stores.command()
@@ -447,9 +458,9 @@ def compact(location: StoreArgument, json_: JsonOption = False) -> None:
     from rayprompt.cli.store import compact_store
 
     content = compact_store(location)
-    print(f"{content['files_before']} files became {content['files_after']}")
+    say(f"{content['files_before']} files became {content['files_after']}")
     if json_:
-        print_json(content)
+        say_json(content)
 
 
 @stores.command()
@@ -460,7 +471,7 @@ def verify(location: StoreArgument, json_: JsonOption = False) -> None:
     content = verify_store(location)
     show_check(content)
     if json_:
-        print_json(content)
+        say_json(content)
     if content["damaged"]:
         raise typer.Exit(1)
 
@@ -486,40 +497,50 @@ def check_part(part: str) -> None:
         raise InputError(f"--on {part}{did_you_mean(part, PARTS)}: must be {', '.join(PARTS)}")
 
 
-def print_json(content: Mapping[str, Any]) -> None:
-    """One line on standard output."""
-    print(json.dumps(content, ensure_ascii=False), flush=True)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. A function named as ``module:function`` may lie in the working directory."""
     sys.path.append(str(Path.cwd()))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that is not UTF-8
     sys.exit(run(app, arguments))
 
 
 def run(application: Callable[..., Any], arguments: list[str] | None) -> int:
-    """The exit code; every expected error is one line on standard error."""
+    """The exit code; every error is one line on standard error, and nothing has a traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        check_arguments(given)
         # Outside standalone mode an early exit (--help, --version) is handed back as its code.
-        given = with_defaults(sys.argv[1:] if arguments is None else arguments)
-        code = application(args=given, standalone_mode=False, prog_name="rayprompt")
+        code = application(args=with_defaults(given), standalone_mode=False, prog_name="rayprompt")
     except RayPromptError as error:
-        return _fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", Interrupted.exit_code)
+        return fail("interrupted", Interrupted.exit_code)
     except _ClickException as error:
         context = getattr(error, "ctx", None)
         see = f" (see: {context.command_path} --help)" if context else ""
-        return _fail(getattr(error, "format_message", error.__str__)() + see, 2)
+        return fail(getattr(error, "format_message", error.__str__)() + see, 2)
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit goes nowhere
+        return fail("standard output was closed before all was written", 1)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in PLAIN_ERRORS:
+            return fail(f"{short(error.filename)}: {error.strerror}", 2 if error.errno in NO_PATH else 1)
+        if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
+            return fail("~ stands for no directory: HOME is not set, or there is no such user", 2)
+        return fail(unexpected(error), 1)
     if code == Interrupted.exit_code:  # what typer makes of KeyboardInterrupt
-        return _fail("interrupted", code)
+        return fail("interrupted", code)
     return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    print(f"rayprompt: {line}", file=sys.stderr, flush=True)
-    return code
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise ``InputError`` for an argument that is not text: bytes that are not UTF-8, or a NUL character."""
+    for number, argument in enumerate(arguments, start=1):
+        if "\0" in argument or any("\ud800" <= character <= "\udfff" for character in argument):
+            raise InputError(f"argument {number}, {argument[:60]!r}: is not UTF-8 text")
 
 
 if __name__ == "__main__":

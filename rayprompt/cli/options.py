@@ -102,6 +102,11 @@ OtherMachineOption = Annotated[
 ]
 
 
+AllowCodeOption = Annotated[
+    bool, typer.Option("--allow-code", help="Let the file of --config name functions (module:function) that are run.")
+]
+
+
 def is_given(context: typer.Context, name: str) -> bool:
     """Whether an option was given on the command line."""
     source = context.get_parameter_source(name)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from typing import Annotated, Any
 
 import typer
 
 from rayprompt.cli.options import GpusOption, JsonOption, LMOption, ModelOption, ScorersOption, parse_settings
+from rayprompt.cli.say import note, say, say_json
 from rayprompt.errors import InputError
 
 SCHEMA = "rayprompt.pool/1"
@@ -36,7 +35,6 @@ def up(
     json_: JsonOption = False,
 ) -> None:
     """Load an LM on a cluster's GPUs, and leave it there; studies take it with --scorers pool:NAME."""
-    from rayprompt.cli.display import note
     from rayprompt.durations import seconds_of, span
     from rayprompt.lm.settings import LMSettings
     from rayprompt.lm.source import describe_model
@@ -56,7 +54,7 @@ def up(
         f"pool {name}: {_count(len(infos), 'scorer')} of {source.name} on {_count(nodes, 'node')} "
         f"({infos[0].device}, {infos[0].dtype}) after {took:.1f} s; it ends {span(lease_seconds)} after its last use"
     )
-    print(line, file=sys.stderr if json_ else sys.stdout)
+    say(line, to_stderr=json_)
     note(f"take it with: --scorers pool:{name}")
     if json_:
         _print(shared.describe(name))
@@ -77,10 +75,10 @@ def status(
         _print(*found)
         return
     if not found:
-        print("no pool is up on this cluster (rayprompt pool up)")
+        say("no pool is up on this cluster (rayprompt pool up)")
     for content in found:
         for line in lines_of(content):
-            print(line)
+            say(line)
 
 
 @app.command()
@@ -99,9 +97,9 @@ def down(
     ended = shared.names() if name is None else [name]
     for one in ended:
         shared.down(one)
-        print(f"pool {one}: ended", file=sys.stderr if json_ else sys.stdout)
+        say(f"pool {one}: ended", to_stderr=json_)
     if json_:
-        print(json.dumps({"schema": SCHEMA, "ended": ended}, ensure_ascii=False), flush=True)
+        say_json({"schema": SCHEMA, "ended": ended})
 
 
 def _connect(address: str | None) -> None:
@@ -184,7 +182,7 @@ def _print(*contents: dict[str, Any]) -> None:
                 "remarks": content["remarks"],
             }
         )
-    print(json.dumps({"schema": SCHEMA, "pools": pools}, ensure_ascii=False), flush=True)
+    say_json({"schema": SCHEMA, "pools": pools})
 
 
 def _count(number: int, word: str) -> str:

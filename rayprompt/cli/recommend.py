@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import typer
 
 from rayprompt.cli.options import JsonOption, is_given, parse_settings
 from rayprompt.cli.recommend_files import check_file, check_unicode, joined, read_earlier, read_queries
+from rayprompt.cli.say import say, say_json
 from rayprompt.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def root(context: typer.Context) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # queries are of any language, whatever the terminal's
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        say(context.get_help())
 
 
 @app.command()
@@ -88,15 +88,15 @@ def check(
     if json_:
         print_json(content)
         return
-    print(
+    say(
         f"{data.llm}: {data.rows:,} labels of {len(data.queries):,} queries under {len(data.prompts)} prompts, "
         f"{content['correct']:.1%} right; instances: "
         + ", ".join(f"{count:,} {split}" for split, count in splits.items())
     )
     for finding in findings:
-        print(f"{'refused' if finding.refused else 'note'}: {finding.name}: {finding.message}")
+        say(f"{'refused' if finding.refused else 'note'}: {finding.name}: {finding.message}")
     if not findings:
-        print("nothing wrong was found")
+        say("nothing wrong was found")
 
 
 @app.command()
@@ -140,8 +140,8 @@ def fit(
     if json_:
         print_json(content)
         return
-    print(f"{content['model']} on {content['prompts']} prompts; its opinion counts {recommender.guard.weight:g}")
-    print(f"recommender in {out}; use it with: rayprompt recommend run {out} QUERIES")
+    say(f"{content['model']} on {content['prompts']} prompts; its opinion counts {recommender.guard.weight:g}")
+    say(f"recommender in {out}; use it with: rayprompt recommend run {out} QUERIES")
 
 
 @app.command(name="eval")
@@ -233,7 +233,7 @@ def run(
     choice = found.recommend(read_queries(queries), pool, rule=rule)
     if out is None:
         for row in choice.rows():
-            print(json.dumps(row, ensure_ascii=False))
+            say_json(row)
     else:
         write_table(choice.to_table(), out)
 
@@ -259,7 +259,7 @@ def collect(
     earlier = read_earlier(out, force)
     if source.is_dir():
         refuse_given(context, ("queries", "llm", "dataset", "split", "allow"), STUDY)
-        from rayprompt.cli.display import note
+        from rayprompt.cli.say import note
         from rayprompt.study.demonstrations import from_study
 
         data = from_study(source, note)
@@ -270,7 +270,7 @@ def collect(
             raise InputError(f"--allow {(allow or [''])[0]}: only gaps can be allowed here")
         data = read_logs(source, queries, llm=llm, dataset=dataset, split=split, gaps=bool(allow))
     joined(earlier, data, out, force).write(out)
-    print(f"{data.rows:,} labels of {len(data.queries):,} queries under {len(data.prompts)} prompts in {out}")
+    say(f"{data.rows:,} labels of {len(data.queries):,} queries under {len(data.prompts)} prompts in {out}")
 
 
 def refuse_given(context: typer.Context, names: Sequence[str], beside: str) -> None:
@@ -288,7 +288,7 @@ def read_data(path: Path, llm: str | None, dataset: str | None, answers: Path | 
         for option, value in (("--llm", llm), ("--dataset", dataset), ("--answers", answers)):
             if value is not None:
                 raise InputError(f"{option} beside {STUDY}")
-        from rayprompt.cli.display import note
+        from rayprompt.cli.say import note
         from rayprompt.study.demonstrations import from_study
 
         return from_study(path, note)
@@ -332,7 +332,7 @@ def features_of(given: str) -> Any:
 
 def print_json(content: Any) -> None:
     """One line on standard output; a number that is none is null, as JSON has no other."""
-    print(json.dumps(_finite(content), allow_nan=False))
+    say_json(_finite(content))
 
 
 def _finite(content: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayprompt.errors import InputError
+from rayprompt.foreign import Unreadable, parse_json
 
 if TYPE_CHECKING:
     from rayprompt.reward.demonstrations import Demonstrations
@@ -97,9 +97,10 @@ def parse_queries(content: bytes, where: str) -> list[str]:
         text: Any = line.removesuffix("\r")
         if line.startswith("{"):
             try:
-                text = json.loads(line).get("query")
-            except json.JSONDecodeError as error:
-                raise InputError(f"{where}, line {number}: starts with {{ but is not JSON ({error.msg})") from None
+                text = parse_json(line).get("query")
+            except Unreadable as error:
+                begin = "starts with { but is " if str(error).startswith("not ") else ""
+                raise InputError(f"{where}, line {number}: {begin}{error}") from None
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}, line {number}: a query without text")
         found.append(text)

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rayprompt.printable import flat
 from rayprompt.reward.assess import Assessment
 
 WIDE = 160  # columns, where there is no terminal
@@ -13,10 +14,11 @@ WIDE = 160  # columns, where there is no terminal
 
 def show(result: Assessment) -> None:
     """Tables: probabilities, choices, calls, and the two kinds of votes at as many calls."""
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
-        console = Console(width=WIDE)  # nobody's window: headings are not cut
-    table = Table(box=box.SIMPLE, title=f"{result.model} on {result.llm}, {result.n:,} instances", title_justify="left")
+        console = Console(width=WIDE, markup=False)  # nobody's window: headings are not cut
+    title = flat(f"{result.model} on {result.llm}, {result.n:,} instances")
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
     for name in (
         "probabilities on",
         "n",
@@ -31,7 +33,7 @@ def show(result: Assessment) -> None:
         table.add_column(name, justify="left" if name == "probabilities on" else "right")
     for name, q in result.quality.items():
         values = (q.auc, q.auc_within, q.brier, q.brier_prior, q.accuracy, q.majority, q.calibration)
-        table.add_row(name, f"{q.n:,}", *(f"{v:.3f}" for v in values))
+        table.add_row(flat(name), f"{q.n:,}", *(f"{v:.3f}" for v in values))
     console.print(table)
     table = Table(box=box.SIMPLE)
     for name in ("choice", "n", "success", "se", "over best on train", "se", "LM calls"):
@@ -57,4 +59,4 @@ def show(result: Assessment) -> None:
             table.add_row(str(c.calls), *rates)
         console.print(table)
     if result.note:
-        console.print(result.note)
+        console.print(flat(result.note))

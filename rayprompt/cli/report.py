@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rayprompt.cli.options import JsonOption
+from rayprompt.cli.say import say, say_json
 
 REPORT_SCHEMA = "rayprompt.report/1"
 
@@ -33,11 +33,11 @@ def report(
     there = out is None and len(studies) == 1 and is_uri(studies[0])
     at, mark, query = studies[0].partition("?")
     place = f"{at}/{path.name}{mark}{query}" if there else str(path)
-    print(f"report in {shlex.quote(place)}")
+    say(f"report in {shlex.quote(place)}")
     if json_:
         content = {
             "schema": REPORT_SCHEMA,
             "report": place if there else str(path.resolve()),
             "studies": [s if is_uri(s) else str(Path(s).expanduser().resolve()) for s in studies],
         }
-        print(json.dumps({**content, "bytes": path.stat().st_size}, ensure_ascii=False), flush=True)
+        say_json({**content, "bytes": path.stat().st_size})

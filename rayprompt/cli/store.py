@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from rayprompt.cli.say import say
 from rayprompt.errors import InputError
 from rayprompt.store.compact import compact
 from rayprompt.store.files import Folder
@@ -43,10 +44,10 @@ def describe_store(location: str) -> dict[str, Any]:
 def show_store(content: dict[str, Any]) -> None:
     """The description, for people."""
     parts = ", ".join(f"{count:,} of {part}" for part, count in content["pairs"].items()) or "none"
-    print(f"pairs: {parts}; asks: {content['asks']:,}")
-    print(f"{content['files']} files of {content['searches']} searches, {content['contexts']} contexts")
+    say(f"pairs: {parts}; asks: {content['asks']:,}")
+    say(f"{content['files']} files of {content['searches']} searches, {content['contexts']} contexts")
     for file, why in content["broken"].items():
-        print(f"skipped {file}: {why}")
+        say(f"skipped {file}: {why}")
 
 
 def compact_store(location: str) -> dict[str, Any]:
@@ -101,12 +102,12 @@ def verify_store(location: str) -> dict[str, Any]:
 def show_check(content: dict[str, Any]) -> None:
     """What was found, for people."""
     for file, why in content["damaged"].items():
-        print(f"damaged {file}: {why}")
-    print(f"{content['files']} files read, {len(content['damaged'])} damaged")
+        say(f"damaged {file}: {why}")
+    say(f"{content['files']} files read, {len(content['damaged'])} damaged")
     if content["without_checksum"]:
-        print(f"{content['without_checksum']} of them are of an earlier version, without a checksum: only read")
+        say(f"{content['without_checksum']} of them are of an earlier version, without a checksum: only read")
     if content["set_aside"]:
-        print(f"{content['set_aside']} damaged files were set aside earlier (*{SET_ASIDE}); they may be deleted")
+        say(f"{content['set_aside']} damaged files were set aside earlier (*{SET_ASIDE}); they may be deleted")
 
 
 def _open(location: str) -> ScoreStore:

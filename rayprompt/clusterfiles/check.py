@@ -14,7 +14,7 @@ from rayprompt.clusterfiles.launcher import check_launcher
 from rayprompt.clusterfiles.located import BadYAML, Document, read_documents
 from rayprompt.clusterfiles.skypilot import check_skypilot
 from rayprompt.clusterfiles.slurm import check_slurm
-from rayprompt.errors import InputError
+from rayprompt.foreign import read_text
 
 KINDS = {
     "launcher": "a launcher YAML (cluster_name, provider)",
@@ -45,12 +45,7 @@ def check_file(path: Path, ray: str) -> Checked:
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    kind, findings = check_text(text, ray)
+    kind, findings = check_text(read_text(path, "YAML"), ray)
     return Checked(path, kind, findings)
 
 

@@ -180,7 +180,7 @@ def _amount(file: Document, group: Place, part: str, resource: str) -> Any:
 
 def _gpus(file: Document, group: Place) -> int:
     given = _amount(file, group, "limits", GPU) or _amount(file, group, "requests", GPU) or 0
-    return int(given) if str(given).isdigit() else 0
+    return int(given) if str(given).isascii() and str(given).isdigit() else 0
 
 
 def _is_spot(file: Document, group: Place) -> bool:
@@ -210,7 +210,7 @@ def _check_resources(file: Document, findings: Findings, group: Place) -> None:
                 f"{name}: {resource} is {request!r} in requests and {limit!r} in limits: must stand in both, the same",
             )
     gpus = _amount(file, group, "limits", GPU)
-    if gpus is not None and not str(gpus).isdigit():
+    if gpus is not None and not (str(gpus).isascii() and str(gpus).isdigit()):
         findings.add(
             file.line(*container, "resources", "limits", GPU), "gpus", f"{name}: {GPU}: {gpus!r} must be a whole number"
         )

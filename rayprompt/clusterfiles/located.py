@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from rayprompt.foreign import BROKEN, Unreadable, check_events, check_nodes
+
 Place = tuple[str | int, ...]
 
 
@@ -52,10 +54,12 @@ def read_documents(text: str) -> list[Document]:
     """
     documents = []
     try:
+        check_events(text)
         loader = yaml.SafeLoader(text)
         while loader.check_node():
             node = loader.get_node()
             assert node is not None, "check_node saw one"
+            check_nodes(node)
             lines: dict[Place, int] = {}
             spans: dict[Place, tuple[int, int]] = {}
             for place, key, value in _walk((), node, node):
@@ -65,9 +69,9 @@ def read_documents(text: str) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise BadYAML(mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}") from None
-    except RecursionError:
-        raise BadYAML(1, "no YAML that can be read: it contains itself") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except Unreadable as error:
+        raise BadYAML(error.line or 1, str(error)) from None
+    except (yaml.YAMLError, *BROKEN) as error:
         if isinstance(error, BadYAML):
             raise
         raise BadYAML(1, f"no YAML: {error}") from None

@@ -125,7 +125,7 @@ def _check_options(options: dict[str, Option], findings: Findings) -> None:
         findings.add(last, "exclusive", "--exclusive is missing: two Rays on one node take each other's ports")
     if "time" not in options:
         findings.add(last, "time", "--time is missing: a search that hangs would hold the nodes; as in --time=12:00:00")
-    if not _nodes(options).isdigit():
+    if not (_nodes(options).isascii() and _nodes(options).isdigit()):
         findings.add(
             options["nodes"].line, "nodes", f"--nodes={_nodes(options)}: must be a number, as Ray waits for it"
         )

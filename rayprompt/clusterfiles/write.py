@@ -12,6 +12,7 @@ from rayprompt.clusterfiles.located import Place, read_documents, replace_values
 from rayprompt.clusterfiles.machines import machines
 from rayprompt.clusterfiles.shipped import shipped
 from rayprompt.errors import InputError, unknown
+from rayprompt.store.files import refuse_credentials
 
 SHIPPED_RAY = "2.60.0"  # the Ray of the files in clusters/
 Edits = Callable[[str], Mapping[Place, str]]
@@ -171,6 +172,7 @@ def cluster_file(provider: str, given: Mapping[str, str], ray: str) -> str:
         if option not in template.options:
             options = ", ".join(f"--{name}" for name in template.options)
             raise InputError(f"--{option}: {provider} has no such option; it has {options}")
+        refuse_credentials(given[option])
     text = shipped(template.file).read_text(encoding="utf-8").replace(SHIPPED_RAY, ray)
     if template.edits:
         values: dict[Place, str] = {}

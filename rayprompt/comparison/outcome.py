@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError
+from rayprompt.records import OutcomeRecord
 from rayprompt.study.place import is_uri
 from rayprompt.study.results import read_outcome
 from rayprompt.study.statistics import Estimate
@@ -237,4 +238,4 @@ def read_comparison(study: str | Path) -> Comparison:
     file = Path(study) / RESULT_FILE
     if not file.is_file():
         raise InputError(f"{study}: not the directory of a finished comparison (it holds no {RESULT_FILE})")
-    return read_outcome(file, COMPARE_SCHEMA, Comparison.from_json, "the outcome of a comparison")
+    return read_outcome(file, COMPARE_SCHEMA, OutcomeRecord, Comparison.from_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from rayprompt.store.schema import safe_name
 LABEL = re.compile(r"[A-Za-z0-9][\w-]*")
 RANGES = ("choice", "grid_search", "lograndint", "loguniform", "qloguniform", "quniform", "randint", "randn", "uniform")
 SAMPLES = 8
+MOST_RUNS = 10_000
 FILES = ("p0", "phrases", "prompts", "start")  # settings that may name a file
 Settings = Mapping[str, Any]
 Stratum = tuple[str, str, str]
@@ -119,7 +121,14 @@ def entries_of(
 
 
 def runs_of(entries: Sequence[Entry], strata: Sequence[Stratum], seeds: Sequence[int]) -> list[Run]:
-    """All runs, the first seed of everything first: what is there when half is done can be compared."""
+    """All runs, the first seed of everything first: what is there when half is done can be compared.
+
+    Raises:
+        InputError: they are more than ``MOST_RUNS``.
+    """
+    if len(seeds) * len(strata) * len(entries) > MOST_RUNS:
+        total = len(seeds) * len(strata) * len(entries)
+        raise InputError(f"{total:,} runs ({len(seeds)} seeds); at most {MOST_RUNS:,} are compared")
     varying = [len({stratum[i] for stratum in strata}) > 1 for i in range(3)]
     runs: list[Run] = []
     for seed in seeds:
@@ -129,8 +138,7 @@ def runs_of(entries: Sequence[Entry], strata: Sequence[Stratum], seeds: Sequence
                 where = [Path(part).name for part, varies in zip(stratum, varying, strict=True) if varies]
                 name = "-".join(safe_name(part) for part in (entry.label, *where, f"s{seed}"))
                 runs.append(Run(name, entry, stratum, seed))
-    names = [run.name for run in runs]
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, count in Counter(run.name for run in runs).items() if count > 1}
     return [Run(f"{r.name}-{i}", r.entry, r.stratum, r.seed) if r.name in twice else r for i, r in enumerate(runs)]
 
 
@@ -138,11 +146,13 @@ def parse_seeds(seeds: int | Iterable[int]) -> list[int]:
     """Seeds as a list: a number is so many, from 0 on.
 
     Raises:
-        InputError: none, one twice, or one below 0.
+        InputError: none, one twice, one below 0, or more than ``MOST_RUNS``.
     """
+    if isinstance(seeds, int) and seeds > MOST_RUNS:
+        raise InputError(f"seeds {seeds}: at most {MOST_RUNS:,} runs are compared")
     try:
         listed = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         listed = []
     if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
         raise InputError(f"seeds {seeds}: must be a number of seeds (1 or more), or different ones, each 0 or more")
@@ -200,8 +210,8 @@ def _configurations(
     drawn = any(isinstance(value, Domain) for value in space.values())
     if not drawn and not any(_is_grid(value) for value in space.values()):
         return [space]
-    if samples < 1:
-        raise InputError(f"--samples {samples}: must be 1 or more configurations")
+    if not 1 <= samples <= MOST_RUNS:
+        raise InputError(f"--samples {samples}: must be from 1 to {MOST_RUNS:,} configurations")
     random = np.random.RandomState(seed)
     specs = [
         spec["config"]
@@ -228,7 +238,7 @@ def _range(label: str, key: str, value: Any) -> Any:
         domain = getattr(tune, kind)(*arguments)
         domain.sample(random_state=np.random.RandomState(0))
         return domain
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
         raise InputError(f"setting {label}.{key}: {kind}({arguments}) is not a range ({error})") from None
 
 

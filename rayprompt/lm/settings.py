@@ -10,10 +10,11 @@ from typing import Any
 from rayprompt.decoding import NAMES as DECODING
 from rayprompt.decoding import READERS as DECODING_READERS
 from rayprompt.errors import InputError, unknown
+from rayprompt.typed import whole
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CHATS = ("user", "system")
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
+SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 CACHE = 512_000_000
 LABELS = ("auto", "echo", "top", "text")
@@ -142,10 +143,10 @@ def _dtype(value: Any) -> str:
 
 
 def _tokens(value: Any) -> int:
-    text = str(value)
-    if not (text.isascii() and text.isdigit()) or not 8 <= int(text) <= 1 << 20:
+    tokens = whole(str(value))
+    if tokens is None or not 8 <= tokens <= 1 << 20:
         raise InputError(f"--lm tokens={value}: must be a number of tokens, from 8 to {1 << 20}")
-    return int(text)
+    return tokens
 
 
 def _bytes(name: str, least: int) -> Any:
@@ -175,7 +176,7 @@ def _number(name: str, least: float, most: float, *, whole: bool = False) -> Any
     def read(value: Any) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1.0
         if isinstance(value, bool) or not least <= number <= most or (whole and number != int(number)):
             kind = "whole number" if whole else "number"

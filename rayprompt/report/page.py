@@ -22,6 +22,7 @@ from rayprompt.store.files import Folder
 from rayprompt.study.place import is_uri, opened
 from rayprompt.study.whole import write_whole
 from rayprompt.task import Task
+from rayprompt.typed import shown
 
 FILE = "report.html"
 HERE = Path(__file__).parent
@@ -45,7 +46,14 @@ def write_report(locations: Sequence[str | Path], out: Path | None = None, tasks
     if out is None:
         out = Path(FILE) if len(locations) > 1 else opened(locations[0]) / FILE
     check_out(out)
-    write_whole(out, render(studies, tasks))
+    try:
+        page = render(studies, tasks)
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        names = ", ".join(str(location) for location in locations)
+        raise InputError(f"STUDY {names}: its files hold what cannot be shown ({shown(error)})") from error
+    write_whole(out, page)
     if there:
         Folder.at(locations[0]).write(FILE, out.read_bytes())
     return out

@@ -11,17 +11,19 @@ from typing import Any
 from rayprompt.candidate import TextPrompt, digest
 from rayprompt.comparison.outcome import COMPARE_SCHEMA, RESULT_FILE, STOPPED
 from rayprompt.errors import InputError
+from rayprompt.foreign import is_dir, is_file
 from rayprompt.racing import race_line
+from rayprompt.records import OutcomeRecord, ResultRecord, check_record
 from rayprompt.report.model import EMPTY, Baseline, Finalist, Prompt, Run, Source, Stratum, Study
 from rayprompt.report.rebuilt import rebuilt
 from rayprompt.store.schema import safe_name
 from rayprompt.study.place import location_of, opened
-from rayprompt.study.results import SEARCH_SCHEMA, go_on
+from rayprompt.study.results import SEARCH_SCHEMA, go_on, read_checked
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.trace import FOLDER, read_run
-from rayprompt.tables import read_json
+from rayprompt.typed import shown as short
 from rayprompt.unanswered import shown
-from rayprompt.written import CLOSED, check_written, read_record
+from rayprompt.written import CLOSED, read_record
 
 MANIFEST = "study.yaml"
 COMMANDS = {"rayprompt.study": "search", "rayprompt.comparison": "compare"}
@@ -37,27 +39,24 @@ def read_study(location: str | Path) -> Study:
     Raises:
         InputError: it is not one, or its files are of another version.
     """
-    import yaml
-
     path = opened(location, whole=True)
-    if not path.is_dir():
+    if not is_dir(path):
         raise InputError(f"STUDY {location}: no such directory; a study's is wanted (rayprompt search --out DIR)")
     file = path / MANIFEST
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"STUDY {location}: not a study that has begun (it holds no {MANIFEST})")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        record = yaml.load(read_record(file), Loader=loader)
-        schema = str(record["schema"])
-        record.pop(CLOSED, None)  # tells nothing of the search; the page itself is one of the closing steps
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: cannot be read ({type(error).__name__})") from None
+    record = read_record(file)
+    record.pop(CLOSED, None)  # tells nothing of the search; the page itself is one of the closing steps
+    schema = str(record.get("schema"))
     command = COMMANDS.get(schema.partition("/")[0])
     if command is None:
-        raise InputError(f"{file}: schema {schema!r}; a study has one of {', '.join(COMMANDS)}")
+        raise InputError(f"{file}: schema {short(schema)}; a study has one of {', '.join(COMMANDS)}")
+    check_record(record, str(file))
     try:
         return (_search if command == "search" else _comparison)(path, record)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: its files are not those of a study of this version ({error!r})") from None
 
 
@@ -100,7 +99,7 @@ def _search(path: Path, record: Mapping[str, Any]) -> Study:
     if not file.is_file():
         remarks.append(f"not finished: {go_on('search', path)}")
         return Study(path, "search", False, record, (run,), (), {stratum: source}, remarks=tuple(remarks))
-    result = _outcome(file, SEARCH_SCHEMA)
+    result = read_checked(file, SEARCH_SCHEMA, ResultRecord)
     if result["budget"] != run.budget:
         remarks.append(
             f"its result is of {result['budget']:,} evaluations; it was given {run.budget:,} and has not come to that "
@@ -161,7 +160,7 @@ def _comparison(path: Path, record: Mapping[str, Any]) -> Study:
     tasks = {task["name"]: task for task in record["tasks"]}
     models = {model["name"]: model for model in record["models"]}
     file = path / RESULT_FILE
-    outcome = _outcome(file, COMPARE_SCHEMA) if file.is_file() else None
+    outcome = read_checked(file, COMPARE_SCHEMA, OutcomeRecord) if file.is_file() else None
     sources: dict[Stratum, Source] = {}
     runs = []
     measured = {form["name"]: form for form in (outcome or {"runs": []})["runs"]}
@@ -317,11 +316,3 @@ def _store(path: Path, record: Mapping[str, Any]) -> str:
     if record["store"] != ".":
         return str(record["store"])
     return str(path) if (path / "scores").is_dir() else location_of(path)  # a whole study may have been fetched
-
-
-def _outcome(file: Path, schema: str) -> Mapping[str, Any]:
-    check_written(file)
-    content = read_json(file)
-    if content.get("schema") != schema:
-        raise InputError(f"{file}: schema {content.get('schema')!r}; this version reads {schema!r}")
-    return content

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from rayprompt.candidate import digest
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.foreign import is_file
 from rayprompt.reward.rows import (
     Places,
     TextArray,
@@ -30,6 +31,7 @@ from rayprompt.reward.rows import (
     signal_of,
 )
 from rayprompt.scores import BoolArray, FloatArray, IntArray
+from rayprompt.tables import read_parquet
 
 SCHEMA = "rayprompt.demonstrations/1"
 REQUIRED = ("llm", "dataset", "split", "query_uid", "query", "prompt_id", "prompt", "correct")
@@ -339,13 +341,14 @@ def mask_numbers(text: str) -> str:
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"no such file: {path} (demonstrations are a Parquet file; see rayprompt recommend collect)")
+    table = read_parquet(path)
+    wanted = [name for name in table.column_names if name in (*REQUIRED, *OPTIONAL)]
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-    return {name: table.column(name).to_pylist() for name in table.column_names if name in (*REQUIRED, *OPTIONAL)}
+        return {name: table.column(name).to_pylist() for name in wanted}
+    except (KeyError, ValueError, OverflowError) as error:  # a column twice, text that is not UTF-8
+        raise InputError(f"{path}: its columns cannot be read ({str(error)[:160]})") from None
 
 
 def _join_answers(columns: dict[str, list[Any]], other: dict[str, list[Any]], where: str) -> None:

@@ -14,7 +14,9 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.foreign import parse_json, read_json, read_text
 from rayprompt.scores import FloatArray
+from rayprompt.typed import check
 
 NUMBER = re.compile(r"\d[\d,]*\.?\d*")
 TOKENS = r"(?u)\b\w+\b|[$%?]"
@@ -91,7 +93,8 @@ class TextFeatures:
     @classmethod
     def load(cls, folder: Path) -> TextFeatures:
         """Read what :meth:`save` wrote."""
-        words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        words = parse_json(read_text(folder / "words.json", "JSON"))
+        check(words, list[str], str(folder / "words.json"))
         found = cls()
         with np.load(folder / "text.npz", allow_pickle=False) as arrays:
             if words:
@@ -172,7 +175,7 @@ class Vectors:
         Raises:
             InputError: they are of another width, LM or encoder, or a text has another vector than it had then.
         """
-        saved = json.loads((folder / "vectors.json").read_text(encoding="utf-8"))
+        saved = read_json(folder / "vectors.json")
         if self.width not in (None, saved["width"]):
             raise InputError(
                 f"{folder}: learned on vectors {saved['width']} wide; those given are {self.width} wide ({self.origin})"

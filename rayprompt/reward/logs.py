@@ -10,10 +10,11 @@ from typing import Any
 
 from rayprompt.answers import last_number
 from rayprompt.errors import InputError
+from rayprompt.foreign import read_text
 from rayprompt.reward.demonstrations import Demonstrations
-from rayprompt.tables import read_rows, read_text
+from rayprompt.tables import read_rows
 
-LINE = re.compile(r"\(\s*(\d+)\s*,\s*(True|False)\s*\)")
+LINE = re.compile(r"\(\s*([0-9]{1,18})\s*,\s*(True|False)\s*\)")
 SEPARATOR = re.compile(r"^={5,}\s*$", re.MULTILINE)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from rayprompt.errors import InputError, did_you_mean, unknown
+from rayprompt.foreign import read_json
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.reward.features import Features, TextFeatures, Vectors
 from rayprompt.scores import FloatArray, IntArray
@@ -175,8 +176,6 @@ def load_model(folder: Path, features: Features | None = None) -> RewardModel:
     Raises:
         InputError: the directory holds no reward model, a part of one, or one that was learned on other features.
     """
-    from rayprompt.tables import read_json
-
     content = read_json(folder / FILE)
     if content.get("schema") != SCHEMA:
         raise InputError(
@@ -239,8 +238,8 @@ def check_target(folder: Path, *, force: bool = False) -> None:
             f"recommender"
         )
     try:
-        own = {*json.loads((folder / FILE).read_text(encoding="utf-8"))["files"], FILE}
-    except (OSError, ValueError, KeyError, TypeError):
+        own = {*read_json(folder / FILE)["files"], FILE}
+    except (InputError, KeyError, TypeError):
         own = set()
     others = [name for name in (_files(folder) if names else []) if name not in own]
     if others:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from sklearn.linear_model import LogisticRegression
 
 from rayprompt.errors import InputError
+from rayprompt.foreign import read_json
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.reward.features import Features
 from rayprompt.reward.folds import folds, held_out
@@ -20,7 +21,6 @@ from rayprompt.reward.model import RewardModel, load_model
 from rayprompt.reward.models import sigmoid
 from rayprompt.reward.selection import Guard, fit_guard, masked, switch
 from rayprompt.scores import BoolArray, FloatArray, IntArray
-from rayprompt.tables import read_json
 
 SCHEMA = "rayprompt.recommender/1"
 FILE = "recommender.json"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rayprompt.candidate import Subspace
+from rayprompt.candidate import SoftPrompt, Subspace, parse_candidate
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.replay import recorded
 from rayprompt.lm.source import LMSource
@@ -56,8 +56,7 @@ class ReplayPool(UnloadedPool):
         """
         found: dict[str, int] = {}
         for shard in ScoreStore(self.replays).shards("scores"):
-            text = shard.metadata["context"]
-            content = json.loads(text)
+            text, content = shard.metadata.get("context", ""), shard.context
             if all(content.get(name) == value for name, value in json.loads(json.dumps(dict(problem))).items()):
                 found[text] = found.get(text, 0) + shard.rows
         if not found:
@@ -85,9 +84,9 @@ class ReplayPool(UnloadedPool):
     def recorded_scales(self, outline: Subspace) -> tuple[float, ...] | None:
         """The scales of a deep prompt's subspace, as the study had them."""
         forms = ScoreStore(self.replays).candidates().column("form").to_pylist()
-        for form in (json.loads(text) for text in forms):
-            if form.get("kind") == "soft":
-                space = Subspace.from_json(form["subspace"])
+        for prompt in (parse_candidate(text) for text in forms if '"subspace"' in text):
+            if isinstance(prompt, SoftPrompt):
+                space = prompt.subspace
                 if replace(space, scales=()) == replace(outline, scales=()):
                     return space.scales
         return None

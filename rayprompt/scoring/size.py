@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayprompt.errors import InputError
+from rayprompt.typed import whole
 
 Scorers = int | str | None  # as a user gives it
 POOL = "pool:"  # in front of the name of a pool that is up
@@ -42,9 +43,9 @@ class PoolSize:
             return cls()
         low, colon, high = str(given).partition(":")
         ends = (low, high) if colon else (low, low)
-        if isinstance(given, bool) or not all(end.isascii() and end.isdigit() for end in ends):
+        least, most = map(whole, ends)
+        if isinstance(given, bool) or least is None or most is None:
             raise InputError(f"--scorers {given}: must be auto, a number, MIN:MAX as in 2:16, or pool:NAME")
-        least, most = map(int, ends)
         if least < 1:
             raise InputError(f"--scorers {given}: must be 1 or more")
         if most < least:

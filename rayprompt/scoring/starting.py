@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 
 from rayprompt import limits
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.typed import whole
 
 STORE_BYTES = 200 * 1024**2
 LEAST_BYTES = 32 * 1024**2  # for the files of a session
@@ -123,7 +124,7 @@ def join_cluster(address: str) -> None:
     Raises:
         InputError: there is none, or it refuses this process.
     """
-    _check_address(address)
+    check_address(address)
     try:
         ray.init(address=address, **QUIET)
     except AuthenticationError:
@@ -134,7 +135,7 @@ def join_cluster(address: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
-def _check_address(address: str) -> None:
+def check_address(address: str) -> None:
     """Ray itself tries an address for half a minute or more before it gives up, and does not say why."""
     if address.startswith("ray://"):
         raise InputError(
@@ -143,12 +144,13 @@ def _check_address(address: str) -> None:
     where = _address_of_this_machine() if address == "auto" else address
     if where is None:
         return
-    host, _, port = where.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    host, _, given = where.rpartition(":")
+    port = whole(given)
+    if not host or not port or port > 65535:
         raise InputError(f"--address {address}: must be local, auto or host:port")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError:
+        socket.create_connection((host.strip("[]"), port), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError):  # ValueError: no name of a host
         raise InputError(f"--address {address}: no Ray cluster there (nothing answers)") from None
     _check_token(address, where)
 

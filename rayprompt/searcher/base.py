@@ -38,7 +38,7 @@ from rayprompt.objective import Objective, get_objective, objective_name
 from rayprompt.scores import FloatArray, Scores
 from rayprompt.searcher.batches import Batches
 from rayprompt.searcher.problem import Problem
-from rayprompt.searcher.settings import NoSettings, make_settings
+from rayprompt.searcher.settings import NoSettings, check_sizes, make_settings
 from rayprompt.searcher.tune_state import is_repeated, known_trials, metric_of_run, tuner_is_restoring
 from rayprompt.task import Example
 
@@ -112,6 +112,7 @@ class PromptSearcher(Searcher):
         self.budget = budget
         self._extended: int | None = None
         self.settings = make_settings(type(self), settings)
+        check_sizes(self.name, self.settings, problem.lm.max_length)
         if self.kind == "soft" and not problem.takes_soft:
             raise InputError(f"searcher {self.name} makes soft prompts, and {problem.soft_reason}")
         default = self.default_objective if problem.gives_log_probs else problem.default_objective

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayprompt.errors import InputError, unknown
+from rayprompt.foreign import Unreadable, parse_yaml
+from rayprompt.typed import MOST, shown
+
+MOST_SETTING = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,29 @@ def make_settings(cls: type[Any], given: dict[str, Any]) -> Any:
             values[name] = tuple(value)
         if not _fits(values[name], hints[name]):
             raise InputError(
-                f"searcher {cls.name}: setting {name}={value!r} must be {_type_name(hints[name])}, "
+                f"searcher {cls.name}: setting {name}={shown(value)} must be {_type_name(hints[name])}, "
                 f"not {type(value).__name__}"
             )
     return cls.Settings(**values)
+
+
+def check_sizes(name: str, settings: Any, longest: int) -> None:
+    """Refuse settings that only fill the memory: prompts longer than any input of the LM, a billion candidates.
+
+    Args:
+        name: of the searcher.
+        settings: of the searcher.
+        longest: input of the LM, in tokens.
+
+    Raises:
+        InputError: one is too large.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        most = longest if field.name == "length" else MOST_SETTING
+        if type(value) is int and value > most and "seed" not in field.name:
+            why = "the longest input of this LM" if field.name == "length" else "the largest value of a setting"
+            raise InputError(f"searcher {name}: setting {field.name}={value}: must be {most:,} or less, {why}")
 
 
 def _from_text(text: str, hint: Any) -> Any:
@@ -51,11 +74,9 @@ def _from_text(text: str, hint: Any) -> Any:
         return None
     if _fits(text, hint):
         return text
-    import yaml
-
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except Unreadable:
         return text
     if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):  # YAML takes 1e-3 for text
         value = float(text)
@@ -68,7 +89,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST
     return hint is Any or isinstance(value, typing.get_origin(hint) or hint)
 
 

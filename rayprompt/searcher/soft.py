@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, Subspace
+from rayprompt.candidate import ZEROS, Candidate, SoftPrompt, Subspace, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError, unknown
+from rayprompt.foreign import read_json
 from rayprompt.lm.projection import deep_digest, entry_scale, projection_digest
 from rayprompt.lm.soft import block_of
 from rayprompt.lm.source import embedding_std
 from rayprompt.lm.vectors import read_vectors, vectors_digest
+from rayprompt.records import PromptRecord
 from rayprompt.scores import FloatArray
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.settings import setting
+from rayprompt.typed import check
 from rayprompt.written import check_written
 
 if TYPE_CHECKING:
@@ -207,7 +209,7 @@ def read_start(problem: Problem, p0: str, length: int | None, mode: str) -> Star
         return Start((), ZEROS, count)
     if p0 in (ZEROS, TOKENS):  # what is added needs tokens to be added to
         return Start(_tokens_from(min(FIRST_TOKEN, max(0, vocabulary - count)), count, vocabulary, p0), ZEROS, count)
-    if p0.startswith(TOKENS + ":") and p0.removeprefix(TOKENS + ":").isdigit():
+    if p0.startswith(TOKENS + ":") and p0.removeprefix(TOKENS + ":").isdecimal():
         return Start(_tokens_from(int(p0.removeprefix(TOKENS + ":")), count, vocabulary, p0), ZEROS, count)
     if p0.startswith(TEXT):
         return _from_ids(problem.prompt(p0.removeprefix(TEXT)).token_ids or (), length, p0)
@@ -259,21 +261,22 @@ def _from_study(problem: Problem, study: Path, length: int | None, mode: str, p0
     if not file.is_file():
         raise InputError(f"setting p0={p0!r}: not the directory of a finished study (it holds no prompt.json)")
     check_written(file)
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        prompt, same_lm = content["prompt"], content["model"]["digest"] == problem.lm.digest
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"setting p0={p0!r}: {file} is not an exported prompt ({error!r})") from None
-    if prompt.get("kind") == "text":
-        ids = prompt.get("token_ids") if same_lm else None
-        return _from_ids(ids or problem.prompt(prompt["text"]).token_ids or (), length, p0)
+    content = read_json(file)
+    check(content, PromptRecord, str(file))
+    prompt, lm = candidate_from_json(content["prompt"]), content["model"]
+    same_lm = lm.get("digest") == problem.lm.digest
+    if isinstance(prompt, TextPrompt):
+        ids = prompt.token_ids if same_lm else None
+        return _from_ids(ids or problem.prompt(prompt.text).token_ids or (), length, p0)
+    if not isinstance(prompt, SoftPrompt):
+        raise InputError(f"setting p0={p0!r}: its prompts were written for single inputs: there is none to begin with")
     if not same_lm:
         raise InputError(
-            f"setting p0={p0!r}: its soft prompt is of {content['model']['name']}, another LM than {problem.lm.name}"
+            f"setting p0={p0!r}: its soft prompt is of {lm.get('name')}, another LM than {problem.lm.name}"
         )
-    if list(prompt["subspace"]["layers"]) != [0]:
+    if prompt.subspace.deep:
         raise InputError(f"setting p0={p0!r}: its prompt is a deep one, of several layers; p0 is of layer 0 alone")
-    if prompt["subspace"]["mode"] != mode:
-        raise InputError(f"setting p0={p0!r}: its soft prompt was found with placement={prompt['subspace']['mode']}")
+    if prompt.subspace.mode != mode:
+        raise InputError(f"setting p0={p0!r}: its soft prompt was found with placement={prompt.subspace.mode}")
     check_written(study / "prompt.safetensors")
     return _from_file(problem, study / "prompt.safetensors", length, mode, p0)

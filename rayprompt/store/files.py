@@ -6,11 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from pyarrow import ArrowException
 from pyarrow import fs as pafs
 
 from rayprompt.errors import InputError, StoreError
+
+SECRETS = ("key", "secret", "token", "password", "signature", "credential", "sig")  # in names of a URI's query
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,7 @@ class Folder:
         if "://" not in text:
             path = os.path.abspath(os.path.expanduser(text))
             return cls(pafs.LocalFileSystem(), path, path)
-        scheme, _, rest = text.partition("://")
-        before, at, _ = rest.partition("?")[0].rpartition("@")
-        if at and ("/" not in before or ":" in before):
-            raise InputError(f"{scheme}://...: a URI with credentials is not taken; give them in the environment")
+        refuse_credentials(text)
         shown = text.partition("?")[0]
         try:
             filesystem, path = pafs.FileSystem.from_uri(text)
@@ -145,6 +145,18 @@ class Folder:
         probe = f".writable-{os.getpid()}"
         self.write(probe, b"rayprompt")
         self.remove(probe)
+
+
+def refuse_credentials(location: str) -> None:
+    """Raise ``InputError`` for a URI with a key in it, which would stand in files and logs. The key is not repeated."""
+    scheme, mark, rest = location.partition("://")
+    if not mark:
+        return
+    before, at, _ = rest.partition("?")[0].rpartition("@")
+    container = scheme in ("abfs", "abfss") and ":" not in before  # abfs://CONTAINER@ACCOUNT...
+    secret = any(word in name.lower() for name, _ in parse_qsl(rest.partition("?")[2]) for word in SECRETS)
+    if secret or (at and ("/" not in before or ":" in before) and not container):
+        raise InputError(f"{scheme}://...: a URI with credentials is not taken; give them in the environment")
 
 
 def reason(error: BaseException) -> str:

@@ -105,7 +105,8 @@ class ShardName:
     def parse(cls, name: str) -> ShardName | None:
         """Read a file's name; None where it is not one of a store's files."""
         pieces = name.split(".")
-        if len(pieces) not in (6, 7) or pieces[-1] != "parquet" or not pieces[4].isdigit():
+        number = pieces[4] if len(pieces) in (6, 7) and pieces[-1] == "parquet" else ""
+        if not (number.isascii() and number.isdigit()):
             return None
         return cls(pieces[0], pieces[1], pieces[2], pieces[3], int(pieces[4]), *pieces[5:-1])
 

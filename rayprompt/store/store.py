@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayprompt.candidate import Candidate, candidate_from_json
+from rayprompt.candidate import Candidate, parse_candidate
 from rayprompt.errors import InputError, StoreError
+from rayprompt.foreign import parse_json
 from rayprompt.pairs import Answers, PairTable
 from rayprompt.scores import IntArray
 from rayprompt.store.files import Folder, reason
@@ -53,6 +54,12 @@ class Shard:
     def last_generation(self) -> int:
         """The last generation of asks in it; 0 where it has none."""
         return int(self.metadata.get("last_generation", 0))
+
+    @cached_property
+    def context(self) -> dict[str, Any]:
+        """The content of the context of its scores; empty where it says none."""
+        content = parse_json(self.metadata.get("context", "{}"))
+        return content if isinstance(content, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class ScoreStore:
         if MARK not in self.folder.names():
             return
         try:
-            found = json.loads(self.folder.read(MARK))["schema"]
+            found = parse_json(self.folder.read(MARK))["schema"]
         except OSError as error:
             raise StoreError(f"{self.folder.shown}/{MARK}: cannot be read ({reason(error)})") from None
         except (ValueError, KeyError, TypeError):
@@ -243,7 +250,7 @@ class ScoreStore:
             return found
 
         for generation, forms in sorted(self._again(read).items()):
-            yield generation, tuple(candidate_from_json(json.loads(forms[i])) for i in sorted(forms))
+            yield generation, tuple(parse_candidate(forms[i]) for i in sorted(forms))
 
     def last_generation(self, search: str) -> int:
         """The last generation that is recorded of a search; 0 = none."""
@@ -344,11 +351,13 @@ class ScoreStore:
                 return None
             ours = {k.decode()[10:]: v.decode() for k, v in metadata.items() if k.startswith(b"rayprompt.")}
             shard = Shard(name, footer.num_rows, ours)
-            _ = shard.age, shard.last_generation
-        except ValueError:  # another version's, or damaged so that it looks like it
-            if self._content(kind, name) is None:
-                return None
-            raise
+            _ = shard.context, shard.age, shard.last_generation
+        except ValueError as error:  # another version's, somebody else's, or damaged so that it looks like it
+            if self._content(kind, name) is not None:
+                if isinstance(error, InputError):
+                    raise
+                self.broken[shown] = f"its metadata cannot be read ({reason(error)})"
+            return None
         self.broken.pop(shown, None)
         self._shards[kind, file] = shard
         return shard

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rayprompt.answers import WITH_ARGUMENT
 from rayprompt.errors import InputError, unknown
+from rayprompt.foreign import read_json, read_yaml
 from rayprompt.lm.endpoint import check_named
-from rayprompt.tables import read_json
+from rayprompt.store.files import refuse_credentials
 from rayprompt.task import is_built_in, task_names
 from rayprompt.task_yaml import KEYS as TASK_KEYS
-from rayprompt.task_yaml import check_changes, read_yaml, with_tables_from
+from rayprompt.task_yaml import check_changes, with_tables_from
+from rayprompt.typed import shown
 
 # Every option of `search` but those that are of one run: --resume, --json.
 KEYS: dict[str, tuple[type, ...]] = {
@@ -110,21 +113,23 @@ class StudyFile:
     expected: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, *, allow_code: bool = False) -> dict[str, Any]:
     """The keyword arguments for :func:`rayprompt.search` that a study file holds.
+
+    ``allow_code``: it may name functions to be imported and called, ``module:function``.
 
     ``rayprompt.search(**rayprompt.read_config("search.yaml"))`` is ``rayprompt search --config search.yaml``.
 
     Raises:
-        InputError: the file is missing or broken, a key is unknown, a value is of the wrong type, or the file alone
-            would decide to which host an API key goes.
+        InputError: the file is missing or broken, a key is unknown, a value is of the wrong type, it names a function,
+            or it alone would decide to which host an API key goes.
     """
-    arguments = read_study_file(path).arguments
+    arguments = read_study_file(path, allow_code=allow_code).arguments
     check_named((arguments.get(name) for name in MODELS), str(path))
     return arguments
 
 
-def read_study_file(path: str | Path) -> StudyFile:
+def read_study_file(path: str | Path, *, allow_code: bool = False) -> StudyFile:
     """A study file, YAML or (``.json``) JSON. Paths in it are relative to its folder; here they come back absolute.
 
     Raises:
@@ -132,12 +137,14 @@ def read_study_file(path: str | Path) -> StudyFile:
     """
     path = Path(path)
     given = _checked(path, KEYS | REMARKS)
+    if not allow_code:
+        _refuse_code(path, given)
     folder = path.absolute().parent
     arguments = {key: _resolved(key, given[key], folder, path) for key in KEYS if key in given}
     return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
 
 
-def read_comparison_file(path: str | Path) -> StudyFile:
+def read_comparison_file(path: str | Path, *, allow_code: bool = False) -> StudyFile:
     """A study file of ``rayprompt compare``: its arguments are those of :func:`rayprompt.compare`.
 
     Raises:
@@ -145,6 +152,8 @@ def read_comparison_file(path: str | Path) -> StudyFile:
     """
     path = Path(path)
     given = _checked(path, COMPARISON_KEYS | REMARKS)
+    if not allow_code:
+        _refuse_code(path, given)
     folder = path.absolute().parent
     arguments = {key: given[key] for key in COMPARISON_KEYS if key in given}
     _check_items(path, arguments)
@@ -162,13 +171,47 @@ def read_comparison_file(path: str | Path) -> StudyFile:
     return StudyFile(arguments, " ".join(given.get("description", "").split()), given.get("expected", {}))
 
 
+def _refuse_code(path: Path, given: Mapping[str, Any]) -> None:
+    """A file from elsewhere must not choose what is imported and called.
+
+    Raises:
+        InputError: it names a function.
+    """
+    for where, name in _models_in(given.get("settings"), "settings"):
+        if ":" in name:
+            raise InputError(
+                f"{path}: {where} {shown(name)} is a class, which is code that a file may not name; give it with "
+                "--set, or add --allow-code if you trust the file"
+            )
+    kinds = {name.partition(":")[0] for name in WITH_ARGUMENT}
+    for key in ("objective", "extractor", "answer_scorer"):
+        kind, colon, _ = str(given.get(key, "")).partition(":")
+        if colon and not (key == "extractor" and kind in kinds):
+            option = key.replace("_", "-")
+            raise InputError(
+                f"{path}: {key} {shown(given[key])} is a function, which is code that a file may not "
+                f"name; give it with --{option}, or add --allow-code if you trust the file"
+            )
+
+
+def _models_in(settings: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Each setting ``reward_model`` that is a text, also of an inner searcher; and where it is."""
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if key == "reward_model":
+            listed = value.values() if isinstance(value, dict) else [value]
+            texts = [t for item in listed for t in (item if isinstance(item, list) else [item])]
+            yield from ((f"{where}.{key}", text) for text in texts if isinstance(text, str))
+        else:
+            yield from _models_in(value, f"{where}.{key}")
+
+
 def _check_items(path: Path, arguments: Mapping[str, Any]) -> None:
     for key, kinds in ITEMS.items():
         listed = arguments.get(key)
         for item in listed if isinstance(listed, list) else ():
             if type(item) not in kinds:
                 wanted = " or ".join(TYPE_NAMES[kind] for kind in kinds)
-                raise InputError(f"{path}: {key} is a list of {wanted}, not of {item!r}")
+                raise InputError(f"{path}: {key} is a list of {wanted}, not of {shown(item)}")
 
 
 def _checked(path: Path, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
@@ -183,7 +226,7 @@ def _checked(path: Path, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any
             raise unknown("key", key, types, str(path))
         if value is not None and type(value) not in types[key]:
             wanted = " or ".join(TYPE_NAMES[t] for t in types[key] if t is not int or float not in types[key])
-            raise InputError(f"{path}: {key} must be {wanted}, not {value!r}{_advice(key, value)}")
+            raise InputError(f"{path}: {key} must be {wanted}, not {shown(value)}{_advice(key, value)}")
     return {key: value for key, value in content.items() if value is not None}
 
 
@@ -197,8 +240,9 @@ def _resolved(key: str, value: Any, folder: Path, path: Path) -> Any:
         return _task(value, folder, path)
     if key == "settings":
         return {str(name): _setting(str(name), setting, folder) for name, setting in value.items()}
-    if key in LOCATIONS and "://" not in value:
-        return _from(folder, value)
+    if key in LOCATIONS:
+        refuse_credentials(value)
+        return value if "://" in value else _from(folder, value)
     if key == "mlflow" and value.startswith((".", "~")):
         return _from(folder, value)
     if key in ("model", "proxy_model"):

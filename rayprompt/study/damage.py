@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rayprompt.errors import DamagedError, InputError, StoreError
 from rayprompt.store.checksum import ChecksumError, open_json
 from rayprompt.store.files import Folder
@@ -90,11 +88,11 @@ def check_study(location: str | Path) -> Checked:
     """
     found, here, there = Checked(), opened(location), Folder.at(location)
     try:
-        record = yaml.load(read_record(here / STUDY_FILE), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        record = read_record(here / STUDY_FILE)
         store = str(record["store"])
         found.store = there.uri or there.path if store == HERE else store
         files = (record.get(CLOSED) or {"files": {}})["files"]
-    except (InputError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, AttributeError) as error:
         found.damaged[f"{there.shown}/{STUDY_FILE}"] = " ".join(str(error).split())
         files = {}
     found.files += 1

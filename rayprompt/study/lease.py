@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 
 from rayprompt.errors import InputError, LeaseLost, StoreError
+from rayprompt.foreign import parse_json
 from rayprompt.store.files import Folder, reason
 
 LEASE = ".lease.json"  # in a study: who is at work on it
@@ -332,7 +333,7 @@ def _form(content: bytes | None) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        form = json.loads(content)
+        form = parse_json(content)
     except ValueError:
         return {}
     return form if isinstance(form, dict) else {}

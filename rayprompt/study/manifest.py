@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError, Interrupted, RayPromptError, StoreError
+from rayprompt.foreign import is_dir, is_file
 from rayprompt.lm.settings import LMSettings
+from rayprompt.records import check_record
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.store.checksum import seal_yaml
-from rayprompt.store.files import reason
 from rayprompt.study.place import carry, location_of
 from rayprompt.study.results import go_on
 from rayprompt.study.whole import write_whole
 from rayprompt.task import BUNDLED, Task
+from rayprompt.typed import shown
 from rayprompt.written import CLOSED, STUDY_FILE, checksums_of, read_record
 
 SCHEMA = "rayprompt.study/4"
@@ -159,12 +161,9 @@ def check_not_begun(study: Path) -> None:
 
 def kind_of(study: Path) -> str:
     """The schema that a study's study.yaml names; empty where it cannot be read."""
-    import yaml
-
     try:
-        content = yaml.safe_load(read_record(study / FILE))
-        return str(content["schema"])
-    except (InputError, yaml.YAMLError, KeyError, TypeError):
+        return str(read_record(study / FILE).get("schema", ""))
+    except InputError:
         return ""
 
 
@@ -172,27 +171,23 @@ def read_manifest(study: Path, schema: str = SCHEMA) -> dict[str, Any]:
     """The content of a study's study.yaml.
 
     Raises:
-        InputError: the directory is not a study's, or of another version.
+        InputError: the directory is not a study's, its study.yaml is of another version, or it lacks something.
     """
-    import yaml
-
     path = study / FILE
-    if not study.is_dir():
+    if not is_dir(study):
         raise InputError(f"--resume {location_of(study)}: no such directory")
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"--resume {location_of(study)}: not a study that has begun (it holds no {FILE})")
-    try:
-        content = yaml.safe_load(read_record(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    found = content.get("schema") if isinstance(content, dict) else None
+    content = read_record(path)
+    found = content.get("schema")
     kind, other = str(found).partition("/")[0], {"rayprompt.study": "search", "rayprompt.comparison": "compare"}
     if kind in other and kind != schema.partition("/")[0]:
         begun = f"rayprompt {other[kind]}"
         raise InputError(f"{location_of(study)}: begun by {begun}; {begun} --resume goes on with it")
     if found != schema:
-        raise InputError(f"{path}: schema {found!r}; this version resumes {schema!r}")
-    return dict(content)
+        raise InputError(f"{path}: schema {shown(found)}; this version resumes {schema!r}")
+    check_record(content, str(path))
+    return content
 
 
 def make_directory(study: Path) -> None:
@@ -234,7 +229,9 @@ def recorded_searcher(path: str, study: Path) -> type[PromptSearcher]:
     module, _, name = path.partition(":")
     try:
         cls: type[PromptSearcher] = getattr(import_module(module), name)
-    except (ImportError, AttributeError):
+        if not (isinstance(cls, type) and issubclass(cls, PromptSearcher)):
+            raise ImportError("another thing")
+    except Exception:  # what a module of the user's raises is not ours to know
         raise InputError(
             f"{location_of(study)}: its searcher {path} cannot be imported here; give the class: "
             "resume(..., searcher=...)"
@@ -289,19 +286,14 @@ def _check_parts(
                 continue
             if _plain(was[part][name]) != _plain(now[part][name]):
                 raise InputError(
-                    f"{location_of(study)}: {part} {name} was {_short(was[part][name])} when the study began and is "
-                    f"{_short(now[part][name])} now; a resumed search must go on with the same"
+                    f"{location_of(study)}: {part} {name} was {shown(was[part][name])} when the study began and is "
+                    f"{shown(now[part][name])} now; a resumed search must go on with the same"
                 )
 
 
 def _plain(value: Any) -> Any:
     """As YAML gives it back: a tuple is a list there."""
     return json.loads(json.dumps(value))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _version(package: str) -> str:

@@ -19,6 +19,7 @@ from rayprompt.objective import Objective, get_objective, objective_name
 from rayprompt.searcher.base import PromptSearcher
 from rayprompt.searcher.problem import Problem
 from rayprompt.searcher.registry import load_searcher
+from rayprompt.store.files import refuse_credentials
 from rayprompt.study.lock import LOCK
 from rayprompt.study.place import P0_FILE, is_uri, new_place
 from rayprompt.task import Task
@@ -163,4 +164,5 @@ def store_location(store: str | Path | None) -> str:
     """A shared store as it stands in study.yaml: a URI, or an absolute path."""
     if store is None:
         return HERE
+    refuse_credentials(str(store))
     return str(store) if "://" in str(store) else str(Path(store).expanduser().resolve())

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 from rayprompt.candidate import ZEROS, Candidate, ConditionedPrompt, SoftPrompt, TextPrompt, candidate_from_json
 from rayprompt.errors import InputError
+from rayprompt.foreign import read_json
 from rayprompt.lm.vectors import P0, read_vectors, vectors_digest
+from rayprompt.records import PromptRecord, ResultRecord
 from rayprompt.searcher.problem import Problem
 from rayprompt.study.place import is_uri, location_of
 from rayprompt.study.statistics import Estimate
 from rayprompt.study.whole import write_whole
-from rayprompt.tables import read_json, read_text
+from rayprompt.typed import check, shown
 from rayprompt.written import check_written
 
 SEARCH_SCHEMA = "rayprompt.search/1"
@@ -270,14 +272,13 @@ def read_prompt_file(path: Path) -> PromptFile:
     check_written(path)
     content = read_json(path)
     if "schema" not in content:
-        return PromptFile(candidate_from_json(content), path)
+        return PromptFile(_candidate(content, path), path)
     if content["schema"] != PROMPT_SCHEMA:
-        raise InputError(f"{path}: schema {content['schema']!r}; this version reads {PROMPT_SCHEMA!r}")
-    model, task, prompt = (content.get(name) for name in ("model", "task", "prompt"))
-    if not (isinstance(model, dict) and isinstance(task, dict) and isinstance(prompt, dict)):
-        raise InputError(f"{path}: model, task and prompt must be JSON objects")
+        raise InputError(f"{path}: schema {shown(content['schema'])}; this version reads {PROMPT_SCHEMA!r}")
+    check(content, PromptRecord, str(path))
+    model, task = content["model"], content["task"]
     return PromptFile(
-        candidate_from_json(prompt),
+        _candidate(content["prompt"], path),
         path,
         split=task.get("split"),
         model=model.get("name"),
@@ -285,16 +286,15 @@ def read_prompt_file(path: Path) -> PromptFile:
         task_digest=task.get("digest"),
         round_trips=content.get("round_trips") is not False,
         lm=model.get("settings") or {},
-        judge=_judge(content.get("judge"), path),
+        judge=content.get("judge") or {},
     )
 
 
-def _judge(form: Any, path: Path) -> Mapping[str, Any]:
-    if form is None:
-        return {}
-    if not isinstance(form, dict) or not all(isinstance(form.get(name), str) for name in ("extractor", "scorer")):
-        raise InputError(f"{path}: judge must be a JSON object with extractor and scorer, not {form!r}")
-    return form
+def _candidate(form: Mapping[str, Any], path: Path) -> Candidate:
+    try:
+        return candidate_from_json(form)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_result(path: Path) -> Result:
@@ -303,23 +303,36 @@ def read_result(path: Path) -> Result:
     Raises:
         InputError: it is not one, or of another version.
     """
-    return read_outcome(path, SEARCH_SCHEMA, Result.from_json, "the result of a study")
+    return read_outcome(path, SEARCH_SCHEMA, ResultRecord, Result.from_json)
 
 
-def read_outcome(path: Path, schema: str, make: Callable[[Mapping[str, Any]], T], what: str) -> T:
-    """What a JSON file of a schema holds; ``what`` that is, for messages.
+def read_outcome(path: Path, schema: str, record: type, make: Callable[[Mapping[str, Any]], T]) -> T:
+    """What a JSON file of a schema holds; ``record``: its keys and types.
+
+    Raises:
+        InputError: it holds something else, is of another version, or is not what the study wrote.
+    """
+    content = read_checked(path, schema, record)
+    try:
+        return make(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({shown(error)})") from None
+
+
+def read_checked(path: Path, schema: str, record: type) -> dict[str, Any]:
+    """The object in a JSON file of a schema; ``record``: its keys and types.
 
     Raises:
         InputError: it holds something else, is of another version, or is not what the study wrote.
     """
     check_written(path)
-    try:
-        content = json.loads(read_text(path))
-        if content["schema"] != schema:
-            raise InputError(f"{path}: schema {content['schema']!r}; this version reads {schema!r}")
-        return make(content)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not {what} ({error!r})") from None
+    content = read_json(path)
+    if content.get("schema") != schema:
+        raise InputError(f"{path}: schema {shown(content.get('schema'))}; this version reads {schema!r}")
+    check(content, record, str(path))
+    return content
 
 
 def go_on(command: str, study: Path) -> str:

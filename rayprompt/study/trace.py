@@ -10,9 +10,12 @@ from typing import Any
 
 from pyarrow import ArrowException
 
+from rayprompt.foreign import parse_json
+from rayprompt.records import RunRecord
 from rayprompt.store.checksum import open_json, seal_json
 from rayprompt.store.files import Folder
 from rayprompt.study.place import location_of
+from rayprompt.typed import check
 
 FOLDER = "runs"  # in a study: a JSON file for each search
 RUN_SCHEMA = "rayprompt.run/1"
@@ -69,7 +72,8 @@ def read_run(study: Path, search: str) -> tuple[dict[str, Any], Trace] | None:
     """The last report and the trace of a search; None where it has not come to a stop, or its file is damaged."""
     folder = Folder.at(location_of(study)).child(FOLDER)
     try:
-        content = json.loads(open_json(folder.read(f"{search}.json")))
+        content = parse_json(open_json(folder.read(f"{search}.json")))
+        check(content, RunRecord, f"{search}.json")
         return content["report"], Trace.from_state(content["trace"])
-    except (ArrowException, OSError, ValueError, KeyError, TypeError):
+    except (ArrowException, OSError, ValueError, TypeError):
         return None

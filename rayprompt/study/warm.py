@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json
+from rayprompt.candidate import Candidate, SoftPrompt, TextPrompt, candidate_from_json, parse_candidate
 from rayprompt.errors import InputError
 from rayprompt.lm.judges import judges_here
 from rayprompt.pairs import Answers, PairTable
@@ -22,7 +21,7 @@ from rayprompt.store.files import Folder
 from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
 from rayprompt.study.place import is_uri, opened
-from rayprompt.study.results import read_result
+from rayprompt.study.results import read_prompt_file, read_result
 from rayprompt.unanswered import TRIED, Reason
 
 MOST_POINTS = 10  # taken from a store
@@ -82,9 +81,8 @@ def _finalists(searcher: PromptSearcher, study: Path) -> list[Candidate]:
 
 def _model_digest(study: Path) -> str | None:
     try:
-        content: Mapping[str, Any] = json.loads((study / "prompt.json").read_text(encoding="utf-8"))
-        return str(content["model"]["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_prompt_file(study / "prompt.json").model_digest
+    except InputError:
         return None
 
 
@@ -137,7 +135,7 @@ def stored_scores(problem: Problem, location: str | Path, kind: str) -> Iterator
         known = table.known[: len(table)]
         whole = np.asarray((known | table.unanswerable(known, TRIED)).all(axis=1) & known.any(axis=1))
         for key in [k for k, row in table.rows.items() if k in by_key and whole[row]]:
-            candidate = candidate_from_json(json.loads(by_key[key]))
+            candidate = parse_candidate(by_key[key])
             row = np.full(len(columns), table.rows[key])
             answers = table.answers(row, columns)
             answers.reason[~table.known[row, columns]] = Reason.SKIPPED
@@ -148,7 +146,7 @@ def _contexts(store: ScoreStore) -> dict[str, dict[str, Any]]:
     """Digest -> content of the contexts in a store."""
     found = {}
     for shard in store.shards("scores", part="train"):
-        content = json.loads(shard.metadata["context"])
+        content = shard.context
         found[Context(content).key] = content
     return found
 

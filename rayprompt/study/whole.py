@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from rayprompt.errors import StoreError
@@ -38,5 +39,6 @@ def write_whole(path: Path, text: str) -> None:
         part.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be deleted
+            part.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written ({reason(error)})") from None
