@@ -22,6 +22,7 @@ from killing import CLOSING, at, same
 from test_place import bucket as bucket
 
 import rayprompt
+from rayprompt.comparison.outcome import COMPARISON_SCHEMA
 from rayprompt.errors import InputError, LeaseLost, StoreError
 from rayprompt.scoring.pool import ScoringPool
 from rayprompt.searcher.problem import Problem
@@ -193,6 +194,33 @@ def test_a_kill_between_two_closing_steps(point: str, copied: Path, grown: Calla
     assert same(rayprompt.resume(copied, scorers=1).to_json()) == grown(MORE)
     assert (copied / "report.html").is_file()
     assert read_manifest(copied)["test_opened"] == [BUDGET, MORE]
+
+
+def test_a_comparison_that_died_between_its_closing_steps_does_what_is_missing(
+    trials_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*arguments: Any) -> None:
+        raise Died
+
+    study = tmp_path / "s"
+    with monkeypatch.context() as patched:
+        patched.setattr("rayprompt.comparison.compare.write_json", die)
+        with pytest.raises(Died):
+            rayprompt.compare("reviews", ["random"], seeds=1, budget=BUDGET, baselines=[], scorers=1, out=study)
+    for step in ("write_page", "finish_runs", "close_manifest"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"rayprompt.comparison.compare.{step}", die)
+            with pytest.raises(Died):
+                rayprompt.resume_comparison(study, scorers=1)
+        assert read_manifest(study, COMPARISON_SCHEMA)["closed"] is None
+        (study / "report.html").unlink(missing_ok=True)
+    found = rayprompt.resume_comparison(study, scorers=1)
+    assert (study / "report.html").is_file()
+    assert len(list((study / found.runs[0].name).glob("*.final"))) == 1  # TensorBoard's
+    record = read_manifest(study, COMPARISON_SCHEMA)
+    assert list(record["closed"]["files"]) == ["comparison.json"]
+    assert record["test_opened"] == ["tiny-masked"]
+    assert rayprompt.resume_comparison(study).to_json() == found.to_json()
 
 
 def test_a_study_of_an_earlier_version_is_finished_when_it_has_its_result(copied: Path) -> None:

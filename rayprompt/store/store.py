@@ -128,7 +128,7 @@ class ScoreStore:
         except (ValueError, KeyError, TypeError):
             return  # cut while it was written: the files say what they are, too
         if found != STORE_SCHEMA:
-            raise InputError(f"store {self.folder.shown}: schema {found}; this version reads {STORE_SCHEMA}")
+            raise InputError(f"store {self.folder.shown}/{MARK}: schema {found}; this version reads {STORE_SCHEMA}")
 
     def shards(
         self, kind: str, *, search: str | None = None, part: str | None = None, context: str | None = None
@@ -340,7 +340,7 @@ class ScoreStore:
                 footer = pq.read_metadata(stream)
         except FileNotFoundError:
             raise FileGoneError(shown) from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             _raise_if_unreadable(error, shown)
             self.broken[shown] = f"cut, or still being written ({reason(error)})"
             return None
@@ -387,7 +387,7 @@ class ScoreStore:
             has = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=rows, columns=has):
                 yield of_schema(kind, pa.Table.from_batches([batch]), columns)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             _raise_if_unreadable(error, shown)
             self.broken[shown] = f"its content cannot be read ({reason(error)})"
 
