@@ -49,7 +49,7 @@ def main() -> None:
     run("store", "info", "scores")
     Path("prompts.txt").write_text("it was\noverall\nin short\n")
     for part in ("train", "test"):
-        run("score", "--prompts", "prompts.txt", "--on", part, "--demonstrations", "demos.parquet")
+        run("score", "reviews", "--prompts", "prompts.txt", "--on", part, "--demonstrations", "demos.parquet")
     run("recommend", "fit", "demos.parquet", "--out", "recommender")
     run("recommend", "evaluate", "demos.parquet", "--recommender", "recommender")
     folder = Path("echo")
