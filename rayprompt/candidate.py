@@ -30,12 +30,31 @@ def digest(value: Any) -> str:
     return hashlib.sha256(_CANONICAL(value).encode("utf-8")).hexdigest()[:32]
 
 
+class TextIds(tuple[int, ...]):
+    """The token ids of a prompt's text, which it has at its place; ``text`` is tokenized with what stands around it.
+
+    They are equal to the plain tuple of the same ids. Where the tokenizer makes a token out of characters of the
+    prompt and of its neighbors, the input has the ids of the whole string, and not these.
+    """
+
+    text: str
+
+    def __new__(cls, ids: Iterable[int], text: str) -> TextIds:
+        self = super().__new__(cls, ids)
+        self.text = text
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TextIds, (tuple(self), self.text)
+
+
 @dataclass(frozen=True)
 class TextPrompt:
     """A discrete prompt.
 
-    With ``token_ids`` exactly those ids of the task LM's vocabulary are spliced into the template; without, the
-    text is tokenised at its place. Two prompts with the same ids have the same key, whatever their text.
+    With ``token_ids`` exactly those ids of the task LM's vocabulary are spliced into the template. Without, or with
+    those that the text has at its place, the input has the ids that the tokenizer gives for the whole string. Two
+    prompts with the same ids have the same key, whatever their text.
     """
 
     text: str
@@ -44,7 +63,7 @@ class TextPrompt:
     kind = "text"
 
     def __post_init__(self) -> None:
-        if self.token_ids is not None:
+        if self.token_ids is not None and not isinstance(self.token_ids, TextIds):
             object.__setattr__(self, "token_ids", tuple(int(i) for i in self.token_ids))
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +25,13 @@ class Piece:
 class Template:
     """A parsed template such as ``"{text} {prompt} {mask} ."``.
 
-    Whitespace in front of a piece belongs to that piece, as byte-level and SentencePiece tokenizers have it.
+    Whitespace in front of a piece belongs to that piece, as byte-level and SentencePiece tokenizers have it. Spaces at
+    the end belong to the word that follows; ``end`` is the whitespace there if it has a line break.
     """
 
     source: str
     pieces: tuple[Piece, ...]
+    end: str = ""
 
     @classmethod
     def parse(cls, source: str, fields: Sequence[str], where: str) -> Template:
@@ -60,7 +61,8 @@ class Template:
                 raise InputError(f"{where}: {source!r}: a placeholder is a plain name, as in {{{name}}}")
             pieces.append(Piece(_kind_of(name, fields, source, where), name, space))
             space = ""
-        template = cls(source, tuple(pieces))
+        end = space[: space.rfind("\n") + 1]
+        template = cls(source, tuple(pieces), end)
         _require_once(template, "prompt", where)
         if not any(p.kind == "field" for p in pieces):
             raise InputError(f"{where}: {source!r} shows nothing of the example; add {{{fields[0]}}}")
@@ -85,17 +87,26 @@ class Template:
         """The names of the fields it shows, in order."""
         return tuple(p.text for p in self.pieces if p.kind == "field")
 
-    def render(self, fields: Mapping[str, str], prompt: str, mask: str = "") -> str:
-        """The whole input as one string, as a person would write it (an empty prompt takes its space with it)."""
-        out = ""
+    def parts(self, fields: Mapping[str, str], prompt: str, mask: str = "") -> list[tuple[str, str]]:
+        """For each piece the space before it and its text; both are empty for a piece without text.
+
+        Nothing stands in front of the first text, or behind a chat's own marks.
+        """
+        found = []
         begins = True  # nothing has come yet that a space could stand behind
         for piece in self.pieces:
             text = {"literal": piece.text, "raw": piece.text, "prompt": prompt, "mask": mask}.get(piece.kind, "")
             text = fields[piece.text] if piece.kind == "field" else text
+            if begins and not self.is_chat:
+                text = text.lstrip()
+            found.append(("" if begins or not text else piece.space, text))
             if text:
-                out += text if begins and self.is_chat else piece.space + text
                 begins = piece.kind == "raw"
-        return out if self.is_chat else re.sub(r"^\s+", "", out)
+        return found
+
+    def render(self, fields: Mapping[str, str], prompt: str, mask: str = "") -> str:
+        """The whole input as one string, as a person would write it (an empty prompt takes its space with it)."""
+        return "".join(space + text for space, text in self.parts(fields, prompt, mask)) + self.end
 
 
 def _kind_of(name: str, fields: Sequence[str], source: str, where: str) -> PieceKind:

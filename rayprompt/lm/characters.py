@@ -21,6 +21,7 @@ class CharacterTokenizer:
     chat_template = "roles and contents"
     all_special_ids: tuple[int, ...] = ()
     added_tokens_decoder: Mapping[int, Any] = {}
+    special_texts = (ROLE, CONTENT)
 
     def __call__(self, text: Any, *, split_special_tokens: bool = False, **options: Any) -> dict[str, Any]:
         """The code points of a text, or of each of several; ``split_special_tokens`` leaves out the marks of a chat."""

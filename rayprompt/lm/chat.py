@@ -41,7 +41,7 @@ def in_chat(template: Template, tokenizer: Any, chat: str, model: str) -> Templa
     for before, inside in zip(around, contents, strict=True):
         pieces += [Piece("raw", before, ""), *inside]
         source += before + "".join(p.space * bool(i) + _written(p) for i, p in enumerate(inside))
-    return Template(source + text, (*pieces, Piece("raw", text, "")))
+    return Template(source + template.end + text, (*pieces, Piece("raw", template.end + text, "")))
 
 
 def _written(piece: Piece) -> str:

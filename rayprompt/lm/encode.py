@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayprompt.candidate import digest
+from rayprompt.candidate import TextIds, digest
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.family import Family
+from rayprompt.lm.cuts import Cuts, plain
 from rayprompt.lm.labels import Labels, Word
-from rayprompt.scores import IntArray
-from rayprompt.template import Piece, Template
+from rayprompt.lm.whole import Part, WholeTexts
+from rayprompt.scores import BoolArray, IntArray
+from rayprompt.template import Template
+
+if TYPE_CHECKING:
+    from rayprompt.lm.joined import Joiner
 
 ANCHOR = "a"
-DERIVED = ("flat", "starts", "text_first", "field_lengths", "_reserving")  # not pickled
+DERIVED = ("flat", "starts", "text_first", "field_lengths", "_reserving", "joiner", "joined")  # not pickled
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class EncodedPart:
         pad_id: the id of padding.
         max_length: the longest input, in tokens, without what is written behind it.
         decoding: how the LM writes; None where it is only read.
+        joiner: tokenizes whole strings, where a prompt's text and its neighbors may share a token. Not pickled:
+            scoring actors get what it finds, see :mod:`rayprompt.lm.joined`.
     """
 
     key: str
@@ -87,6 +95,7 @@ class EncodedPart:
     pad_id: int
     max_length: int
     decoding: Decoding | None = None
+    joiner: Joiner | None = field(default=None, compare=False, repr=False)
 
     @property
     def samples(self) -> int:
@@ -154,7 +163,15 @@ class EncodedPart:
         return int((self.base_lengths[int(prompt_length == 0)] + prompt_length > self.max_length).sum())
 
     def row(self, example: int, prompt: Sequence[int]) -> tuple[IntArray, int, int]:
-        """The input's token ids, the position at which the answer is read, and that at which the prompt begins."""
+        """The input's token ids, the position at which the answer is read, and that at which the prompt begins.
+
+        ``prompt`` with the type :class:`TextIds`, or an empty one, is a text: the ids are those of the whole string.
+        """
+        whole = self.joiner.whole(self, example, prompt) if self.joiner is not None else None
+        return self.spliced(example, prompt) if whole is None else whole
+
+    def spliced(self, example: int, prompt: Sequence[int]) -> tuple[IntArray, int, int]:
+        """As :meth:`row`, with exactly the ids of ``prompt`` between those of its neighbors."""
         empty = len(prompt) == 0
         after_all = self.after_empty if empty and self.after_empty is not None else self.after
         before, after = self.before[example], after_all[example]
@@ -215,7 +232,7 @@ class EncodedPart:
         ends = tokens.cumsum()
         left = ends - tokens
         first, before, after, _ = self._forms(own, example)
-        cut = np.flatnonzero(before + own + after != tokens)  # left to row(), which has the rule
+        cut = np.flatnonzero(before + own + after != tokens)  # left to spliced(), which has the rule
         before[cut] = own[cut] = after[cut] = 0
         middle = left + before
         sources = np.concatenate(((sizes.cumsum() - sizes)[prompt], first, first + before))
@@ -226,7 +243,7 @@ class EncodedPart:
         ids = np.empty(int(ends[-1]), dtype=np.int64)
         ids[target] = np.concatenate((prompt_ids.take(source[:spliced]), self.flat.ids.take(source[spliced:])))
         for i in cut:
-            ids[left[i] : ends[i]] = self.row(int(example[i]), prompts[prompt[i]])[0]
+            ids[left[i] : ends[i]] = self.spliced(int(example[i]), prompts[prompt[i]])[0]
         return ids, tokens, read, start
 
     def places(self, sizes: IntArray, example: IntArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -236,7 +253,7 @@ class EncodedPart:
         if self.read is None or self.read[0] == "after":
             read = read + sizes
         for i in np.flatnonzero(tokens > self.max_length):
-            _, read[i], before[i] = self.row(int(example[i]), (self.pad_id,) * int(sizes[i]))
+            _, read[i], before[i] = self.spliced(int(example[i]), (self.pad_id,) * int(sizes[i]))
             tokens[i] = self.max_length
         return tokens, read, before
 
@@ -254,6 +271,11 @@ class EncodedPart:
     def text_first(self) -> bool:
         """Whether a text stands before the prompt."""
         return any(segment.field for segment in self.before[0]) if len(self) else False
+
+
+def usual(prompt: str, special: re.Pattern[str] | None) -> bool:
+    """Whether a prompt's text begins and ends like a word, and names no ``special`` token: as ``Encoder.edges`` asks."""
+    return not prompt or (plain(prompt[0]) and plain(prompt[-1]) and not (special and special.search(prompt)))
 
 
 def _runs(widths: IntArray, *starts: IntArray) -> list[IntArray]:
@@ -287,10 +309,11 @@ def cut(
 
 
 class Encoder:
-    """Tokenises pieces of a template for one LM.
+    """Tokenizes a task's examples for one LM, so that prompts can be spliced in by their ids.
 
-    Pieces are tokenised apart, each with the whitespace before it, so that token ids can be spliced in between; for
-    text split at whitespace this gives the ids of the whole string (a test compares them).
+    What stands before the prompt is one string, and what stands behind it another. Their ids and the prompt's, end to
+    end, are those of the whole string where the tokenizer is sure to cut around the prompt (:mod:`rayprompt.lm.cuts`).
+    Elsewhere the whole string is tokenized for each pair (:mod:`rayprompt.lm.joined`).
     """
 
     def __init__(self, tokenizer: Any, model: str, max_length: int, family: Family | None = None) -> None:
@@ -300,12 +323,19 @@ class Encoder:
         self.mask_id = tokenizer.mask_token_id if family is None else family.mask_id(tokenizer)
         self.answers_next = family is not None and family.answers_next
         self.several_tokens = family is not None and family.several_tokens
+        self.texts = WholeTexts(tokenizer)
+        self.cuts = Cuts(tokenizer)
         self._anchor = len(self._plain([ANCHOR])[0])
         whole = tokenizer(ANCHOR)["input_ids"]
         inner = self._plain([ANCHOR])[0]
         start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
         self.prefix: list[int] = whole[:start]
         self.suffix: list[int] = whole[start + len(inner) :]
+
+    @cached_property
+    def mask(self) -> str:
+        """The text of the mask token; empty where there is none."""
+        return "" if self.mask_id is None else str(self.tokenizer.convert_ids_to_tokens([self.mask_id])[0])
 
     def ids(self, texts: Sequence[str], space: str) -> list[IntArray]:
         """Token ids of each text as it stands behind ``space`` (no special tokens)."""
@@ -338,10 +368,12 @@ class Encoder:
     def label_word(self, word: str, space: str, where: str) -> Word:
         """The tokens that ``word`` is, behind ``space``; one only in an LM that reads a mask.
 
+        A space is the word's own; the line break at the end of a template is not.
+
         Raises:
             InputError: it is several tokens there, or not in the vocabulary.
         """
-        ids = self.ids([word], space)[0].tolist()
+        ids = (self._behind(ANCHOR + space, [word]) if "\n" in space else self.ids([word], space))[0].tolist()
         shown = space + word
         if len(ids) != 1 and not self.several_tokens:
             tokens = self.tokenizer.convert_ids_to_tokens(ids)
@@ -367,18 +399,22 @@ class Encoder:
         Raises:
             InputError: a label word is not one token, the LM lacks a mask token, or it has no room to write.
         """
-        columns = [self._piece(piece, template.begins(i), examples) for i, piece in enumerate(template.pieces)]
+        if self.mask_id is None and template.has_mask:
+            raise InputError(f"model {self.model} has no mask token")
         at = [p.kind for p in template.pieces].index("prompt")
-        rows = list(zip(*(c for i, c in enumerate(columns) if i != at), strict=True))
-        prefix = [] if template.is_chat else self.prefix
-        head = (Segment(np.array(prefix, dtype=np.int64), field=False),)
-        tail = (Segment(np.array(self.suffix if reads_mask else [], dtype=np.int64), field=False),)
-        before = tuple(head + row[:at] for row in rows)
-        after = tuple(row[at:] + tail for row in rows)
+        head, tail = (np.array(ids, dtype=np.int64) for ids in self.around(template, reads_mask=reads_mask))
+        rows = [template.parts(example.fields, ANCHOR, self.mask) for example in examples]
+        left = self._segments([self._side(template, row, 0, at) for row in rows], [])
+        anchor = [(ANCHOR, True)]
+        right = self._segments([self._side(template, row, at + 1) for row in rows], anchor)
+        before = tuple((Segment(head, field=False), *row) for row in left)
+        after = tuple((*row, Segment(tail, field=False)) for row in right)
         after_empty = None
         if template.begins(at) and len(template.pieces) > at + 1:
-            first = self._piece(template.pieces[at + 1], True, examples)
-            after_empty = tuple((segment, *row[1:]) for segment, row in zip(first, after, strict=True))
+            rows = [template.parts(example.fields, "", self.mask) for example in examples]
+            lead = [(template.pieces[at - 1].text, True)] if at else []
+            first = self._segments([self._side(template, row, at + 1) for row in rows], lead)
+            after_empty = tuple((*row, Segment(tail, field=False)) for row in first)
         labels = self.labels(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
         pad = self.tokenizer.pad_token_id
@@ -403,34 +439,115 @@ class Encoder:
         """
         mask = [p.space for p in template.pieces if p.kind == "mask"]
         space = mask[0] if reads_mask and not self.answers_next else "" if template.is_chat else " "
+        space = template.end if template.end and not reads_mask and not template.is_chat else space
         found = tuple(self.label_word(word, space, where) for word in words)
         if len(set(found)) < len(found):
             alike = "token" if all(len(word) == 1 for word in found) else "tokens"
             raise InputError(f"{where}: two label words of {list(words)} are the same {alike} in {self.model}")
         return Labels(found)
 
-    def _piece(self, piece: Piece, first: bool, examples: Sequence[Any]) -> list[Segment]:
-        if piece.kind == "mask":
-            if self.mask_id is None:
-                raise InputError(f"model {self.model} has no mask token")
-            mask = np.array([self.mask_id], dtype=np.int64)
-            return [Segment(mask, field=False)] * len(examples)
-        if piece.kind == "raw":
-            return [Segment(self._raw(piece.text), field=False)] * len(examples)
-        space = "" if first else piece.space
-        if piece.kind == "field":
-            texts = [example.fields[piece.text] for example in examples]
-            return [Segment(ids, field=True) for ids in self.ids(texts, space)]
-        literal = self.ids([piece.text], space)[0] if piece.kind == "literal" else np.zeros(0, dtype=np.int64)
-        return [Segment(literal, field=False)] * len(examples)
+    def around(self, template: Template, *, reads_mask: bool) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts around a text: none around a chat, none behind a text to go on.
+
+        A template that itself begins with the token of the beginning does not get a second one.
+        """
+        prefix = [] if template.is_chat else list(self.prefix)
+        first = template.pieces[0]
+        begin = getattr(self.tokenizer, "bos_token", None)
+        if prefix and begin and first.kind == "literal" and first.text.startswith(str(begin)):
+            prefix = [i for i in prefix if i != self.tokenizer.bos_token_id]
+        return prefix, list(self.suffix) if reads_mask else []
+
+    def string(self, template: Template, fields: Mapping[str, str], prompt: str) -> list[Part]:
+        """The whole input of an example and a prompt's text, in parts; special tokens around it are left out."""
+        row = template.parts(fields, prompt, self.mask)
+        return [part for part, _ in self._side(template, row, 0, len(row))] + [(template.end, True)]
+
+    def edges(self, template: Template, examples: Sequence[Any]) -> BoolArray:
+        """(E,) at which examples ids may be spliced in: the tokenizer is sure to cut around any usual prompt there."""
+        at = [p.kind for p in template.pieces].index("prompt")
+        found = np.zeros(len(examples), dtype=bool)
+        for i, example in enumerate(examples):
+            if any(self.texts.has_special(text) for text in example.fields.values()):
+                continue
+            row = template.parts(example.fields, ANCHOR, self.mask)
+            before = "".join(space + text for space, text in row[:at])
+            behind = "".join(space + text for space, text in row[at + 1 :]) + template.end
+            found[i] = self._cuts_behind(template, at, before, row[at][0]) and self._cuts_before(behind)
+        return found
+
+    def _cuts_behind(self, template: Template, at: int, before: str, space: str) -> bool:
+        if not before:
+            return at == 0  # else the first piece that has a text is the prompt, without the space before it
+        special = self.texts.special is not None and any(before.endswith(text) for text in self.texts.strips)
+        if special and not self.cuts.sections_alike:
+            return False
+        if template.begins(at):
+            text = before.rstrip()
+            return plain(text[-1:] or " ") and self.cuts.between(before[len(text) :], "")
+        return plain(before[-1]) and self.cuts.between("", space)
+
+    def _cuts_before(self, behind: str) -> bool:
+        text = behind.lstrip()
+        space = behind[: len(behind) - len(text)]
+        if not behind or (not space and any(text.startswith(special) for special in self.texts.strips)):
+            return True
+        return plain(text[:1] or "a") and self.cuts.between("", space)
+
+    def prompt_ids(self, template: Template, texts: Sequence[str]) -> list[IntArray]:
+        """Token ids of prompts at their place, if neighbors that a prompt could share a token with are left out."""
+        at = [p.kind for p in template.pieces].index("prompt")
+        if not template.begins(at) and template.pieces[at].space:
+            return self.ids(texts, template.pieces[at].space)
+        if at == 0:
+            return self.ids(texts, "")
+        return self._behind(template.pieces[at - 1].text if template.begins(at) else ANCHOR, texts)
+
+    def _behind(self, lead: str, texts: Sequence[str]) -> list[IntArray]:
+        """Token ids of each text right behind ``lead``; those of the text alone where the two share a token."""
+        (known,) = self.texts.ids([[(lead, True)]])
+        rows = self.texts.ids([[(lead, True), (text, False)] for text in texts])
+        alone = self._plain(texts)
+        found = [row[len(known) :] if row[: len(known)] == known else own for row, own in zip(rows, alone, strict=True)]
+        return [np.array(ids, dtype=np.int64) for ids in found]
+
+    def _side(
+        self, template: Template, row: Sequence[tuple[str, str]], start: int, end: int | None = None
+    ) -> list[tuple[Part, bool]]:
+        """What stands on one side of the prompt: texts, and whether each is a field's. Of a mask the space is apart."""
+        found: list[tuple[Part, bool]] = []
+        for piece, (space, text) in list(zip(template.pieces, row, strict=True))[start:end]:
+            if piece.kind == "mask":
+                found += [((space, True), False), ((text, True), False)]
+            else:
+                own = piece.kind not in ("field", "prompt")
+                found.append(((space + text, own), piece.kind == "field"))
+        return found if end is not None else [*found, ((template.end, True), False)]
+
+    def _segments(
+        self, sides: Sequence[Sequence[tuple[Part, bool]]], lead: list[Part]
+    ) -> list[tuple[Segment, ...]]:
+        """The segments of one side of each example, as they are behind ``lead`` (which is left out)."""
+        rows = [tuple(lead) + tuple(part for part, _ in side) for side in sides]
+        distinct = list(dict.fromkeys(rows))
+        known = dict(zip(distinct, self.texts.parts(distinct), strict=True))
+        if lead:
+            (alone,) = self.texts.ids([lead])
+            bare = [row for row in distinct if any(text for text, _ in row[1:]) and known[row][0] != alone]
+            for row, ids in zip(bare, self.texts.parts([row[1:] for row in bare]), strict=True):
+                known[row] = [[], *ids]  # the two share a token: as the text stands alone
+        found = []
+        for row, side in zip(rows, sides, strict=True):
+            ids = known[row][len(lead) :]
+            found.append(
+                tuple(Segment(np.array(x, dtype=np.int64), is_field) for x, (_, is_field) in zip(ids, side, strict=True))
+            )
+        return found
 
     def _read(self, template: Template, prompt_at: int) -> tuple[str, int]:
+        """Where the mask's segment is: those of the pieces before it, and the one of the space before it."""
         mask = [p.kind for p in template.pieces].index("mask")
-        return ("before", mask + 1) if mask < prompt_at else ("after", mask - prompt_at - 1)
-
-    def _raw(self, text: str) -> IntArray:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array(ids, dtype=np.int64)
+        return ("before", mask + 2) if mask < prompt_at else ("after", mask - prompt_at)
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:

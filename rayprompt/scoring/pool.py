@@ -21,6 +21,7 @@ from rayprompt.candidate import SoftPrompt, Subspace, digest
 from rayprompt.errors import InputError, ScoringError, last_line
 from rayprompt.lm.embed import token_ids
 from rayprompt.lm.encode import EncodedPart
+from rayprompt.lm.joined import by_form
 from rayprompt.lm.judges import judges_here
 from rayprompt.lm.loads import Request
 from rayprompt.lm.settings import shown
@@ -310,19 +311,22 @@ class ScoringPool:
             InputError: a prompt does not fit the LM.
             ScoringError: the LM raised, or the pool is lost.
         """
-        request = Request(
-            part, prompts, prompt, example, keep=part.decoding is None and self.keeps(part), sample=sample
-        )
-        orders = self._orders(request, soft, p0)
-        result = Answers.empty(len(prompt), len(part.labels))
-        evaluations = breaks = 0
-        for order, answer, tries in self._run_orders(part, orders, search):
-            result.put(order.rows, answer.answers)
-            evaluations += len(order.rows) * tries
-            breaks += answer.breaks
-            self._learn(part, order, answer)
-        if len(prompt):
-            yield np.arange(len(prompt)), result, Cost(evaluations, breaks)
+        for rows, own, given, numbers, examples in by_form(part, prompts, prompt, example, soft):
+            self.add(own)
+            some = None if sample is None else sample[rows]
+            keep = own.decoding is None and self.keeps(own)
+            orders = self._orders(
+                Request(own, given, numbers, examples, keep=keep, sample=some), soft if own is part else None, p0
+            )
+            result = Answers.empty(len(rows), len(own.labels))
+            evaluations = breaks = 0
+            for order, answer, tries in self._run_orders(own, orders, search):
+                result.put(order.rows, answer.answers)
+                evaluations += len(order.rows) * tries
+                breaks += answer.breaks
+                self._learn(own, order, answer)
+            if len(rows):
+                yield rows, result, Cost(evaluations, breaks)
 
     def _run_orders(
         self, part: EncodedPart, orders: Sequence[Order], search: str

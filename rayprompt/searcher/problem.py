@@ -14,13 +14,14 @@ import numpy as np
 
 from rayprompt import defaults
 from rayprompt.answers import Judge, choice_of
-from rayprompt.candidate import Candidate, ConditionedPrompt, SoftPrompt, Subspace, TextPrompt
+from rayprompt.candidate import Candidate, ConditionedPrompt, SoftPrompt, Subspace, TextIds, TextPrompt
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
 from rayprompt.lm.chat import in_chat
-from rayprompt.lm.encode import EncodedPart, Encoder
+from rayprompt.lm.encode import EncodedPart, Encoder, usual
 from rayprompt.lm.endpoint import LABEL_TOKENS
 from rayprompt.lm.family import load_family
+from rayprompt.lm.joined import Joiner
 from rayprompt.lm.judges import check_style
 from rayprompt.lm.labels import Labels
 from rayprompt.lm.settings import LMSettings
@@ -109,6 +110,12 @@ class Problem:
             if family.template != "causal":
                 raise InputError(f"--lm chat={settings.chat}: {self.lm.name} is no causal LM, and has no chat template")
             self.template = in_chat(self.template, self.encoder.tokenizer, settings.chat, self.lm.name)
+        # At which examples a usual prompt's ids can be spliced in, see rayprompt.lm.joined.
+        self._edges = {
+            name: self.encoder.edges(self.template, examples) for name, examples in self.task.parts(self.split).items()
+        }
+        self._splices = all(edges.all() for edges in self._edges.values())
+        self._special = self.encoder.texts.special
         self.judge, self.decoding = self._writing(settings)
         self._words = () if self.judge is not None else self.task.label_words
         self.labels: Labels = self.encoder.labels(
@@ -202,15 +209,20 @@ class Problem:
 
     def part(self, name: str) -> EncodedPart:
         """The examples of ``train``, ``dev`` or ``test``, tokenised (once)."""
+        examples = self.task.examples(name, self.split)
         if name not in self._parts:
             self._parts[name] = self.encoder.part(
                 self.template,
-                self.task.examples(name, self.split),
+                examples,
                 self._words,
                 reads_mask=self._reads_mask,
                 where=self._where,
                 decoding=self.decoding,
             )
+        if self._parts[name].joiner is None:  # it is left out of pickles
+            about = (self.template, examples, self._edges[name], self._special)
+            joiner = Joiner(lambda: self.encoder, *about, reads_mask=self._reads_mask)
+            self._parts[name] = replace(self._parts[name], joiner=joiner)
         return self._parts[name]
 
     @property
@@ -265,7 +277,10 @@ class Problem:
             return max((self.token_ids(prompt) for prompt in candidate.different), key=len, default=())
         if candidate.token_ids is None:
             return self._ids([candidate.text])[0]
-        return self._in_vocabulary(candidate.token_ids)
+        ids = self._in_vocabulary(candidate.token_ids)
+        if isinstance(ids, TextIds) or (self._splices and usual(candidate.text, self._special)):
+            return ids
+        return TextIds(ids, candidate.text) if self._ids([candidate.text])[0] == ids else ids
 
     def _check_space(self, space: Subspace, numbers: int) -> None:
         lm, layers = self.lm, space.layers
@@ -392,11 +407,11 @@ class Problem:
         at = [p.kind for p in pieces].index("prompt")
         return "" if self.template.begins(at) else pieces[at].space
 
-    def _ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        known = {"": (), **{text: self._known_ids[text] for text in texts if text in self._known_ids}}
+    def _ids(self, texts: Sequence[str]) -> list[TextIds]:
+        known: dict[str, tuple[int, ...]] = {"": (), **{text: self._known_ids[text] for text in texts if text in self._known_ids}}
         new = list(dict.fromkeys(text for text in texts if text not in known))
-        for text, row in zip(new, self.encoder.ids(new, self._prompt_space), strict=True):
+        for text, row in zip(new, self.encoder.prompt_ids(self.template, new) if new else (), strict=True):
             known[text] = tuple(row.tolist())
             if len(self._known_ids) < KNOWN_IDS:
                 self._known_ids[text] = known[text]
-        return [known[text] for text in texts]
+        return [TextIds(known[text], text) for text in texts]

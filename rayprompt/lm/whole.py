@@ -1,0 +1,118 @@
+"""Whole strings to token ids, and which of the ids belong to which part of the string."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+Part = tuple[str, bool]  # a text, and whether special tokens in it are special: those of the template are
+Row = Sequence[Part]
+
+
+class WholeTexts:
+    """Tokenizes strings that are made of parts, without the special tokens that a tokenizer adds by itself."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = list(tokenizer.added_tokens_decoder.values())
+        self.strips = {str(token): (token.lstrip, token.rstrip) for token in added if token.special}
+        texts = getattr(tokenizer, "special_texts", tuple(self.strips))
+        ordered = sorted((re.escape(text) for text in texts if text), key=len, reverse=True)
+        self.special = re.compile("|".join(ordered)) if ordered else None
+
+    def has_special(self, text: str) -> bool:
+        """Whether the text of a special token stands in a text."""
+        return self.special is not None and self.special.search(text) is not None
+
+    def ids(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The token ids of each row's string."""
+        mixed = [any(not own and self.has_special(text) for text, own in row) for row in rows]
+        texts = ["".join(text for text, _ in row) for row, odd in zip(rows, mixed, strict=True) if not odd]
+        found = iter(self._ids(texts, plain=False))
+        return [self._mixed(row) if odd else next(found) for row, odd in zip(rows, mixed, strict=True)]
+
+    def parts(self, rows: Sequence[Row]) -> list[list[list[int]]]:
+        """The token ids of each row's string, part by part; end to end they are :meth:`ids`.
+
+        A token out of characters of two parts belongs to the template's own part.
+        """
+        several = [i for i, row in enumerate(rows) if sum(bool(text) for text, _ in row) > 1]
+        single = sorted(set(range(len(rows))) - set(several))
+        found: list[list[list[int]]] = [[[] for _ in row] for row in rows]
+        for i, ids in zip(single, self.ids([rows[i] for i in single]), strict=True):
+            at = next((k for k, (text, _) in enumerate(rows[i]) if text), None)
+            if at is not None:
+                found[i][at] = ids
+        fast = [i for i in several if self._has_offsets and not any(not o and self.has_special(t) for t, o in rows[i])]
+        if fast:
+            texts = ["".join(text for text, _ in rows[i]) for i in fast]
+            coded = self.tokenizer(texts, add_special_tokens=False, truncation=False, return_offsets_mapping=True)
+            for i, ids, offsets in zip(fast, coded["input_ids"], coded["offset_mapping"], strict=True):
+                found[i] = _by_offsets(rows[i], ids, np.asarray(offsets, dtype=np.int64).reshape(-1, 2))
+        for i in sorted(set(several) - set(fast)):
+            found[i] = self._by_beginnings(rows[i])
+        return found
+
+    @property
+    def _has_offsets(self) -> bool:
+        return bool(getattr(self.tokenizer, "is_fast", False))
+
+    def _by_beginnings(self, row: Row) -> list[list[int]]:
+        """Parts by the number of tokens of each beginning of the row, where there are no offsets."""
+        (whole,) = self.ids([row])
+        ends = [len(ids) for ids in self.ids([row[: k + 1] for k in range(len(row))])]
+        ends[-1] = len(whole)
+        at = np.minimum(np.maximum.accumulate([0, *ends]), len(whole))
+        return [whole[a:b] for a, b in zip(at, at[1:], strict=False)]
+
+    def _ids(self, texts: Sequence[str], plain: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        rows: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=plain, truncation=False
+        )["input_ids"]
+        return rows
+
+    def _mixed(self, row: Row) -> list[int]:
+        """A row in which a text names a special token, as plain text: cut at the template's own special tokens."""
+        ids: list[int] = []
+        pieces = [(special, "".join(text for text, _ in same)) for special, same in groupby(self._pieces(row), _second)]
+        for i, (special, text) in enumerate(pieces):
+            if not special and i + 1 < len(pieces) and self.strips.get(pieces[i + 1][1], (False, False))[0]:
+                text = text.rstrip()
+            if not special and i and self.strips.get(pieces[i - 1][1], (False, False))[1]:
+                text = text.lstrip()
+            ids += self._ids([text], plain=not special)[0]
+        return ids
+
+    def _pieces(self, row: Row) -> Iterator[tuple[str, bool]]:
+        """Texts, and whether each is a special token of the template."""
+        for text, own in row:
+            if not own or self.special is None:
+                yield text, False
+                continue
+            at = 0
+            for match in self.special.finditer(text):
+                yield text[at : match.start()], False
+                yield match[0], True
+                at = match.end()
+            yield text[at:], False
+
+
+def _second(pair: tuple[str, bool]) -> bool:
+    return pair[1]
+
+
+def _by_offsets(row: Row, ids: Sequence[int], offsets: np.ndarray[Any, np.dtype[np.int64]]) -> list[list[int]]:
+    ends = np.cumsum([len(text) for text, _ in row])
+    first = np.searchsorted(ends, offsets[:, 0], side="right")
+    last = np.searchsorted(ends, np.maximum(offsets[:, 1] - 1, offsets[:, 0]), side="right")
+    own = np.array([own and bool(text.strip()) for text, own in row] + [False])
+    part = np.minimum(np.where((first != last) & own[np.minimum(first, len(row))], first, last), len(row) - 1)
+    part = np.maximum.accumulate(part) if len(part) else part
+    bounds = np.searchsorted(part, np.arange(len(row) + 1))
+    return [list(ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]

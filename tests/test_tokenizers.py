@@ -1,0 +1,119 @@
+"""Token ids equal those of the whole string, for every kind of tokenizer, template and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tokenizer_kinds import CAUSAL, MASKED
+
+from rayprompt.candidate import TextIds
+from rayprompt.lm.encode import EncodedPart, Encoder
+from rayprompt.lm.joined import Joiner, by_form
+from rayprompt.task import Example
+from rayprompt.template import Template
+
+BUNDLED = Path(__file__).parent.parent / "rayprompt" / "bundled"
+TEXTS = (
+    "a film so good",
+    "How many?",
+    'He said "so what?" and \'left\'',
+    "ends with a quote\"",
+    "line one\nline two\n",
+    " leading and trailing ",
+    "\ta tab\tinside",
+    "这部电影很好看。",
+    "映画はとても良かったです",
+    "الفيلم كان جيدا جدا؟",
+    "ภาพยนตร์เรื่องนี้ดีมาก",
+    "영화가 정말 좋았어요",
+    "👨\u200d👩\u200d👧 ok 👍🏽",
+    "cafe\u0301 nai\u0308ve",
+    "1234567 and 12,5%",
+    "x",
+    "",
+    "...",
+    "don't",
+)
+PROMPTS = (
+    *("", "it was", "It was:", "Let's think step by step.", '"quoted"', "?", "...", "123", "'s", "情感是", "ดี"),
+    *(" leading", "trailing ", "line\n", "\nline", "\u0301x", "👍🏽", "(", "\t"),
+)
+
+
+def _templates() -> dict[str, tuple[str, ...]]:
+    """Every template of the bundled tasks, and the documentation's own."""
+    found: dict[str, dict[str, None]] = {"causal": {}, "masked": {}}
+    for path in [*BUNDLED.glob("tasks/*/task.yaml"), *BUNDLED.glob("public/*.yaml")]:
+        spec = yaml.safe_load(path.read_text())
+        for one in (spec, *spec.get("variants", {}).values()):
+            given = one.get("template", {})
+            for family, source in given.items():
+                found["causal" if family == "causal" else "masked"][source] = None
+    found["causal"] |= dict.fromkeys(
+        [
+            *("Q: {text}\nA: {prompt}", "{prompt}\n{text}\nAnswer:\n", "{text}{prompt}", "{prompt}{text}", "{text}\n{prompt}\n\n"),
+            *("[INST] {text} {prompt} [/INST]", '"{text}" {prompt}:', "{prompt}: {text}?"),
+        ]
+    )
+    found["masked"] |= dict.fromkeys(["{text}{prompt}{mask}", "{mask}{prompt}{text}", "{prompt}\n{text}\n{mask}\n"])
+    return {family: tuple(sources) for family, sources in found.items()}
+
+
+TEMPLATES = _templates()
+
+
+def encoded(tokenizer: Any, source: str, texts: tuple[str, ...], masked: bool) -> tuple[Encoder, Template, EncodedPart, list[Example]]:
+    template = Template.parse(source, _fields(source), "here")
+    rows = [{name: texts[(i + 3 * k) % len(texts)] for k, name in enumerate(_fields(source))} for i in range(len(texts))]
+    examples = [Example(row, 0) for row in rows]
+    encoder = Encoder(tokenizer, "kind", 512)
+    part = encoder.part(template, examples, (), reads_mask=masked, where="here")
+    edges = encoder.edges(template, examples)
+    joiner = Joiner(lambda: encoder, template, examples, edges, encoder.texts.special, reads_mask=masked)
+    object.__setattr__(part, "joiner", joiner)
+    return encoder, template, part, examples
+
+
+def _fields(source: str) -> list[str]:
+    import string
+
+    return [name for _, name, _, _ in string.Formatter().parse(source) if name not in (None, "prompt", "mask")]  # type: ignore[misc]
+
+
+def check(tokenizer: Any, source: str, masked: bool, texts: tuple[str, ...] = TEXTS, prompts: tuple[str, ...] = PROMPTS) -> None:
+    encoder, template, part, examples = encoded(tokenizer, source, texts, masked)
+    for prompt, ids in zip(prompts, encoder.prompt_ids(template, prompts), strict=True):
+        strings = [template.render(e.fields, prompt, encoder.mask) for e in examples]
+        given = TextIds(ids.tolist(), prompt)
+        for i, whole in enumerate(tokenizer(strings)["input_ids"]):
+            if not masked and encoder.suffix:
+                whole = whole[: -len(encoder.suffix)]
+            row, read, _ = part.row(i, given)
+            assert row.tolist() == whole, (source, prompt, strings[i])
+            assert row[read] == encoder.mask_id if masked else read == len(row) - 1
+        # What scorers are given for the same pairs.
+        where = np.arange(len(examples))
+        got = {}
+        for rows, own, some, prompt_at, example in by_form(part, [given], np.zeros(len(where), int), where):
+            for j, row in enumerate(rows.tolist()):
+                spliced, read, _ = own.spliced(int(example[j]), some[prompt_at[j]])
+                got[row] = (spliced.tolist(), read)
+        assert got == {i: (part.row(i, given)[0].tolist(), part.row(i, given)[1]) for i in where.tolist()}
+
+
+@pytest.mark.parametrize("kind", CAUSAL, ids=lambda kind: kind.__name__)
+def test_causal_inputs_have_the_ids_of_the_whole_string(kind: Any) -> None:
+    tokenizer = kind()
+    for source in TEMPLATES["causal"]:
+        check(tokenizer, source, masked=False)
+
+
+@pytest.mark.parametrize("kind", MASKED, ids=lambda kind: kind.__name__)
+def test_masked_inputs_have_the_ids_of_the_whole_string(kind: Any) -> None:
+    tokenizer = kind()
+    for source in TEMPLATES["masked"]:
+        check(tokenizer, source, masked=True)
