@@ -11,9 +11,11 @@ import importlib
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -21,25 +23,55 @@ import numpy as np
 
 from rayprompt.errors import InputError, ScoringError, unknown
 from rayprompt.scores import FloatArray
+from rayprompt.scripts import composed, fold, is_word, unspaced
 from rayprompt.style import Run, StyleModels
 
 Extract = Callable[[str], "str | None"]
 Score = Callable[["str | None", str], float]
 
-# A minus is a sign where nothing stands before it that it could be subtracted from; commas stand between groups of 3.
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?"
-NUMBER = re.compile(rf"(?:(?<![\w)\]])(?P<sign>[-\u2212\u2013]))?[$\u20ac\u00a3]?(?P<digits>{_DIGITS})")
-GROUPED = re.compile(r"(?<=\d)(?:\{,\}|[\u2009\u202f\u00a0])(?=\d{3}(?!\d))")  # LaTeX's comma, narrow spaces
+# A minus is a sign where nothing stands before it that it could be subtracted from; commas stand between groups of 3,
+# or, as in India, of 2 before the last group.
+_GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}"
+_DIGITS = rf"(?:(?:{_GROUPS})(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?"
+NUMBER = re.compile(rf"(?P<sign>[-\u2212\u2013])?[$\u20ac\u00a3\u00a5\u20b9\u20a9]?(?P<digits>{_DIGITS})")
+GROUPED = re.compile(r"(?<=\d)(?:\{,\}|[\u2009\u202f\u00a0'\u2019])(?=\d{3}(?!\d))")  # LaTeX's comma, narrow spaces
+OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+WRITTEN = str.maketrans(
+    {chr(0xFEE0 + ord(c)): c for c in "+,-.%$"} | {"\u066b": ".", "\u066c": ",", "\ufe63": "-", "\uffe5": "\u00a5"}
+)
 PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
-EDGES = string.whitespace + "\"'`*_()[]{}<>.,;:!?\u201c\u201d\u2018\u2019"
+EDGES = (
+    string.whitespace
+    + "\"'`*_()[]{}<>.,;:!?\u201c\u201d\u2018\u2019\u00ab\u00bb\u00bf\u00a1\u2026"
+    + "\u060c\u061b\u061f\u06d4\u0964\u0e2f\u1362"
+    + "".join(map(chr, (0x3001, 0x3002, *range(0x3008, 0x3012), 0xFF08, 0xFF09, 0xFF0C, 0xFF0E, 0xFF1A, 0xFF1B)))
+    + "\uff01\uff1f"
+)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+MOST_ZEROS = 1000  # of a number that is written out
 SENTENCE_END = re.compile(r"[.!?]")
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text in one way of writing it: "$1,234.50." is ``1234.5``; None where there is none."""
-    found = list(NUMBER.finditer(GROUPED.sub(",", text)))
-    return canonical(("-" if found[-1]["sign"] else "") + found[-1]["digits"]) if found else None
+    """The last number in a text in one way of writing it: "$1,234.50." is ``1234.5``; None where there is none.
+
+    Digits of any script count. A minus behind a letter is a hyphen, unless the letter's script has no
+    spaces between words.
+    """
+    plain = GROUPED.sub(",", in_ascii_digits(text))
+    found = list(NUMBER.finditer(plain))
+    if not found:
+        return None
+    before = plain[found[-1].start() - 1] if found[-1].start() else " "
+    hyphen = before in ")]_" or (before.isalnum() and (before.isdecimal() or not unspaced(before)))
+    return canonical(("-" if found[-1]["sign"] and not hyphen else "") + found[-1]["digits"])
+
+
+def in_ascii_digits(text: str) -> str:
+    """A text with the digits, points and signs of other scripts as those of ASCII."""
+    if text.isascii():
+        return text
+    return OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text.translate(WRITTEN))
 
 
 def last_plain_number(text: str) -> str | None:
@@ -52,19 +84,28 @@ def canonical(number: str | None) -> str | None:
     """A number in one way of writing it: ``1,234.50`` is ``1234.5``; any other text as it is, stripped."""
     if number is None:
         return None
-    plain = str(number).strip().replace(",", "")
-    try:
-        value = float(plain)
-    except ValueError:
+    plain = in_ascii_digits(str(number)).strip().replace(",", "")
+    value = _number(plain)
+    if value is None:
         return plain or None
-    if not math.isfinite(value):
-        return plain
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    if not value:
+        return "0"
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)
+    written = "".join(map(str, digits)).lstrip("0")
+    kept = written.rstrip("0") if exponent < 0 or written.endswith("0") else written
+    exponent += len(written) - len(kept)
+    if abs(exponent) > MOST_ZEROS:
+        return f"{'-' * sign}{kept}e{exponent}"
+    if exponent >= 0:
+        return "-" * sign + kept + "0" * exponent
+    whole, part = kept[:exponent], kept[exponent:]
+    return f"{'-' * sign}{whole or '0'}.{part.rjust(-exponent, '0')}"
 
 
 def normal(text: str) -> str:
     """A text up to case, whitespace, and punctuation around it; what is part of a number or a name stays (-5, C#)."""
-    plain = " ".join(text.split())
+    plain = " ".join(unicodedata.normalize("NFC", text).split())
     inner = plain.strip(EDGES)
     point = plain[: plain.find(inner)].endswith(".") and inner[:1].isdigit()
     return (("." if point else "") + inner).casefold()
@@ -129,10 +170,10 @@ def _lower(text: str) -> str | None:
 
 
 PLAIN: dict[str, tuple[int, Extract, Extract]] = {
-    "last-number": (1, last_number, last_number),
+    "last-number": (2, last_number, last_number),
     "last-plain-number": (1, last_plain_number, last_plain_number),
-    "exact": (1, _whole, _whole),
-    "first-line": (1, _first_line, _whole),
+    "exact": (2, _whole, _whole),
+    "first-line": (2, _first_line, _whole),
     "sentence": (1, _sentence, _as_it_is),
     "lower-sentence": (1, _lower_sentence, _lower),
 }
@@ -185,30 +226,56 @@ def _regex(name: str, pattern: str, place: str) -> Extractor:
 
 def _choice(name: str, argument: str, place: str, *, last: bool) -> Extractor:
     choices = [choice.strip() for choice in argument.split(",")]
-    if len(choices) < 2 or not all(choices) or len({c.casefold() for c in choices}) < len(choices):
+    if len(choices) < 2 or not all(choices) or len(_by_form(choices)) < len(choices):
         raise InputError(f"{place}extractor {name}: needs two or more choices, as choice:yes,no")
     return choice_of(choices, name, last=last)
 
 
 def choice_of(choices: Sequence[str], name: str = "", *, last: bool = False) -> Extractor:
     """Finds the choice that a text names first (or ``last``), as a whole word; single letters by their case."""
-    known = {choice if len(choice) == 1 else choice.casefold(): choice for choice in choices}
+    known = _by_form(choices)
     longest = sorted(known, key=len, reverse=True)
-    parts = [re.escape(c) if len(c) == 1 else f"(?i:{re.escape(known[c])})" for c in longest]
-    compiled = re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
 
     def find(text: str) -> str | None:
-        found = [match[0] for match in compiled.finditer(text)]
-        if not found:
-            return None
-        word = found[-1 if last else 0]
-        return known[word if word in known else word.casefold()]
+        plain = composed(text)
+        folded, at = fold(plain)
+        at.append(len(plain))
+        spans = [span for form in longest for span in _places(plain, folded, at, form)]
+        end, found = 0, []
+        for start, stop, form in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if start >= end:
+                found.append(known[form])
+                end = stop
+        return (found[-1] if last else found[0]) if found else None
 
     def gold(text: str) -> str | None:
-        word = text.strip()
-        return known.get(word, known.get(word.casefold()))
+        return known.get(_form(text.strip()))
 
-    return Extractor(name or "choice:" + ",".join(choices), 1, find, gold)
+    return Extractor(name or "choice:" + ",".join(choices), 2, find, gold)
+
+
+def _form(choice: str) -> str:
+    """What a choice is looked for as: a single letter with its case, all else without."""
+    plain = composed(choice)
+    return plain if len(plain) == 1 else fold(plain)[0]
+
+
+def _by_form(choices: Sequence[str]) -> dict[str, str]:
+    return {_form(choice): choice for choice in choices}
+
+
+def _places(plain: str, folded: str, at: Sequence[int], form: str) -> Iterator[tuple[int, int, str]]:
+    """(start, end, form) of each place where a choice is a word of its own; ``at``: from ``folded`` to ``plain``."""
+    single = len(form) == 1
+    text = plain if single else folded
+    start = text.find(form)
+    while start >= 0:
+        end = start + len(form)
+        first, last = (start, end) if single else (at[start], at[end - 1] + 1)
+        whole = single or ((not start or at[start - 1] != first) and at[end] != last - 1)  # no half of a letter
+        if whole and is_word(plain, first, last):
+            yield first, last, form
+        start = text.find(form, start + 1)
 
 
 def _imported(what: str, name: str, place: str, code: bool) -> Callable[..., object]:
@@ -236,7 +303,9 @@ def contains(answer: str | None, gold: str) -> float:
     """1 where the gold answer stands in the answer, as whole words and up to case."""
     if answer is None:
         return 0.0
-    return float(re.search(rf"(?<!\w){re.escape(gold.casefold())}(?!\w)", answer.casefold()) is not None)
+    text, word = (fold(composed(t))[0] for t in (answer, gold))
+    starts = [i for i in range(len(text) - len(word) + 1) if text.startswith(word, i)]
+    return float(any(is_word(text, i, i + len(word)) for i in starts) if word else True)
 
 
 def token_f1(answer: str | None, gold: str) -> float:
@@ -248,21 +317,26 @@ def token_f1(answer: str | None, gold: str) -> float:
     return 2 * same / (len(given) + len(wanted))
 
 
-SCORERS: dict[str, tuple[int, Score]] = {"match": (1, match), "contains": (1, contains), "f1": (1, token_f1)}
+SCORERS: dict[str, tuple[int, Score]] = {"match": (2, match), "contains": (2, contains), "f1": (2, token_f1)}
 STYLE = "style"  # by models, see rayprompt.style
 
 
 def _words(text: str) -> list[str]:
-    plain = "".join(c for c in text.casefold() if c not in string.punctuation)
-    return ARTICLES.sub(" ", plain).split()
+    """Words; in scripts without spaces between words, characters."""
+    plain = "".join(
+        c for c in composed(text).casefold() if unicodedata.category(c)[0] != "P" and c not in string.punctuation
+    )
+    apart = "".join(f" {c} " if unspaced(c) and not unicodedata.combining(c) else c for c in plain)
+    return ARTICLES.sub(" ", apart).split()
 
 
-def _number(text: str) -> float | None:
+def _number(text: str) -> Decimal | None:
+    """The exact number that a text is, of however many digits; None for any other text."""
     try:
-        value = float(text.replace(",", ""))
-    except ValueError:
+        value = Decimal(text.replace(",", ""))
+    except InvalidOperation:
         return None
-    return value if math.isfinite(value) else None
+    return value if value.is_finite() else None
 
 
 @dataclass(frozen=True)

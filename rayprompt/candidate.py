@@ -37,9 +37,9 @@ class TextIds(tuple[int, ...]):
     prompt and of its neighbors, the input has the ids of the whole string, and not these.
     """
 
-    text: str
+    text: str | None
 
-    def __new__(cls, ids: Iterable[int], text: str) -> TextIds:
+    def __new__(cls, ids: Iterable[int], text: str | None = None) -> TextIds:
         self = super().__new__(cls, ids)
         self.text = text
         return self

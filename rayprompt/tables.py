@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayprompt.errors import InputError
+from rayprompt.errors import InputError, did_you_mean
 from rayprompt.foreign import Unreadable, is_file, parse_json, read_text
 
 if TYPE_CHECKING:
@@ -63,6 +66,54 @@ def read_lines(path: Path, what: str) -> list[str]:
     if not lines:
         raise InputError(f"{path}: holds no {what} (one a line)")
     return lines
+
+
+def text_of(row: Mapping[str, Any], column: str, field: str, where: str) -> str:
+    """The text of a cell: of a number or date as it is written, of true and false as in JSON.
+
+    Raises:
+        InputError: there is none, or it is no text; ``where`` names table and row, ``field`` what it is for.
+    """
+    name = f"column {column!r}" + (f" (field {field})" if field != column else "")
+    if column not in row:
+        raise InputError(f"{where}: no {name}{did_you_mean(column, [str(c) for c in row])}; it has {_columns(row)}")
+    value = row[column]
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a NumPy scalar
+        value = value.item()
+    if value is None or value != value:
+        raise InputError(f"{where}: {name} is empty (null or NaN); give a text, or '' for an empty one")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float | Decimal | date | time):
+        return _written(value, f"{where}: {name}")
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {name} must be a text or a number, not {_shown(value)}")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(f"{where}: {name} is no valid Unicode text (half of a surrogate pair): {_shown(value)}")
+    return value
+
+
+def unseen(value: Any) -> str:
+    """A cell that no template shows: it only tells examples apart."""
+    return str(value or "")
+
+
+def _written(value: Any, where: str) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} must be a text or a finite number, not {value}")
+    try:
+        return str(value)
+    except ValueError:
+        raise InputError(f"{where} is a number of too many digits; write it as a text") from None
+
+
+def _columns(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "none"
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def _read_tsv(path: Path) -> list[Row]:

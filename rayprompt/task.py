@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -18,6 +18,7 @@ from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.scores import IntArray
 from rayprompt.style import StyleModels
+from rayprompt.tables import text_of, unseen
 from rayprompt.task_data import find_column
 from rayprompt.template import Template
 
@@ -280,16 +281,18 @@ def make_task(
         raise unknown("metric", metric, METRICS[kind], where)
     judge, decoding = _judging(spec, where, code) if generates else (None, {})
     fields = [column for column in columns if column not in ("label", "answer")]
+    templates = _templates(spec.get("template"), fields, where, generates)
+    shown = {name for template in templates.values() for name in template.fields}
     made: dict[int, tuple[Example, ...]] = {}  # splits may share a test table: it becomes examples once
     for parts in tables.values():
         for part, rows in parts.items():
             if id(rows) not in made:
-                made[id(rows)] = _examples(rows, columns, fields, labels, f"{where}, {part}", empty_texts)
+                made[id(rows)] = _examples(rows, columns, fields, labels, f"{where}, {part}", empty_texts, shown)
     splits = {split: {part: made[id(rows)] for part, rows in parts.items()} for split, parts in tables.items()}
     manual = spec.get("manual_prompt")
     task = Task(
         name=name,
-        templates=_templates(spec.get("template"), fields, where, generates),
+        templates=templates,
         labels=labels,
         label_words=label_words,
         splits=splits,
@@ -409,17 +412,27 @@ def _examples(
     labels: Sequence[str],
     where: str,
     empty_texts: bool,
+    shown: Set[str],
 ) -> tuple[Example, ...]:
-    """Rows -> examples; ``columns`` maps fields and ``label`` to a column, or to several: the first that is there."""
+    """Rows -> examples; ``columns`` maps fields and ``label`` to a column, or to several: the first that is there.
+
+    Fields that a template has ``shown`` must be texts in every row.
+    """
     found = {name: find_column(rows[0], wanted, name, where) for name, wanted in columns.items()}
     examples = []
     for number, row in enumerate(rows, start=1):
+        here = f"{where}, example {number}"
+        texts = {
+            name: " ".join(
+                (text_of(row, found[name], name, here) if name in shown else unseen(row.get(found[name]))).split()
+            )
+            for name in fields
+        }
         if "answer" in found:
-            texts = {name: " ".join(str(row.get(found[name]) or "").split()) for name in fields}
             if not any(texts.values()):
                 raise InputError(f"{where}, example {number}: the text is empty")
-            answer = row.get(found["answer"])
-            examples.append(Example(texts, 0, "" if answer is None else str(answer).strip()))
+            answer = text_of(row, found["answer"], "answer", here)
+            examples.append(Example(texts, 0, answer.strip()))
             continue
         label = str(row.get(found["label"]))
         if label not in labels:
@@ -427,7 +440,6 @@ def _examples(
                 f"{where}, example {number}: label {label!r} has no label word{did_you_mean(label, labels)}; "
                 f"known: {', '.join(labels)}"
             )
-        texts = {name: " ".join(str(row.get(found[name]) or "").split()) for name in fields}
         if not any(texts.values()) and not empty_texts:
             raise InputError(f"{where}, example {number}: the text is empty")
         examples.append(Example(texts, labels.index(label)))

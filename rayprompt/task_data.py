@@ -11,7 +11,7 @@ from typing import Any
 
 from rayprompt.errors import InputError, did_you_mean
 from rayprompt.shots import SPLITS, draw_splits, parse_shots
-from rayprompt.tables import SUFFIXES, Row, read_rows
+from rayprompt.tables import SUFFIXES, Row, read_rows, text_of
 
 HUB = "hf://datasets/"
 # A dev part goes by several names.
@@ -54,9 +54,9 @@ class Reading:
         rows = []
         for number, row in enumerate(table, start=1):
             if "answer" in found:
-                texts = {name: self._text(row.get(found[name])) for name in self.fields}
-                answer = row.get(found["answer"])
-                rows.append({**texts, "answer": "" if answer is None else str(answer), "label": ""})
+                here = f"{where}, example {number}"
+                texts = {name: self._text(row, found[name], name, here) for name in self.fields}
+                rows.append({**texts, "answer": text_of(row, found["answer"], "answer", here), "label": ""})
                 continue
             value = str(row.get(found["label"]))
             if value in self.no_label:
@@ -67,14 +67,15 @@ class Reading:
                     f"{where}, example {number}: label {label!r} has no label word{did_you_mean(label, self.labels)}; "
                     f"known: {', '.join([*self.labels, *self.aliases])}"
                 )
-            texts = {name: self._text(row.get(found[name])) for name in self.fields}
+            here = f"{where}, example {number}"
+            texts = {name: self._text(row, found[name], name, here) for name in self.fields}
             rows.append({**texts, "label": label})
         if not rows:
             raise InputError(f"{where}: no row has a label")
         return rows
 
-    def _text(self, value: Any) -> str:
-        text = "" if value is None else str(value)
+    def _text(self, row: Mapping[str, Any], column: str, name: str, where: str) -> str:
+        text = text_of(row, column, name, where)
         for old, new in self.replace.items():
             text = text.replace(old, new)
         return " ".join(text.split())
@@ -128,6 +129,7 @@ def read_folder(
     Raises:
         InputError: it is laid out otherwise, a table cannot be read, or a class has too few texts.
     """
+    _no_arrow(folder, where)
     tables: dict[Path, list[Row]] = {}
 
     def rows(path: Path) -> list[Row]:
@@ -165,6 +167,16 @@ def _parts(folder: Path) -> dict[str, Path]:
         for path in (p for p in paths if p.is_file()):
             found.setdefault(part, path)
     return found
+
+
+def _no_arrow(folder: Path, where: str) -> None:
+    """Raise ``InputError`` for a folder that ``datasets`` wrote with save_to_disk: Arrow files, which are not read."""
+    for name in ("dataset_dict.json", "dataset_info.json", "state.json"):
+        if (folder / name).is_file() and not _parts(folder):
+            raise InputError(
+                f"{where}: {folder} was written by save_to_disk of the package 'datasets' (it holds {name}); write "
+                "tables instead: for part, rows in data.items(): rows.to_parquet(f'DIR/{part}.parquet')"
+            )
 
 
 def _by_number(path: Path) -> tuple[tuple[int, int], str]:

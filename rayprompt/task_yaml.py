@@ -42,7 +42,9 @@ def read_task(folder: Path, split: str | None = None, changes: Mapping[str, Any]
     """The task in ``folder/task.yaml``; see :meth:`rayprompt.Task.from_folder`. ``changes``: keys that are others."""
     path = folder / "task.yaml"
     if not is_file(path):
-        raise InputError(f"{folder} holds no task.yaml")
+        saved = (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
+        hint = ": a folder of save_to_disk; a task is a folder with task.yaml and tables (Parquet...)" if saved else ""
+        raise InputError(f"{folder} holds no task.yaml{hint}")
     return _read(folder, {**read_yaml(path), **(changes or {})}, str(path), split)
 
 

@@ -140,8 +140,8 @@ def test_a_function_that_raises_says_on_what() -> None:
 
 
 def test_the_version_is_part_of_the_identity() -> None:
-    assert Judge.of("last-number").id == "last-number/1 match/1"
-    assert get_extractor("choice:a,b").id == "choice:a,b/1"
+    assert Judge.of("last-number").id == "last-number/2 match/2"
+    assert get_extractor("choice:a,b").id == "choice:a,b/2"
 
 
 def test_labels_of_prompt_oirl_are_those_of_its_rule(shared: Path) -> None:

@@ -20,8 +20,8 @@ BUNDLED = Path(__file__).parent.parent / "rayprompt" / "bundled"
 TEXTS = (
     "a film so good",
     "How many?",
-    'He said "so what?" and \'left\'',
-    "ends with a quote\"",
+    "He said \"so what?\" and 'left'",
+    'ends with a quote"',
     "line one\nline two\n",
     " leading and trailing ",
     "\ta tab\tinside",
@@ -55,7 +55,13 @@ def _templates() -> dict[str, tuple[str, ...]]:
                 found["causal" if family == "causal" else "masked"][source] = None
     found["causal"] |= dict.fromkeys(
         [
-            *("Q: {text}\nA: {prompt}", "{prompt}\n{text}\nAnswer:\n", "{text}{prompt}", "{prompt}{text}", "{text}\n{prompt}\n\n"),
+            *(
+                "Q: {text}\nA: {prompt}",
+                "{prompt}\n{text}\nAnswer:\n",
+                "{text}{prompt}",
+                "{prompt}{text}",
+                "{text}\n{prompt}\n\n",
+            ),
             *("[INST] {text} {prompt} [/INST]", '"{text}" {prompt}:', "{prompt}: {text}?"),
         ]
     )
@@ -66,9 +72,13 @@ def _templates() -> dict[str, tuple[str, ...]]:
 TEMPLATES = _templates()
 
 
-def encoded(tokenizer: Any, source: str, texts: tuple[str, ...], masked: bool) -> tuple[Encoder, Template, EncodedPart, list[Example]]:
+def encoded(
+    tokenizer: Any, source: str, texts: tuple[str, ...], masked: bool
+) -> tuple[Encoder, Template, EncodedPart, list[Example]]:
     template = Template.parse(source, _fields(source), "here")
-    rows = [{name: texts[(i + 3 * k) % len(texts)] for k, name in enumerate(_fields(source))} for i in range(len(texts))]
+    rows = [
+        {name: texts[(i + 3 * k) % len(texts)] for k, name in enumerate(_fields(source))} for i in range(len(texts))
+    ]
     examples = [Example(row, 0) for row in rows]
     encoder = Encoder(tokenizer, "kind", 512)
     part = encoder.part(template, examples, (), reads_mask=masked, where="here")
@@ -84,7 +94,9 @@ def _fields(source: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(source) if name not in (None, "prompt", "mask")]  # type: ignore[misc]
 
 
-def check(tokenizer: Any, source: str, masked: bool, texts: tuple[str, ...] = TEXTS, prompts: tuple[str, ...] = PROMPTS) -> None:
+def check(
+    tokenizer: Any, source: str, masked: bool, texts: tuple[str, ...] = TEXTS, prompts: tuple[str, ...] = PROMPTS
+) -> None:
     encoder, template, part, examples = encoded(tokenizer, source, texts, masked)
     for prompt, ids in zip(prompts, encoder.prompt_ids(template, prompts), strict=True):
         strings = [template.render(e.fields, prompt, encoder.mask) for e in examples]
@@ -105,15 +117,43 @@ def check(tokenizer: Any, source: str, masked: bool, texts: tuple[str, ...] = TE
         assert got == {i: (part.row(i, given)[0].tolist(), part.row(i, given)[1]) for i in where.tolist()}
 
 
-@pytest.mark.parametrize("kind", CAUSAL, ids=lambda kind: kind.__name__)
-def test_causal_inputs_have_the_ids_of_the_whole_string(kind: Any) -> None:
-    tokenizer = kind()
-    for source in TEMPLATES["causal"]:
-        check(tokenizer, source, masked=False)
+FEW_TEXTS = ("How many?", "a film so good", "这部电影很好看。", "👨\u200d👩\u200d👧 ok", "")
+FEW_PROMPTS = ("", "it was:", '"quoted"', "情感是", "line\n")
 
 
-@pytest.mark.parametrize("kind", MASKED, ids=lambda kind: kind.__name__)
-def test_masked_inputs_have_the_ids_of_the_whole_string(kind: Any) -> None:
+@pytest.mark.slow  # quick: the next one
+@pytest.mark.parametrize("kind", [*CAUSAL, *MASKED], ids=lambda kind: kind.__name__)
+def test_every_template_has_the_ids_of_the_whole_string(kind: Any) -> None:
     tokenizer = kind()
-    for source in TEMPLATES["masked"]:
-        check(tokenizer, source, masked=True)
+    for source in TEMPLATES["masked" if kind in MASKED else "causal"]:
+        check(tokenizer, source, masked=kind in MASKED)
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *MASKED], ids=lambda kind: kind.__name__)
+def test_inputs_have_the_ids_of_the_whole_string(kind: Any) -> None:
+    tokenizer, masked = kind(), kind in MASKED
+    for source in TEMPLATES["masked" if masked else "causal"]:
+        check(tokenizer, source, masked, FEW_TEXTS, FEW_PROMPTS)
+
+
+def test_usual_tokenizers_need_no_whole_strings() -> None:
+    for kind in (CAUSAL[0], *MASKED[:2]):
+        source = TEMPLATES["masked" if kind in MASKED else "causal"][0]
+        part = encoded(kind(), source, ("a film so good", "How many?"), kind in MASKED)[2]
+        assert part.joiner is not None
+        for prompt in ("", "it was", "Let's see:"):
+            assert not part.joiner.unsure(prompt, np.arange(2)).any()
+
+
+def test_a_question_and_its_line_break_are_one_token() -> None:
+    # The smallest case: a Llama 3 tokenizer makes one token of "?" and the line break behind it.
+    tokenizer = CAUSAL[2]()
+    part = encoded(tokenizer, "Q: {text}\nA: {prompt}", ("How many?",), masked=False)[2]
+    row = part.row(0, TextIds(tokenizer(" Let's see", add_special_tokens=False)["input_ids"], "Let's see"))[0]
+    assert row.tolist() == tokenizer("Q: How many?\nA: Let's see")["input_ids"]
+    assert "?Ċ" in tokenizer.convert_ids_to_tokens(row.tolist())
+
+
+def test_ids_of_no_text_are_spliced_in_as_they_are() -> None:
+    part = encoded(CAUSAL[2](), "{text}{prompt}", ("How many?",), masked=False)[2]
+    assert part.row(0, (7, 8, 9))[0].tolist()[-3:] == [7, 8, 9]

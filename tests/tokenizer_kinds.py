@@ -8,13 +8,16 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-CORPUS = """
+CORPUS = (
+    """
 The film was good. How many? "It's great," she said: 'so good'. I don't know... 12 apples cost $3,400.50!
 Q: What is 2+2?\nA: The answer is 4.\n\nLet's think step by step. Topic: News: Category: Yes No [INST] answer
-这部电影很好看。情感是正面的。今天天气不错，我们去公园吧！ 映画はとても良かったです。
+这部电影很好看。情感是正面的。今天天气不错\uff0c我们去公园吧\uff01 映画はとても良かったです。
 الفيلم كان جيدا جدا. هل أعجبك؟ ภาพยนตร์เรื่องนี้ดีมาก คุณชอบไหม 영화가 정말 좋았어요. Фильм был очень хороший.
 👍🏽 👨‍👩‍👧 😀 naïve café coöperate İyi kötü. a film so good that it was terrible; the news above is about sports
-""" * 3
+"""
+    * 3
+)
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -34,13 +37,16 @@ def _fast(backend: Tokenizer, **special: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def _bytes(split: Any, normalizer: Any = None, special: tuple[str, ...] = ("<|endoftext|>",), size: int = 700) -> Tokenizer:
+def _bytes(
+    split: Any, normalizer: Any = None, special: tuple[str, ...] = ("<|endoftext|>",), size: int = 700
+) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizer
     backend.pre_tokenizer = split
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(
-        LINES, trainers.BpeTrainer(vocab_size=size, special_tokens=list(special), initial_alphabet=BYTES, show_progress=False)
+        LINES,
+        trainers.BpeTrainer(vocab_size=size, special_tokens=list(special), initial_alphabet=BYTES, show_progress=False),
     )
     return backend
 
@@ -66,7 +72,9 @@ def roberta() -> Any:
 
 
 def llama3() -> Any:
-    backend = _bytes(_split(LLAMA3), special=("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"))
+    backend = _bytes(
+        _split(LLAMA3), special=("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
+    )
     _around("<|begin_of_text|>", None, backend)
     return _fast(backend, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
 
@@ -96,7 +104,9 @@ def bert() -> Any:
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend.train_from_iterator(LINES, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False))
+    backend.train_from_iterator(
+        LINES, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    )
     _around("[CLS]", "[SEP]", backend)
     names = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
     return _fast(backend, **{f"{k}_token": v for k, v in names.items()})
@@ -177,7 +187,9 @@ def deberta() -> Any:
     normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.NFKC(), spaces])
     backend = _unigram(pre_tokenizers.Metaspace(), ("[PAD]", "[CLS]", "[SEP]", "<unk>", "[MASK]"), normalizer)
     _around("[CLS]", "[SEP]", backend)
-    return _fast(backend, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="<unk>", mask_token="[MASK]")
+    return _fast(
+        backend, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="<unk>", mask_token="[MASK]"
+    )
 
 
 def byt5() -> Any:

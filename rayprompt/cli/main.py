@@ -277,7 +277,7 @@ def evaluate(
     if outputs is not None and (problem.judge is None or problem.judge.style is None):
         raise InputError(f"--outputs {outputs}: is for tasks with scorer: style; {problem.task.name} has another")
     candidate = exported.on(problem) if exported else problem.prompt(prompt or "")
-    if exported and exported.model_digest not in (None, problem.lm.digest):
+    if exported and exported.model_digest is not None and not problem.lm.same(exported.model_digest):
         note(f"{prompt_file} was found on another LM than {problem.lm.name}: its text is tokenised anew")
     result = run(candidate, problem, on=on, store=store, cluster=Cluster(address, scorers, gpus_per_scorer))
     if result.truncated:

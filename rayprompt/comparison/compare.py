@@ -277,6 +277,7 @@ def _recorded_job(
     for (task, split, model), problem in problems.items():
         if problem.task.digest != splits[task, split]:
             raise InputError(f"{path}: task {task}, split {split} is another one than when the comparison began")
+        problem.lm = problem.lm.as_recorded(digests[model])
         if problem.lm.digest != digests[model]:
             raise InputError(f"{path}: model {model} is another one than when the comparison began")
     entries = []

@@ -294,6 +294,8 @@ def taken_up(job: Job, record: Mapping[str, Any]) -> Job:
             raise InputError(f"{given}: {where} {record[name]}; give a new --out")
     digests = {model["name"]: model["digest"] for model in record["models"]}
     splits = {(was["name"], split): digest for was in record["tasks"] for split, digest in was["splits"].items()}
+    for (_, _, name), problem in job.problems.items():
+        problem.lm = problem.lm.as_recorded(digests.get(name))
     for what, was, now in (
         ("--seeds", record["seeds"], job.seeds),
         (

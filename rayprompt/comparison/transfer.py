@@ -311,7 +311,7 @@ def _targets(
             continue
         check_named([source.model_location], f"STUDY {source.path}", given=models)
         problem = _on(task, source.model_location, source.split, {**source.settings.to_json(), **lm})
-        problem.lm = replace(problem.lm, name=source.model)
+        problem.lm = replace(problem.lm.as_recorded(source.model_digest), name=source.model)
         if problem.lm.digest != source.model_digest:
             raise InputError(f"STUDY {source.path}: model {source.model} is another one than when it was searched on")
         found[source.model_digest] = problem
@@ -320,6 +320,7 @@ def _targets(
         if model in given.values():
             raise InputError(f"--models {model}: given twice")
         problem = _on(task, model, sources[0].split, lm)
+        problem.lm = next((lm for lm in map(problem.lm.as_recorded, found) if lm.digest in found), problem.lm)
         if problem.lm.digest in given:
             raise InputError(f"--models {model}: the same LM as {given[problem.lm.digest]}; give it once")
         given[problem.lm.digest] = model

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from itertools import pairwise
 from typing import Any
 
 # One character of each kind that the pre-tokenizers in use tell apart.
-KINDS = "aZéß中かア한аяاภ1٣.,'\"-(]?!_$€+😀「。ｱʰⅣ²…"
+KINDS = "aZéß中かア한\u0430я\u0627ภ1٣.,'\"-(]?!_$€+😀「。ｱʰⅣ²…"
 CONTRACTIONS = ("'s", "'T", "'re", "don't")
 LOCAL = {
     *("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "BertNormalizer", "Replace", "Prepend"),
@@ -31,7 +32,7 @@ class Cuts:
 
     def __init__(self, tokenizer: Any) -> None:
         self.name = type(tokenizer).__name__
-        self.backend = getattr(tokenizer, "backend_tokenizer", None)
+        self.backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.added = [str(t) for t in getattr(tokenizer, "added_tokens_decoder", {}).values()]
         self._known: dict[tuple[str, str], bool] = {}
 
@@ -119,7 +120,7 @@ class Cuts:
 
 def _spans(token: str, left: str, right: str) -> bool:
     """Whether a token has the place between ``left`` and ``right`` in it."""
-    for a, b in zip(token, token[1:], strict=False):
+    for a, b in pairwise(token):
         before = a == left[-1] if left else not a.isspace()
         behind = b == right[0] if right else not b.isspace()
         if before and behind:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayprompt.candidate import TextIds, digest
+from rayprompt.candidate import digest
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
-from rayprompt.lm.family import Family
+from rayprompt.lm.characters import CharacterTokenizer
 from rayprompt.lm.cuts import Cuts, plain
+from rayprompt.lm.family import Family
 from rayprompt.lm.labels import Labels, Word
 from rayprompt.lm.whole import Part, WholeTexts
 from rayprompt.scores import BoolArray, IntArray
@@ -274,7 +275,7 @@ class EncodedPart:
 
 
 def usual(prompt: str, special: re.Pattern[str] | None) -> bool:
-    """Whether a prompt's text begins and ends like a word, and names no ``special`` token: as ``Encoder.edges`` asks."""
+    """Whether a prompt's text begins and ends like a word, and names no ``special`` token: see ``Encoder.edges``."""
     return not prompt or (plain(prompt[0]) and plain(prompt[-1]) and not (special and special.search(prompt)))
 
 
@@ -316,8 +317,11 @@ class Encoder:
     Elsewhere the whole string is tokenized for each pair (:mod:`rayprompt.lm.joined`).
     """
 
-    def __init__(self, tokenizer: Any, model: str, max_length: int, family: Family | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, model: str, max_length: int, family: Family | None = None, vocab_size: int | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
         self.model = model
         self.max_length = max_length
         self.mask_id = tokenizer.mask_token_id if family is None else family.mask_id(tokenizer)
@@ -328,7 +332,10 @@ class Encoder:
         self._anchor = len(self._plain([ANCHOR])[0])
         whole = tokenizer(ANCHOR)["input_ids"]
         inner = self._plain([ANCHOR])[0]
-        start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
+        starts = [i for i in range(len(whole)) if inner and whole[i : i + len(inner)] == inner]
+        if not starts:
+            raise InputError(f"model {model}: its tokenizer cannot be used (it gives no tokens for {ANCHOR!r})")
+        start = starts[0]
         self.prefix: list[int] = whole[:start]
         self.suffix: list[int] = whole[start + len(inner) :]
 
@@ -415,9 +422,12 @@ class Encoder:
             lead = [(template.pieces[at - 1].text, True)] if at else []
             first = self._segments([self._side(template, row, at + 1) for row in rows], lead)
             after_empty = tuple((*row, Segment(tail, field=False)) for row in first)
+        self._check_vocabulary([*before, *after, *(after_empty or ())])
         labels = self.labels(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
         pad = self.tokenizer.pad_token_id
+        if pad is not None and self.vocab_size is not None and not 0 <= pad < self.vocab_size:
+            pad = None  # it has no embedding; padding is masked, whatever its id
         content = [[s.ids.tolist() for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
         written = [] if decoding is None else [decoding.to_json()]
         key = digest([self.model, content, at, read, labels.words, self.max_length, *written])
@@ -445,6 +455,15 @@ class Encoder:
             alike = "token" if all(len(word) == 1 for word in found) else "tokens"
             raise InputError(f"{where}: two label words of {list(words)} are the same {alike} in {self.model}")
         return Labels(found)
+
+    def _check_vocabulary(self, sides: Sequence[tuple[Segment, ...]]) -> None:
+        """Raise ``InputError`` where the tokenizer gives ids that the LM has no embedding for."""
+        most = max((int(s.ids.max()) for side in sides for s in side if len(s.ids)), default=0)
+        if self.vocab_size is not None and most >= self.vocab_size:
+            (token,) = self.tokenizer.convert_ids_to_tokens([most])
+            raise InputError(
+                f"model {self.model}: its tokenizer gives id {most} ({token!r}); the LM has {self.vocab_size} tokens"
+            )
 
     def around(self, template: Template, *, reads_mask: bool) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer puts around a text: none around a chat, none behind a text to go on.
@@ -475,6 +494,25 @@ class Encoder:
             behind = "".join(space + text for space, text in row[at + 1 :]) + template.end
             found[i] = self._cuts_behind(template, at, before, row[at][0]) and self._cuts_before(behind)
         return found
+
+    def like_pieces(self, template: Template, examples: Sequence[Any]) -> bool:
+        """Whether every piece, tokenized apart with the space before it, has the ids that it has in the whole string.
+
+        Scores of earlier versions, which did that, then stay what they are.
+        """
+        pieces = template.pieces
+        if isinstance(self.tokenizer, CharacterTokenizer):
+            return not template.end
+        spaced = all(piece.space == " " for piece in pieces[1:] if piece.kind != "mask")
+        literals = [piece.text for piece in pieces if piece.kind == "literal"]
+        if template.is_chat or template.end or not spaced or not self.cuts.between("", " "):
+            return False
+        if template.has_mask and not self.cuts.sections_alike:
+            return False
+        if any(self.texts.has_special(text) or not plain(text[0]) or not plain(text[-1]) for text in literals):
+            return False
+        texts = (example.fields[name] for example in examples for name in template.fields)
+        return all(text and plain(text[0]) and plain(text[-1]) for text in texts)
 
     def _cuts_behind(self, template: Template, at: int, before: str, space: str) -> bool:
         if not before:
@@ -524,9 +562,7 @@ class Encoder:
                 found.append(((space + text, own), piece.kind == "field"))
         return found if end is not None else [*found, ((template.end, True), False)]
 
-    def _segments(
-        self, sides: Sequence[Sequence[tuple[Part, bool]]], lead: list[Part]
-    ) -> list[tuple[Segment, ...]]:
+    def _segments(self, sides: Sequence[Sequence[tuple[Part, bool]]], lead: list[Part]) -> list[tuple[Segment, ...]]:
         """The segments of one side of each example, as they are behind ``lead`` (which is left out)."""
         rows = [tuple(lead) + tuple(part for part, _ in side) for side in sides]
         distinct = list(dict.fromkeys(rows))
@@ -540,7 +576,9 @@ class Encoder:
         for row, side in zip(rows, sides, strict=True):
             ids = known[row][len(lead) :]
             found.append(
-                tuple(Segment(np.array(x, dtype=np.int64), is_field) for x, (_, is_field) in zip(ids, side, strict=True))
+                tuple(
+                    Segment(np.array(x, dtype=np.int64), is_field) for x, (_, is_field) in zip(ids, side, strict=True)
+                )
             )
         return found
 

@@ -84,9 +84,10 @@ class Joiner:
         unsure = examples[self.unsure(text, examples)]
         found = {}
         for example, ids in zip(unsure.tolist(), self.ids(text, unsure) if len(unsure) else (), strict=True):
-            if len(ids) <= part.max_length and not np.array_equal(ids, part.spliced(example, prompt)[0]):
-                if part.read is None or self._mask_at(part, example, ids) is not None:
-                    found[example] = ids
+            if len(ids) > part.max_length or np.array_equal(ids, part.spliced(example, prompt)[0]):
+                continue
+            if part.read is None or self._mask_at(part, example, ids) is not None:
+                found[example] = ids
         return found
 
     def whole(self, part: EncodedPart, example: int, prompt: Sequence[int]) -> tuple[IntArray, int, int] | None:
@@ -132,7 +133,8 @@ def _beyond_mask(part: EncodedPart, example: int) -> IntArray:
 def without_texts(part: EncodedPart, mask_id: int | None) -> EncodedPart:
     """The part for inputs that are given whole: nothing stands around them but the mask and what is beyond it."""
     nothing = (Segment(NOTHING, field=True),)
-    sides, read = [(nothing, nothing)] * len(part), part.read
+    sides: list[tuple[tuple[Segment, ...], tuple[Segment, ...]]] = [(nothing, nothing)] * len(part)
+    read = part.read
     if part.read is not None:
         mask = Segment(np.array([mask_id], dtype=np.int64), field=False)
         fixed = [Segment(_beyond_mask(part, e), field=False) for e in range(len(part))]
@@ -156,7 +158,7 @@ def by_form(
 
     Where ``soft`` (len(prompts),) has a soft prompt, ids are spliced in as they are.
     """
-    everything = [(np.arange(len(prompt)), part, prompts, prompt, example)]
+    everything: list[Group] = [(np.arange(len(prompt)), part, prompts, prompt, example)]
     joiner = part.joiner
     if joiner is None or not len(prompt):
         return everything

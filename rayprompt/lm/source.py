@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rayprompt.lm.family import Family, family_of
 from rayprompt.lm.replay import PREFIX, is_replay, recorded
 from rayprompt.lm.settings import LMSettings
 from rayprompt.scores import FloatArray
+from rayprompt.foreign import read_json
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "models"
 ROWS_AT_ONCE = 8192
@@ -31,13 +33,39 @@ WORD_EMBEDDINGS = (
     *("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "embed_in.weight", "tok_embeddings.weight"),
     "shared.weight",
 )
-POSITIONS_FROM_TWO = frozenset(  # model types whose position ids begin at padding_idx + 1 = 2
-    [
-        *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "mpnet", "longformer", "ibert"),
-        *("roberta-prelayernorm", "xmod"),
-    ]
+FILES = (
+    *("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.vocab"),
+    "*.py",
 )
-FILES = ("*.py", "*.json", "*.safetensors", "*.txt", "*.model")
+# What from_pretrained reads of a model, its tokenizer and how it writes; files with these endings all decide.
+DECISIVE = (
+    *("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("dict.txt", "encoder.json", "vocab.bpe", "bpe.codes", "tekken.json", "chat_template.json"),
+    *("processor_config.json", "preprocessor_config.json"),
+)
+ENDINGS = (".safetensors", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".codes", ".vocab")
+FORMERLY = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model"),
+    *("sentencepiece.bpe.model", "tekken.json"),
+)
+WITHOUT_FILES = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer")  # tokenizers whose tokens are bytes
+# Their position ids begin behind the padding's id, so that many of their positions are never used.
+POSITIONS_BEHIND_PADDING = (
+    *(
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "data2vec-text",
+        "mpnet",
+        "xmod",
+        "roberta-prelayernorm",
+    ),
+    *("longformer", "esm", "ibert", "luke", "lilt", "markuplm", "layoutlmv3", "altclip_text_model"),
+)
+LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -48,7 +76,8 @@ class LMSource:
         name: as the user gave it.
         location: a bundled name, the absolute path of a local folder, a URI, or a hub name: what loads it anywhere.
         family: the import path of its :class:`Family`, ``module:Class``.
-        digest: digest of the weights, config and tokenizer files.
+        digest: digest of every file that decides a score: weights, configs, tokenizer, chat template.
+        former: the digest that earlier versions had, which left out some of these files.
         vocab_size, hidden_size, layers, max_length: from its config; ``max_length`` in tokens, specials included.
         width: of its embedding layer's output, where a soft prompt is put in.
         parameters: numbers in its files.
@@ -70,6 +99,15 @@ class LMSource:
     settings: LMSettings = LMSettings()
     endpoint: Endpoint | None = None
     replay: bool = False
+    former: str = ""
+
+    def same(self, digest: str | None) -> bool:
+        """Whether a digest on record is this LM's, by today's rule or by the former one."""
+        return digest is not None and digest in (self.digest, self.former)
+
+    def as_recorded(self, digest: str | None) -> LMSource:
+        """The LM under the digest that a study has on record, if it is the same: its stored scores go by that."""
+        return replace(self, digest=digest) if digest and self.same(digest) else self
 
     @property
     def trust(self) -> dict[str, bool]:
@@ -121,6 +159,7 @@ def describe_model(
         location=str(folder.resolve()) if _is_local(name) else name,
         family=f"{type(family).__module__}:{type(family).__qualname__}",
         digest=_digest(folder, code=trusted),
+        former=_digest(folder, former=True),
         vocab_size=int(text.vocab_size),
         hidden_size=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
@@ -147,8 +186,9 @@ def describe_replay(name: str, settings: LMSettings, words: Sequence[str] | None
     else:
         check_named([was.location], f"{was.study}/study.yaml")
         source, family = describe_model(was.location, then, words)
-    if source.digest != was.digest:
+    if not source.same(was.digest):
         raise InputError(f"model {name}: {was.location} is another LM than the study had (its files have changed)")
+    source = source.as_recorded(was.digest)
     location = f"{PREFIX}{was.study}" + (f"#{name.rpartition('#')[2]}" if "#" in name else "")
     return replace(source, name=name, location=location, replay=True), family
 
@@ -244,8 +284,10 @@ def _missing(folder: Path) -> str | None:
         return "config.json (a transformers checkpoint is wanted)"
     if not any(folder.glob("*.safetensors")):
         return "*.safetensors (pickled weights are not loaded)"
-    if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")):
-        return "tokenizer (tokenizer.json)"
+    if not any((folder / f).is_file() for f in TOKENIZER_FILES) and not any(folder.glob("*.tiktoken")):
+        settings = folder / "tokenizer_config.json"
+        if not settings.is_file() or read_json(settings).get("tokenizer_class") not in WITHOUT_FILES:
+            return "tokenizer (tokenizer.json)"
     return None
 
 
@@ -357,29 +399,56 @@ def quiet() -> None:
 
 
 def _max_length(config: Any, folder: Path) -> int:
-    """The longest input in tokens: the least of what the config's positions and the tokenizer allow."""
-    limits = [int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 0)]
-    if config.model_type in POSITIONS_FROM_TWO:
-        limits = [limits[0] - 2]
+    """The longest input in tokens: the least of what the config's positions and the tokenizer allow.
+
+    Raises:
+        InputError: tokenizer_config.json cannot be read.
+    """
+    given = (getattr(config, name, None) for name in LIMITS)
+    stated = next((int(n) for n in given if isinstance(n, int) and not isinstance(n, bool) and n > 0), 0)
+    if config.model_type in POSITIONS_BEHIND_PADDING and stated:
+        padding = getattr(config, "pad_token_id", None)
+        stated -= 1 + (1 if padding is None or config.model_type == "mpnet" else int(padding))
+    limits = [stated]
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        stated = json.loads(settings.read_text()).get("model_max_length")
-        limits.append(int(min(stated, 1_000_000)) if isinstance(stated, (int, float)) else 0)
+        own: Any = read_json(settings).get("model_max_length")
+        usable = isinstance(own, int | float) and not isinstance(own, bool) and own == own
+        limits.append(int(max(0, min(own, 1_000_000))) if usable else 0)
     return min((limit for limit in limits if limit > 0), default=1024)
 
 
-def _digest(folder: Path, *, code: bool = False) -> str:
-    """SHA-256 over names and contents of the files that decide a score, the first 32 hex digits."""
+def _digest(folder: Path, *, code: bool = False, former: bool = False) -> str:
+    """SHA-256 over names and contents of the files that decide a score, the first 32 hex digits.
+
+    ``code``: with the Python files, which are run. ``former``: by the rule of earlier versions.
+    """
     total = hashlib.sha256()
     scripts = sorted(folder.rglob("*.py")) if code else []
-    for path in (*_files(folder), *scripts):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    for path in (*_files(folder, former=former), *scripts):
+        total.update(path.name.encode() + b"\0" + _file_digest(path))
     return total.hexdigest()[:32]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    decisive = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt")
+def _file_digest(path: Path) -> bytes:
+    stat = path.stat()
+    return _content_digest(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _content_digest(path: str, *version: int) -> bytes:
+    """A file's digest; the key tells another version of the file, so that it is read once."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _files(folder: Path, *, former: bool) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name in decisive or path.suffix == ".safetensors" or path.name == "tokenizer.model":
+        if not path.is_file():
+            continue
+        name = path.name
+        if former:
+            if name in FORMERLY or path.suffix == ".safetensors" or name == "tokenizer.model":
+                yield path
+        elif name in DECISIVE or path.suffix in ENDINGS or (name.startswith("tokenizer") and name.endswith(".json")):
             yield path

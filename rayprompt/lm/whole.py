@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class WholeTexts:
         ends = [len(ids) for ids in self.ids([row[: k + 1] for k in range(len(row))])]
         ends[-1] = len(whole)
         at = np.minimum(np.maximum.accumulate([0, *ends]), len(whole))
-        return [whole[a:b] for a, b in zip(at, at[1:], strict=False)]
+        return [whole[a:b] for a, b in pairwise(at)]
 
     def _ids(self, texts: Sequence[str], plain: bool) -> list[list[int]]:
         if not texts:
@@ -115,4 +115,4 @@ def _by_offsets(row: Row, ids: Sequence[int], offsets: np.ndarray[Any, np.dtype[
     part = np.minimum(np.where((first != last) & own[np.minimum(first, len(row))], first, last), len(row) - 1)
     part = np.maximum.accumulate(part) if len(part) else part
     bounds = np.searchsorted(part, np.arange(len(row) + 1))
-    return [list(ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(ids[a:b]) for a, b in pairwise(bounds)]

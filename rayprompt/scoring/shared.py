@@ -284,7 +284,7 @@ def join(name: str, source: LMSource, spare_gpu: float = 0.0) -> Joined:
 
 def _other(has: LMSource, wanted: LMSource) -> str | None:
     """In what a pool's LM is not the one that is wanted; None where it is."""
-    if has.digest != wanted.digest:
+    if not wanted.same(has.digest) and not has.same(wanted.digest):
         return f"has the LM {has.name}, not {wanted.name}"
     for key in DECIDING:
         mine, theirs = getattr(has.settings, key), getattr(wanted.settings, key)

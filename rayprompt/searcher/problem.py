@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,9 +32,14 @@ from rayprompt.task import Task, load_task
 from rayprompt.template import Template
 
 KNOWN_IDS = 100
+ENCODING = 2  # whole strings are tokenized
 VECTOR_DIMS = 32  # of token vectors
 WORD = re.compile(r"[^\W\d_]{2,}")
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+
+
+class LabelWarning(UserWarning):
+    """Label words that cannot all be answers."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,36 @@ class Problem:
         }
         self._splices = all(edges.all() for edges in self._edges.values())
         self._special = self.encoder.texts.special
+        # Which rule the ids follow; None where the former one, of pieces tokenized apart, gives the same.
+        alike = self._splices and all(
+            self.encoder.like_pieces(self.template, e) for e in self.task.parts(self.split).values()
+        )
+        self.encoding = None if alike else ENCODING
         self.judge, self.decoding = self._writing(settings)
         self._words = () if self.judge is not None else self.task.label_words
         self.labels: Labels = self.encoder.labels(
             self.template, self._words, reads_mask=self._reads_mask, where=self._where
         )
+
+        for line in self.remarks:
+            warnings.warn_explicit(line, LabelWarning, self._where, 0, module="task")
+
+    @property
+    def remarks(self) -> list[str]:
+        """A line for each label word that can never win: its tokens begin with all of another one's.
+
+        Its log-probability is the other's and a further term, so it is never greater. The end of an answer is not
+        scored instead: what ends one (a line break, a full stop, a special token) differs from LM to LM and from
+        template to template, and each choice gives other scores.
+        """
+        words = list(zip(self._words, self.labels.words, strict=True))
+        return [
+            f"{self._where}: label word {longer!r} can never win on {self.lm.name}: its tokens begin with those of "
+            f"{word!r}; take words of which none begins another"
+            for longer, all_of in words
+            for word, ids in words
+            if len(ids) < len(all_of) and all_of[: len(ids)] == ids
+        ]
 
     def _writing(self, settings: LMSettings) -> tuple[Judge | None, Decoding | None]:
         """Judge and decoding where the LM writes."""
@@ -200,7 +231,8 @@ class Problem:
     def encoder(self) -> Encoder:
         """The tokenizer, as templates need it."""
         family = load_family(self.lm.family)
-        return Encoder(load_tokenizer(self.lm.location, **self.lm.trust), self.lm.name, self.lm.max_length, family)
+        lm = self.lm
+        return Encoder(load_tokenizer(lm.location, **lm.trust), lm.name, lm.max_length, family, lm.vocab_size)
 
     @property
     def gold(self) -> IntArray:
@@ -249,6 +281,7 @@ class Problem:
                 if self.lm.endpoint is None
                 else {"endpoint": self.lm.endpoint.to_json(labels=not self.task.generates)}
             ),
+            **({} if self.encoding is None else {"encoding": self.encoding}),
         }
 
     def prompt(self, text: str) -> TextPrompt:
@@ -408,7 +441,10 @@ class Problem:
         return "" if self.template.begins(at) else pieces[at].space
 
     def _ids(self, texts: Sequence[str]) -> list[TextIds]:
-        known: dict[str, tuple[int, ...]] = {"": (), **{text: self._known_ids[text] for text in texts if text in self._known_ids}}
+        known: dict[str, tuple[int, ...]] = {
+            "": (),
+            **{text: self._known_ids[text] for text in texts if text in self._known_ids},
+        }
         new = list(dict.fromkeys(text for text in texts if text not in known))
         for text, row in zip(new, self.encoder.prompt_ids(self.template, new) if new else (), strict=True):
             known[text] = tuple(row.tolist())

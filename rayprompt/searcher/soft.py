@@ -264,7 +264,7 @@ def _from_study(problem: Problem, study: Path, length: int | None, mode: str, p0
     content = read_json(file)
     check(content, PromptRecord, str(file))
     prompt, lm = candidate_from_json(content["prompt"]), content["model"]
-    same_lm = lm.get("digest") == problem.lm.digest
+    same_lm = problem.lm.same(lm.get("digest"))
     if isinstance(prompt, TextPrompt):
         ids = prompt.token_ids if same_lm else None
         return _from_ids(ids or problem.prompt(prompt.text).token_ids or (), length, p0)

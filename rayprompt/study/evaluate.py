@@ -234,6 +234,6 @@ def _with_pool(
     if pool is None:
         with session(problem.lm, cluster or Cluster(), listener) as own:
             return run(own)
-    if pool.source.digest != problem.lm.digest:
+    if not problem.lm.same(pool.source.digest):
         raise InputError(f"the pool holds {pool.source.name}, the problem is on {problem.lm.name}")
     return run(pool)

@@ -30,7 +30,7 @@ SCHEMA = "rayprompt.study/4"
 FILE = STUDY_FILE
 SAME = {
     "task": ("digest", "split", "template", "judge"),
-    "model": ("digest", "label_ids", "max_length", "family", "endpoint"),
+    "model": ("digest", "label_ids", "max_length", "family", "endpoint", "encoding"),
     "searcher": ("class", "objective", "seed", "settings", "subspace", "content"),
 }
 UNDECIDING = ("tokens", "cache", "memory", "in_flight", "rate", "timeout", "tries", "price_in", "price_out")
@@ -84,6 +84,7 @@ def describe_search(problem: Problem, searcher: PromptSearcher) -> dict[str, Any
             "settings": problem.lm.settings.to_json(),
             "endpoint": None if endpoint is None else endpoint.to_json(),
             "service": None if endpoint is None else endpoint.features(),
+            "encoding": problem.encoding,
         },
         "searcher": {
             "name": searcher.name,
@@ -284,11 +285,22 @@ def _check_parts(
         for name in names:
             if name in ("content", "judge", "endpoint") and name not in was[part]:  # an older study, that had none
                 continue
+            if name == "encoding":
+                _check_encoding(was[part].get(name), now[part].get(name), study)
+                continue
             if _plain(was[part][name]) != _plain(now[part][name]):
                 raise InputError(
                     f"{location_of(study)}: {part} {name} was {shown(was[part][name])} when the study began and is "
                     f"{shown(now[part][name])} now; a resumed search must go on with the same"
                 )
+
+
+def _check_encoding(was: int | None, now: int | None, study: Path) -> None:
+    if was != now:
+        raise InputError(
+            f"{location_of(study)}: begun by a version that tokenized the pieces of this template one by one; now the "
+            "whole string is tokenized, which gives other token ids here: begin a new study"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -238,7 +238,7 @@ class PromptFile:
         """
         if isinstance(self.prompt, SoftPrompt):
             return self._soft_on(problem, self.prompt)
-        if self.model_digest in (None, problem.lm.digest):
+        if self.model_digest is None or problem.lm.same(self.model_digest):
             return self.prompt
         if isinstance(self.prompt, ConditionedPrompt):
             texts = problem.prompts([prompt.text for _, prompt in self.prompt.prompts])
@@ -251,7 +251,7 @@ class PromptFile:
         return problem.prompt(self.prompt.text)
 
     def _soft_on(self, problem: Problem, prompt: SoftPrompt) -> Candidate:
-        if self.model_digest not in (None, problem.lm.digest):
+        if self.model_digest is not None and not problem.lm.same(self.model_digest):
             raise InputError(
                 f"{self.source}: a soft prompt of {self.model} cannot be used on {problem.lm.name}, another LM"
             )

@@ -370,6 +370,9 @@ def _check_same(job: _Job, record: dict[str, Any]) -> None:
     Raises:
         InputError: it is of another one.
     """
+    job.problem.lm = job.problem.lm.as_recorded(record["model"]["digest"])
+    if job.target is not None and record["target"]:
+        job.target.lm = job.target.lm.as_recorded(record["target"].get("digest"))
     for name, before, now in (
         ("--finalists", record["finalists"], job.finalists),
         ("--tune-native", record["tune_native"], job.native),

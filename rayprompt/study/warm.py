@@ -71,7 +71,8 @@ def known_prompts(searcher: PromptSearcher, location: str | Path, most: int) -> 
 
 def _finalists(searcher: PromptSearcher, study: Path) -> list[Candidate]:
     result = read_result(study / "result.json")
-    same_lm = _model_digest(study) in (None, searcher.problem.lm.digest)
+    had = _model_digest(study)
+    same_lm = had is None or searcher.problem.lm.same(had)
     rows = sorted(result.finalists, key=lambda row: -float(row["objective"]))
     prompts: list[Candidate] = [candidate_from_json(row) for row in rows]
     if result.decoded is not None and searcher.kind == "text":
