@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rayprompt.errors import InputError, did_you_mean
+from rayprompt.foreign import read_json
 from rayprompt.lm.cache import fetched
 from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
 from rayprompt.lm.checkpoint import read_config_of
@@ -25,7 +26,6 @@ from rayprompt.lm.family import Family, family_of
 from rayprompt.lm.replay import PREFIX, is_replay, recorded
 from rayprompt.lm.settings import LMSettings
 from rayprompt.scores import FloatArray
-from rayprompt.foreign import read_json
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "models"
 ROWS_AT_ONCE = 8192
