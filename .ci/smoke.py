@@ -51,7 +51,7 @@ def main() -> None:
     for part in ("train", "test"):
         run("score", "reviews", "--prompts", "prompts.txt", "--on", part, "--demonstrations", "demos.parquet")
     run("recommend", "fit", "demos.parquet", "--out", "recommender")
-    run("recommend", "evaluate", "demos.parquet", "--recommender", "recommender")
+    run("recommend", "eval", "demos.parquet", "--recommender", "recommender")
     folder = Path("echo")
     folder.mkdir()
     (folder / "task.yaml").write_text(TASK)
