@@ -51,8 +51,6 @@ SCORE = "score"  # the metric of prompt_trainable, taken where nobody names one
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 class PromptSearcher(Searcher):
     """Base class of prompt optimizers: ``ask`` for candidates, ``tell`` their scores; always maximised.
