@@ -23,7 +23,7 @@ import numpy as np
 
 from rayprompt.errors import InputError, ScoringError, unknown
 from rayprompt.scores import FloatArray
-from rayprompt.scripts import composed, fold, is_word, unspaced
+from rayprompt.scripts import ONE_WAY, composed, fold, is_word, unspaced, visible
 from rayprompt.style import Run, StyleModels
 
 Extract = Callable[[str], "str | None"]
@@ -33,8 +33,11 @@ Score = Callable[["str | None", str], float]
 # or, as in India, of 2 before the last group.
 _GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}"
 _DIGITS = rf"(?:(?:{_GROUPS})(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?"
-NUMBER = re.compile(rf"(?P<sign>[-\u2212\u2013])?[$\u20ac\u00a3\u00a5\u20b9\u20a9]?(?P<digits>{_DIGITS})")
-GROUPED = re.compile(r"(?<=\d)(?:\{,\}|[\u2009\u202f\u00a0'\u2019])(?=\d{3}(?!\d))")  # LaTeX's comma, narrow spaces
+NUMBER = re.compile(rf"(?P<sign>[-\u2010-\u2013\u2212])?[$\u20ac\u00a3\u00a5\u20b9\u20a9]?(?P<digits>{_DIGITS})")
+GROUPED = re.compile(r"(?<=\d)(?:\{,\}|[\u2009\u202f\u00a0'\u2019_])(?=\d{3}(?!\d))")  # LaTeX's comma, narrow spaces
+POINTS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})(?![.,]?\d)")  # 1.234,5 and 1.234.567
+SWAPPED = str.maketrans(".,", ",.")
+FRACTION = re.compile(r"(?:(?<=\d)[ \u2009\u202f\u00a0])?([\u00bc-\u00be\u2152\u2155-\u2158\u215b-\u215e])")
 OTHER_DIGIT = re.compile(r"(?![0-9])\d")
 WRITTEN = str.maketrans(
     {chr(0xFEE0 + ord(c)): c for c in "+,-.%$"} | {"\u066b": ".", "\u066c": ",", "\ufe63": "-", "\uffe5": "\u00a5"}
@@ -43,7 +46,7 @@ PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
 EDGES = (
     string.whitespace
     + "\"'`*_()[]{}<>.,;:!?\u201c\u201d\u2018\u2019\u00ab\u00bb\u00bf\u00a1\u2026"
-    + "\u060c\u061b\u061f\u06d4\u0964\u0e2f\u1362"
+    + "\u200b\u060c\u061b\u061f\u06d4\u0964\u0e2f\u1362"
     + "".join(map(chr, (0x3001, 0x3002, *range(0x3008, 0x3012), 0xFF08, 0xFF09, 0xFF0C, 0xFF0E, 0xFF1A, 0xFF1B)))
     + "\uff01\uff1f"
 )
@@ -58,7 +61,7 @@ def last_number(text: str) -> str | None:
     Digits of any script count. A minus behind a letter is a hyphen, unless the letter's script has no
     spaces between words.
     """
-    plain = GROUPED.sub(",", in_ascii_digits(text))
+    plain = POINTS.sub(lambda found: found[0].translate(SWAPPED), GROUPED.sub(",", in_ascii_digits(text)))
     found = list(NUMBER.finditer(plain))
     if not found:
         return None
@@ -68,9 +71,10 @@ def last_number(text: str) -> str | None:
 
 
 def in_ascii_digits(text: str) -> str:
-    """A text with the digits, points and signs of other scripts as those of ASCII."""
+    """A text with the digits, points and signs of other scripts as those of ASCII; 5\u00bd is 5.5."""
     if text.isascii():
         return text
+    text = FRACTION.sub(lambda found: str(unicodedata.numeric(found[1])).removeprefix("0"), visible(text))
     return OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text.translate(WRITTEN))
 
 
@@ -105,7 +109,7 @@ def canonical(number: str | None) -> str | None:
 
 def normal(text: str) -> str:
     """A text up to case, whitespace, and punctuation around it; what is part of a number or a name stays (-5, C#)."""
-    plain = " ".join(unicodedata.normalize("NFC", text).split())
+    plain = " ".join(unicodedata.normalize("NFC", visible(text)).translate(ONE_WAY).split())
     inner = plain.strip(EDGES)
     point = plain[: plain.find(inner)].endswith(".") and inner[:1].isdigit()
     return (("." if point else "") + inner).casefold()
@@ -237,7 +241,7 @@ def choice_of(choices: Sequence[str], name: str = "", *, last: bool = False) -> 
     longest = sorted(known, key=len, reverse=True)
 
     def find(text: str) -> str | None:
-        plain = composed(text)
+        plain = " ".join(composed(text).split())
         folded, at = fold(plain)
         at.append(len(plain))
         spans = [span for form in longest for span in _places(plain, folded, at, form)]
@@ -256,7 +260,7 @@ def choice_of(choices: Sequence[str], name: str = "", *, last: bool = False) -> 
 
 def _form(choice: str) -> str:
     """What a choice is looked for as: a single letter with its case, all else without."""
-    plain = composed(choice)
+    plain = " ".join(composed(choice).split())
     return plain if len(plain) == 1 else fold(plain)[0]
 
 
@@ -303,7 +307,7 @@ def contains(answer: str | None, gold: str) -> float:
     """1 where the gold answer stands in the answer, as whole words and up to case."""
     if answer is None:
         return 0.0
-    text, word = (fold(composed(t))[0] for t in (answer, gold))
+    text, word = (" ".join(fold(composed(t))[0].split()) for t in (answer, gold))
     starts = [i for i in range(len(text) - len(word) + 1) if text.startswith(word, i)]
     return float(any(is_word(text, i, i + len(word)) for i in starts) if word else True)
 

@@ -15,6 +15,11 @@ UNSPACED = (
     *((0xAA80, 0xAADF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B2FF), (0x20000, 0x3FFFF)),
 )
 HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff\uffa0-\uffdc]")
+MINUS = "-\u2212\u2010\u2011"
+THOUSANDS = re.compile(r"\d{3}(?!\d)")
+NUMBER_GOES_ON = re.compile(r"\d(?:\.\d|,\d{3}(?!\d))")
+INVISIBLE = dict.fromkeys((0x00AD, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+ONE_WAY = str.maketrans({**dict.fromkeys("\u2018\u2019\u02bc", "'"), **dict.fromkeys("\u2010\u2011", "-")})
 _STARTS = [first for first, _ in UNSPACED]
 
 
@@ -43,23 +48,46 @@ def is_word(text: str, start: int, end: int) -> bool:
     """Whether ``text[start:end]`` is a word of its own: no neighbor goes on with it in its script.
 
     Where there are no spaces a word may stand next to any other. A Korean word may have particles behind it.
+    Underscores around a word are markup; digits are no part of a longer number.
     """
-    if start and _joins(text[start - 1], text[start]):
+    if start and (_goes_on(text, start) or _number_before(text, start)):
         return False
-    if end == len(text) or not _joins(text[end - 1], text[end]):
+    if end == len(text) or not (_goes_on(text, end) or NUMBER_GOES_ON.match(text, end - 1)):
         return True
     return bool(HANGUL.match(text[end - 1]) and HANGUL.match(text[end]))
 
 
+def _goes_on(text: str, at: int) -> bool:
+    """Whether the characters on both sides of a place are of one word, over the underscores between them."""
+    left, right = at - 1, at
+    while left >= 0 and text[left] == "_":
+        left -= 1
+    while right < len(text) and text[right] == "_":
+        right += 1
+    return left >= 0 and right < len(text) and _joins(text[left], text[right])
+
+
+def _number_before(text: str, at: int) -> bool:
+    """Whether digits at a place go on with a number, or have a sign: 1.5, 1,500, .5, -5."""
+    if not text[at].isdecimal():
+        return False
+    mark, before = text[at - 1], text[at - 2 : at - 1] if at > 1 else ""
+    if before.isdecimal():
+        return mark == "." or (mark == "," and bool(THOUSANDS.match(text, at)))
+    if mark == ".":
+        return not before or before.isspace()
+    return mark in MINUS and not (before in (*MINUS, ")", "]", "_") or (before.isalpha() and not unspaced(before)))
+
+
 @lru_cache(maxsize=4096)
 def _folded(character: str) -> str:
-    return character.casefold().replace("i\u0307", "i").replace("\u0131", "i")
+    return character.casefold().replace("i\u0307", "i").replace("\u0131", "i").translate(ONE_WAY)
 
 
 def fold(text: str) -> tuple[str, list[int]]:
     """A text without differences of case, and for each of its characters the index in ``text``.
 
-    A letter may become several: ß is ss. Both Turkish letters i, with a dot and without, become i.
+    Apostrophes and hyphens are those of ASCII. A letter may become several: ß is ss. Both Turkish letters i, with a dot and without, become i.
     """
     out: list[str] = []
     at: list[int] = []
@@ -70,6 +98,11 @@ def fold(text: str) -> tuple[str, list[int]]:
     return "".join(out), at
 
 
+def visible(text: str) -> str:
+    """A text without soft hyphens and marks of direction."""
+    return text if text.isascii() else text.translate(INVISIBLE)
+
+
 def composed(text: str) -> str:
     """A text in one way of writing it: composed characters, and full-width ones as usual ones (NFKC)."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return text if text.isascii() else unicodedata.normalize("NFKC", visible(text))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from rayprompt.answers import get_extractor, match, token_f1
+from rayprompt.answers import contains, get_extractor, match, token_f1
 from rayprompt.errors import InputError
 from rayprompt.lm.chat import TooLong, limited
 from rayprompt.lm.source import BUNDLED, describe_model
@@ -35,6 +35,16 @@ from rayprompt.template import Template
         ("\u22127", "-7"),
         ("9" * 5000, "9" * 5000),
         ("12345678901234567890", "12345678901234567890"),
+        ("the answer is \u20115.", "-5"),  # a hyphen that does not break
+        ("\u200f-\u200e5", "-5"),
+        ("1_000_000", "1000000"),
+        ("\u20ac1.234,56.", "1234.56"),
+        ("1.234.567", "1234567"),
+        ("(1.000,2.000)", "2"),
+        ("1,234.5", "1234.5"),
+        ("5\u00bd", "5.5"),
+        ("2 \u00be cups", "2.75"),
+        ("\u00bc", "0.25"),
     ],
 )
 def test_the_last_number_in_any_script(text: str, number: str) -> None:
@@ -56,6 +66,23 @@ def test_the_last_number_in_any_script(text: str, number: str) -> None:
         ("yes,no", "nothing", None),
         ("хорошо,плохо", "нехорошо", None),
         ("A,B", "a B", "B"),
+        ("yes,no", "_Yes_", "yes"),
+        ("yes,no", "__no__.", "no"),
+        ("entailment,not_entailment", "_not_entailment_", "not_entailment"),
+        ("yes,no", "yes_man", None),
+        ("1,2,3,4,5", "1.5 of 4", "4"),
+        ("0,1", "0.1", None),
+        ("1,2", "1,000", None),
+        ("1,2", "1,2", "1"),
+        ("1,2", "2.", "2"),
+        ("1,2", "1.正面", "1"),
+        ("1,2", "-1", None),
+        ("1,2", "A-1", "1"),
+        ("-1,0,1", "是-1", "-1"),
+        ("know,don't know", "I don\u2019t know", "don't know"),
+        ("positive,very positive", "Very\n positive", "very positive"),
+        ("positive,non-positive", "non\u2011positive", "non-positive"),
+        ("positive,negative", "po\u00adsi\u00adtive", "positive"),
     ],
 )
 def test_a_choice_is_a_word_by_its_script(choices: str, text: str, found: str | None) -> None:
@@ -65,6 +92,9 @@ def test_a_choice_is_a_word_by_its_script(choices: str, text: str, found: str | 
 def test_numbers_are_compared_exactly() -> None:
     assert match("12345678901234567890", "12345678901234567891") == 0
     assert match("0.30", "0.3") == 1
+    assert contains("1.5", "5") == contains("-5", "5") == contains("1,500", "500") == 0
+    assert contains("1,5", "5") == contains("3-5", "5") == contains("(5)", "5") == contains("is 5.", "5") == 1
+    assert get_extractor("exact").find("Don\u2019t know.") == get_extractor("exact").gold("don't know")
     assert token_f1("电影很好", "电影好") == pytest.approx(6 / 7)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import yaml
 from tokenizer_kinds import CAUSAL, MASKED
+from tokenizers import AddedToken, Tokenizer
 
 from rayprompt.candidate import TextIds
+from rayprompt.errors import InputError
 from rayprompt.lm.encode import EncodedPart, Encoder
 from rayprompt.lm.joined import Joiner, by_form
 from rayprompt.task import Example
@@ -152,6 +155,45 @@ def test_a_question_and_its_line_break_are_one_token() -> None:
     row = part.row(0, TextIds(tokenizer(" Let's see", add_special_tokens=False)["input_ids"], "Let's see"))[0]
     assert row.tolist() == tokenizer("Q: How many?\nA: Let's see")["input_ids"]
     assert "?Ċ" in tokenizer.convert_ids_to_tokens(row.tolist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "token", "templates"),
+    [
+        ("mistral", "</s>", ("{text} {prompt}", "<s>{text} {prompt}<s>", "<s>{prompt}\n{text}", "{text}<s>{prompt}")),
+        ("llama2", "</s>", ("<s>{text} {prompt}<s>", "{text}<s>{prompt}")),
+        ("llama3", "<|eot_id|>", ("<|begin_of_text|>{text} {prompt}<|start_header_id|>", "{text}{prompt}")),
+        ("gemma", "<end_of_turn>", ("<start_of_turn> {text}\n{prompt}<start_of_turn>",)),
+        ("roberta", "</s>", ("{text} {prompt} {mask}.", "{mask}{text}{prompt}")),
+        ("xlmr", "</s>", ("{text} {prompt} {mask}.", "{mask}{text}{prompt}")),
+        ("t5", "<pad>", ("{text} {prompt} {mask}.", "{mask}{text}{prompt}")),
+    ],
+)
+def test_a_special_token_in_a_text_is_plain_text(kind: str, token: str, templates: tuple[str, ...]) -> None:
+    """As a tokenizer that does not know the token reads the string."""
+    (make,) = (one for one in (*CAUSAL, *MASKED) if one.__name__ == kind)
+    tokenizer, masked = make(), make in MASKED
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["content"] != token]
+    plain = Tokenizer.from_str(json.dumps({**state, "post_processor": None}))
+    texts = (f"a {token} film", f"{token}good", f" {token}\n", "a film")
+    for source in templates:
+        encoder, template, part, examples = encoded(tokenizer, source, texts, masked)
+        head, tail = encoder.around(template, reads_mask=masked)
+        for prompt, ids in zip(prompts := (f"say {token}", " so"), encoder.prompt_ids(template, prompts), strict=True):
+            for i, example in enumerate(examples):
+                whole = template.render(example.fields, prompt, encoder.mask)
+                row = part.row(i, TextIds(ids.tolist(), prompt))[0].tolist()
+                assert row == [*head, *plain.encode(whole, add_special_tokens=False).ids, *tail], whole
+
+
+def test_a_mask_that_the_tokenizer_does_not_see_is_refused() -> None:
+    tokenizer = MASKED[0]()
+    mask = AddedToken("[HIDE]", single_word=True, special=True)
+    tokenizer.add_special_tokens({"mask_token": mask})
+    with pytest.raises(InputError, match="does not read .HIDE. there as the mask"):
+        encoded(tokenizer, "{prompt} {text}{mask}", ("a film",), True)
+    check(tokenizer, "{prompt} {text} {mask} .", True, ("a film",), ("so",))
 
 
 def test_ids_of_no_text_are_spliced_in_as_they_are() -> None:

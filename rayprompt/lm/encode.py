@@ -425,6 +425,13 @@ class Encoder:
         self._check_vocabulary([*before, *after, *(after_empty or ())])
         labels = self.labels(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
+        for row in () if read is None else before if read[0] == "before" else after:
+            found = [i for segment in row[read[1] :] for i in segment.ids.tolist()]
+            if found[:1] != [self.mask_id]:
+                raise InputError(
+                    f"{where}: the tokenizer of {self.model} does not read {self.mask} there as the mask "
+                    f"({self.tokenizer.convert_ids_to_tokens(found[:6])}): put spaces around {{mask}} in the template"
+                )
         pad = self.tokenizer.pad_token_id
         if pad is not None and self.vocab_size is not None and not 0 <= pad < self.vocab_size:
             pad = None  # it has no embedding; padding is masked, whatever its id

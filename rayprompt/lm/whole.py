@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer
 
 Part = tuple[str, bool]  # a text, and whether special tokens in it are special: those of the template are
 Row = Sequence[Part]
@@ -78,9 +80,40 @@ class WholeTexts:
         return rows
 
     def _mixed(self, row: Row) -> list[int]:
-        """A row in which a text names a special token, as plain text: cut at the template's own special tokens."""
+        """A row in which a text names a special token, as plain text: only the template's own tokens are special."""
+        pieces = list(self._pieces(row))
+        if self._has_offsets:
+            backend, marks = self._marked
+            text = "".join(marks[text] if own else text for text, own in pieces)
+            known = {
+                backend.token_to_id(mark): self.tokenizer.convert_tokens_to_ids(text) for text, mark in marks.items()
+            }
+            return [known.get(i, i) for i in backend.encode(text, add_special_tokens=False).ids]
+        return self._sections([(special, "".join(t for t, _ in same)) for special, same in groupby(pieces, _second)])
+
+    @cached_property
+    def _marked(self) -> tuple[Any, dict[str, str]]:
+        """A copy of the tokenizer to which special tokens are plain text, and the mark that is each of them there.
+
+        A tokenizer may treat a text behind a special token in another way than a text that begins.
+        """
+        backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        marks = {}
+        for token in list(self.tokenizer.added_tokens_decoder.values()):
+            if token.special:
+                mark = marks[str(token)] = f"\U0010fffd{len(marks)}\U0010fffd"
+                added = AddedToken(
+                    mark, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
+                )
+                backend.add_tokens([added])
+        return backend, marks
+
+    def _sections(self, pieces: Sequence[tuple[bool, str]]) -> list[int]:
+        """The ids of special tokens and of the texts between them, each tokenized apart."""
         ids: list[int] = []
-        pieces = [(special, "".join(text for text, _ in same)) for special, same in groupby(self._pieces(row), _second)]
         for i, (special, text) in enumerate(pieces):
             if not special and i + 1 < len(pieces) and self.strips.get(pieces[i + 1][1], (False, False))[0]:
                 text = text.rstrip()
