@@ -256,7 +256,7 @@ def test_it_goes_on_from_a_better_prompt_that_it_did_not_ask_for(view: Problem) 
         ({"population": 1}, "population=1: must be 2 or more, or 0"),
         ({"rounds": 0}, "rounds=0: must be 1 or more"),
         ({"intrinsic_dim": 0}, "intrinsic_dim=0: must be greater than 0"),
-        ({"length": 200}, "a prompt of 200 tokens does not fit"),
+        ({"length": 200}, "setting length=200: must be 128 or less, the longest input of this LM"),
     ],
 )
 def test_bad_settings_get_one_clear_line(settings: dict[str, Any], message: str, view: Problem) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from rayprompt.comparison.plan import Run as Planned
 from rayprompt.comparison.schedulers import scheduler_of
 from rayprompt.comparison.significance import permutation_p_value
 from rayprompt.comparison.tables import Prices, tables_of
+from rayprompt.records import RunReport
 from rayprompt.store.files import Folder
 from rayprompt.study.progress import Progress, silent
 from rayprompt.study.session import Cluster
@@ -151,14 +152,15 @@ def test_a_stop_mark_counts_only_with_the_report_it_was_made_at(tmp_path: Path) 
     (run,) = runs_of([entry], [("t", "x", "m")], [0])
     options = {"budget": 100, "finalists": 1}
     job = Job({}, [entry], [run], [0], tmp_path, "id", ".", options, Cluster(), silent, 0.0)
-    report = {"end": "", "evaluations": 64}
+    figures = [name for name in get_type_hints(RunReport) if name not in ("objective", "end")]
+    report = {"objective": "accuracy", "end": "", **dict.fromkeys(figures, 0), "evaluations": 64}
     write_run(Folder.at(tmp_path), job.plan(run).search, report, Trace())
     assert job.ended(run) is None
     job.mark_stopped(run, 96)
     assert job.ended(run) is None
     write_run(Folder.at(tmp_path), job.plan(run).search, {**report, "evaluations": 96}, Trace())
-    assert job.ended(run)[0] == {"end": "scheduler", "evaluations": 96}
-    write_run(Folder.at(tmp_path), job.plan(run).search, {"end": "budget", "evaluations": 100}, Trace())
+    assert job.ended(run)[0] == {**report, "end": "scheduler", "evaluations": 96}
+    write_run(Folder.at(tmp_path), job.plan(run).search, {**report, "end": "budget", "evaluations": 100}, Trace())
     assert job.ended(run)[0]["end"] == "budget"
     file = next((tmp_path / "runs").glob("*.json"))
     file.write_text(file.read_text()[:20])
@@ -254,7 +256,10 @@ ERRORS = {
     "nobody has it": ({"settings": {"*": {"alpha": 3}}}, "--set alpha=...: none of random, nevergrad has this setting"),
     "no range": ({"settings": {"random": {"length": {"between": [1, 2]}}}}, "a range is one of choice"),
     "a wrong range": ({"settings": {"random": {"length": {"uniform": [1]}}}}, "uniform([1]) is not a range"),
-    "samples": ({"settings": {"random": {"length": {"randint": [1, 5]}}}, "samples": 0}, "--samples 0: must be 1 or"),
+    "samples": (
+        {"settings": {"random": {"length": {"randint": [1, 5]}}}, "samples": 0},
+        "--samples 0: must be from 1 to 10,000",
+    ),
     "seeds": ({"seeds": 0}, "seeds 0: must be a number of seeds"),
     "one seed twice": ({"seeds": [1, 1]}, "seeds [1, 1]: must be"),
     "budget": ({"budget": 0}, "budget 0: must be 1 or more"),

@@ -147,7 +147,7 @@ def test_what_is_written_is_the_same_at_other_addresses() -> None:
 def test_a_step_of_the_policy_has_the_same_bits_at_other_addresses(
     view: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayprompt.lm.backbone._workers", lambda: 1)
+    monkeypatch.setattr("rayprompt.limits.cpus", lambda: 1)
 
     def run() -> bytes:
         searcher = make(view)

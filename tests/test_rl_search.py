@@ -163,7 +163,7 @@ def test_a_restored_policy_goes_on_to_the_same_bits(view: Problem, settings: dic
 def test_bits_do_not_depend_on_the_number_of_threads(view: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for workers in (1, 3):
-        monkeypatch.setattr("rayprompt.lm.backbone._workers", lambda workers=workers: workers)
+        monkeypatch.setattr("rayprompt.limits.cpus", lambda workers=workers: workers)
         searcher = make(view)
         for _ in range(6):
             step(searcher, lambda row: float(row[0] % 7))

@@ -99,7 +99,7 @@ def test_a_prompt_file_on_another_lm_is_used_by_its_text(found: rayprompt.Result
     with pytest.raises(InputError, match="cannot be used on tiny-causal"):
         read_prompt_file(tmp_path / "ids.json").on(other)
     (tmp_path / "bad.json").write_text(json.dumps({**content, "model": None}))
-    with pytest.raises(InputError, match="must be JSON objects"):
+    with pytest.raises(InputError, match="model must be a mapping, not None"):
         read_prompt_file(tmp_path / "bad.json")
 
 

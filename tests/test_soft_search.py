@@ -206,7 +206,10 @@ def test_warm_starts(found: rayprompt.Result, few: Problem, tmp_path: Path) -> N
             "none of its [67] prompts can be used here: cma-es takes soft",
         ),
         (["--proxy-model", "tiny-maskd"], "unknown model 'tiny-maskd' .did you mean 'tiny-masked'"),
-        (["--searcher", "cma-es", "--set", "length=500"], "a prompt of 500 tokens does not fit"),
+        (
+            ["--searcher", "cma-es", "--set", "length=500"],
+            "length=500: must be 128 or less",
+        ),
         (["--searcher", "cma-es", "--set", "sigma=0"], "setting sigma=0.*: must be greater than 0"),
         (["--searcher", "cma-es", "--set", "mode=add"], "use --mode|not a setting"),
     ],

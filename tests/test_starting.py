@@ -112,7 +112,7 @@ def test_a_cluster_that_wants_a_token_is_named_at_once(guarded: str, monkeypatch
     with pytest.raises(InputError, match="refuses the token of this process: set RAY_AUTH_MODE=token, and give"):
         starting.join_cluster(guarded)
     monkeypatch.setattr(starting, "_token", lambda address: "secret")
-    starting._check_address(guarded)
+    starting.check_address(guarded)
 
 
 @pytest.mark.parametrize("address", ["here", "host:", ":1", "host:²", "host:99999999", "127.0.0.1:1", "ray://h:1"])

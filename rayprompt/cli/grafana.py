@@ -123,8 +123,8 @@ def _moved(panel: dict[str, Any], by: int) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_json(path)
     try:
+        content = read_json(path)
         check(content, Dashboard, str(path))
     except InputError as error:
         raise InputError(f"{error}: is no dashboard of Ray's; --no-page leaves it alone") from None

@@ -40,6 +40,8 @@ def check_soft(scorer: LMScorer, soft: SoftPrompts) -> None:
                     f"{type(forward.model).__name__}: soft prompts ({mode}) have other scores when inputs share a "
                     "pass, so it takes none"
                 )
+    for cache in (soft.matrices, soft.bases, soft.products):
+        cache.clear()  # the probe's own
 
 
 def _alike(
