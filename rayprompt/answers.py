@@ -217,6 +217,8 @@ def _regex(name: str, pattern: str, place: str) -> Extractor:
         compiled = re.compile(pattern)
     except re.error as error:
         raise InputError(f"{place}extractor {name}: {error} in the pattern") from None
+    except (RecursionError, OverflowError):
+        raise InputError(f"{place}extractor {name[:60]}...: the pattern is nested too deeply or too large") from None
 
     def find(text: str) -> str | None:
         found = list(compiled.finditer(text))

@@ -7,7 +7,9 @@ keys, and every text in it can be written as UTF-8. Dates are text: no file of o
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ MOST_DIGITS = 100
 ALIASES, SPARE = 100, 10_000  # aliases may make 100 times as many values as there are, and a few thousand in any case
 
 # What PyYAML raises of a value that is not of its tag.
-BROKEN = (ValueError, OverflowError, TypeError, AttributeError, KeyError)
+BROKEN = (ValueError, OverflowError, TypeError, AttributeError, LookupError)
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SUSPECT = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{100}")  # in JSON text: an escaped surrogate, a long number
@@ -55,14 +57,34 @@ def read_bytes(path: Path, kind: str) -> bytes:
         InputError: the file cannot be read, or is too large.
     """
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES[kind]:
-            raise InputError(f"{path}: {size:,} bytes; at most {MOST_BYTES[kind]:,} bytes of {kind} are read")
-        return path.read_bytes()
+        _check_regular(path)
+        # Some files of /proc are regular and wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES[kind]:
+                raise InputError(f"{path}: {size:,} bytes; at most {MOST_BYTES[kind]:,} bytes of {kind} are read")
+            content: bytes | None = file.read()
+        if content is None:
+            raise InputError(f"{path}: cannot be read (it waits for somebody to write)")
+        return content
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def check_file(path: Path, what: str = "") -> None:
+    """Raise ``InputError`` unless there is a regular file; ``what`` it should be is for the message."""
+    try:
+        _check_regular(path)
+    except (OSError, ValueError):  # also a name that the file system does not take
+        raise InputError(f"no such file: {path}{what}") from None
+
+
+def _check_regular(path: Path) -> None:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):  # a pipe or a device may wait, or have no end
+        raise InputError(f"{path}: is a {'directory' if stat.S_ISDIR(mode) else 'pipe, socket or device'}, not a file")
 
 
 def is_file(path: Path) -> bool:
@@ -87,11 +109,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, or holds something else; the message names file and line.
     """
-    if not is_file(path):
-        raise InputError(f"no such file: {path}")
+    check_file(path)
     content = _parsed(parse_json, read_text(path, "JSON"), path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
+        raise InputError(f"{path}: must hold a JSON object, not {_kind(content)}")
     return content
 
 
@@ -101,8 +122,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, is not YAML, or holds no mapping; the message names file and line.
     """
-    if not is_file(path):
-        raise InputError(f"no such file: {path}")
+    check_file(path)
     return yaml_of(read_text(path, "YAML"), path)
 
 
@@ -114,8 +134,12 @@ def yaml_of(text: str, path: Path) -> dict[str, Any]:
     """
     content = _parsed(parse_yaml, text, path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold 'key: value' lines, not {type(content).__name__}")
+        raise InputError(f"{path}: must hold 'key: value' lines, not {_kind(content)}")
     return content
+
+
+def _kind(content: Any) -> str:
+    return "nothing" if content is None else type(content).__name__
 
 
 def _parsed(parse: Callable[[str], Any], text: str, path: Path) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayprompt.errors import InputError, did_you_mean
-from rayprompt.foreign import Unreadable, is_file, parse_json, read_text
+from rayprompt.foreign import Unreadable, check_file, parse_json, read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +28,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: the file is missing, empty, of an unknown type, or broken; the message names file and line.
     """
-    if not is_file(path):
-        raise InputError(f"no such file: {path}")
+    check_file(path)
     readers = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(f"{path}: unknown type {path.suffix!r}; a table is one of {', '.join(SUFFIXES)}")
@@ -59,8 +58,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """The non-empty lines of a UTF-8 text file; ``what`` they are is for the error message."""
-    if not is_file(path):
-        raise InputError(f"no such file: {path} (a text file of {what}, one a line)")
+    check_file(path, f" (a text file of {what}, one a line)")
     lines = [line.strip() for line in read_text(path).split("\n")]  # a text may hold other ends of lines
     lines = [line for line in lines if line]
     if not lines:
@@ -126,7 +124,7 @@ def _read_tsv(path: Path) -> list[Row]:
     if all(len(cells) == len(plain[0]) for cells in plain):
         return _rows(path, [[_unquoted(cell) for cell in cells] for cells in plain])
     try:
-        return _rows(path, list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)))
+        return _rows(path, list(_cells(text, "\t")))
     except (csv.Error, InputError):
         return _rows(path, plain)
 
@@ -138,11 +136,18 @@ def _unquoted(cell: str) -> str:
 
 
 def _read_csv(path: Path) -> list[Row]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = _cells(read_text(path), ",")
     try:
         return _rows(path, list(reader))
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+        if str(error) == "unexpected end of data":
+            raise InputError(f"{path}: a cell begins with a quotation mark that is never closed") from None
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+
+
+def _cells(text: str, delimiter: str) -> Any:
+    csv.field_size_limit(2**31 - 1)  # of the process; the file's size has a limit of its own
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
 
 def _rows(path: Path, table: Sequence[Sequence[str]]) -> list[Row]:
@@ -182,7 +187,8 @@ def _read_parquet(path: Path) -> list[Row]:
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, times that Python does not have
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: a value cannot be read ({str(error)[:160]})") from None
+        zone = "a time zone that is not known" if "pytz" in str(error) else str(error)[:160]
+        raise InputError(f"{path}: a value cannot be read ({zone})") from None
     return rows
 
 

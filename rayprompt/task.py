@@ -21,6 +21,7 @@ from rayprompt.style import StyleModels
 from rayprompt.tables import text_of, unseen
 from rayprompt.task_data import find_column
 from rayprompt.template import Template
+from rayprompt.typed import shown
 
 PARTS = ("train", "dev", "test")
 FAMILIES = ("masked", "causal", "encoder-decoder")
@@ -274,6 +275,8 @@ def make_task(
     be functions of the user's; those that a file names may not.
     """
     kind = check_kind(spec, columns, where)
+    for key in ("name", "version", "description", "manual_prompt", "scorer"):
+        _check_text(spec.get(key), f"{where}: {key}")
     generates = kind == "generation"
     labels, label_words = ((), ()) if generates else read_label_words(spec.get("label_words"), where)
     metric = spec.get("metric", "best_sample" if spec.get("scorer") == STYLE else "accuracy")
@@ -313,6 +316,12 @@ def make_task(
     return task
 
 
+def _check_text(value: Any, what: str) -> None:
+    """Raise ``InputError`` for a list, a mapping, true or false: their Python form would be taken for a text."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise InputError(f"{what} must be text, not {shown(value)}")
+
+
 def check_kind(spec: Mapping[str, Any], columns: Mapping[str, Any], where: str) -> str:
     """The kind of a task; what it says of label words, extractor and columns must go with it.
 
@@ -339,7 +348,8 @@ def _judging(spec: Mapping[str, Any], where: str, code: bool) -> tuple[Judge, di
     """Judge and decoding of a generation task, checked. ``code``: extractor and scorer may be functions."""
     name = spec.get("extractor")
     if not isinstance(name, str):
-        raise InputError(f"{where}: extractor is missing: what finds the answer in what the LM writes, as last-number")
+        wrong = "missing" if name is None else f"{shown(name)}, not a name"
+        raise InputError(f"{where}: extractor is {wrong}: what finds the answer in what the LM writes, as last-number")
     scorer, style = str(spec.get("scorer", "match")), None
     if spec.get("style") is not None:
         if scorer != STYLE:
@@ -376,6 +386,10 @@ def read_label_words(words: Any, where: str) -> tuple[tuple[str, ...], tuple[str
     for value in (*words, *words.values()):
         if isinstance(value, bool):
             raise InputError(f'{where}: label_words: YAML reads a plain yes, no, on or off as {value}; write "Yes"')
+        if value is None or isinstance(value, list | Mapping):
+            raise InputError(f"{where}: label_words: a label and its word must be texts, not {shown(value)}")
+    if len(set(map(str, words))) < len(words):
+        raise InputError(f"{where}: label_words: two labels are the same text in {shown(list(words))}")
     label_words = tuple(str(word).strip() for word in words.values())
     if len(set(label_words)) < len(label_words) or not all(label_words):
         raise InputError(f"{where}: every label needs a word of its own, not {list(words.values())}")
@@ -391,7 +405,8 @@ def _templates(given: Any, fields: Sequence[str], where: str, generates: bool) -
     if isinstance(given, str):
         given = {"masked" if "{mask}" in given and not generates else "causal": given}
     if not isinstance(given, Mapping) or not given:
-        raise InputError(f"{where}: template is missing; it is a string or {{masked: ..., causal: ...}}")
+        wrong = "is missing; it is" if given is None else f"is {shown(given)}; it must be"
+        raise InputError(f"{where}: template {wrong} a string or {{masked: ..., causal: ...}}")
     templates = {}
     for family, source in given.items():
         if family not in FAMILIES:
@@ -434,7 +449,9 @@ def _examples(
             answer = text_of(row, found["answer"], "answer", here)
             examples.append(Example(texts, 0, answer.strip()))
             continue
-        label = str(row.get(found["label"]))
+        if row.get(found["label"]) is None:
+            raise InputError(f"{where}, example {number}: no label (column {found['label']!r})")
+        label = str(row[found["label"]])
         if label not in labels:
             raise InputError(
                 f"{where}, example {number}: label {label!r} has no label word{did_you_mean(label, labels)}; "

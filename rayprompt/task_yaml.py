@@ -14,6 +14,7 @@ from rayprompt.style import MODELS
 from rayprompt.tables import Row, read_rows
 from rayprompt.task import PARTS, Task, check_kind, make_task, read_label_words, task_names
 from rayprompt.task_data import Reading, Splits, drawn_splits
+from rayprompt.typed import shown
 
 KEYS = (
     "name",
@@ -114,7 +115,8 @@ def _read(folder: Path, spec: Mapping[str, Any], path: str, split: str | None) -
 
 
 def _name(spec: Mapping[str, Any], folder: Path) -> str:
-    return str(spec.get("name", folder.resolve().name))
+    name = spec.get("name")
+    return folder.resolve().name if name is None else str(name)
 
 
 def _drawn(folder: Path, spec: Mapping[str, Any], reading: Reading, path: str, split: str | None) -> Splits:
@@ -136,8 +138,9 @@ def _drawn(folder: Path, spec: Mapping[str, Any], reading: Reading, path: str, s
 def _splits(given: Any, path: str) -> dict[str, Mapping[str, Any]]:
     """``{train: f, dev: f, test: f}`` is one split named 'default'; else split name -> such a triple."""
     if not isinstance(given, Mapping) or not given:
+        wrong = "is missing" if given is None else f"is {shown(given)}"
         raise InputError(
-            f"{path}: splits is missing; it names the files, as {{train: train.tsv, dev: dev.tsv, test: test.tsv}}"
+            f"{path}: splits {wrong}; it names the files, as {{train: train.tsv, dev: dev.tsv, test: test.tsv}}"
         )
     triples = given if all(isinstance(v, Mapping) for v in given.values()) else {"default": given}
     for name, files in triples.items():

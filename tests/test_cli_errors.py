@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 from test_task import YAML, write_folder
 
+from rayprompt.answers import get_extractor
 from rayprompt.cli.main import app, parse_settings, run
 from rayprompt.errors import InputError
+from rayprompt.tables import read_rows
+from rayprompt.task import load_task
 
 CASES: list[tuple[list[str], str]] = [
     (["serch"], "No such command 'serch'. Did you mean 'search'?"),
@@ -134,7 +138,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 STUDY_FILES: list[tuple[str, str, str]] = [
     ("a.yaml", "task: [", "a.yaml, line 1: not YAML ("),
-    ("b.yaml", "", "b.yaml: must hold 'key: value' lines, not NoneType"),
+    ("b.yaml", "", "b.yaml: must hold 'key: value' lines, not nothing"),
     ("c.json", '{"task": "reviews",}', "c.json, line 1: not JSON ("),
     ("d.json", "[]", "d.json: must hold a JSON object, not list"),
     ("e.yaml", "bugdet: 3", "unknown key 'bugdet' in e.yaml (did you mean 'budget'?); known: address, "),
@@ -208,3 +212,57 @@ def test_the_live_display_shows_prompts_as_they_are() -> None:
     assert "loading [red]x" in text
     assert "random s0: best on train 0.500, 64 of 640 evaluations, 100/s, ETA 0:05: [bold]it was" in text
     assert "random s1: best on train 0.625" in text
+
+
+def test_odd_files_are_named_and_never_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pipes and devices have no end; a directory is not "no such file"."""
+    pipe, endless, folder = tmp_path / "pipe.yaml", tmp_path / "endless.yaml", tmp_path / "folder.yaml"
+    os.mkfifo(pipe)
+    endless.symlink_to("/dev/zero")
+    folder.mkdir()
+    for path, what in ((pipe, "pipe, socket or device"), (endless, "pipe, socket or device"), (folder, "directory")):
+        for command in (["clusters", "check", str(path)], ["search", "--config", str(path)]):
+            assert run(app, command) == 2
+            check_one_line(capsys.readouterr().err, f"{path.name}: is a {what}, not a file")
+
+
+KEYS = [
+    ("name: tiny", "name: [tiny]", "task.yaml: name must be text, not ['tiny']"),
+    ("manual_prompt: It was", "manual_prompt: [It was]", "task.yaml: manual_prompt must be text, not ['It was']"),
+    ("manual_prompt: It was", "manual_prompt: yes", "task.yaml: manual_prompt must be text, not True"),
+    ("name: tiny", "description: {a: b}", "task.yaml: description must be text, not {'a': 'b'}"),
+    ("name: tiny", "version: [1]", "task.yaml: version must be text, not [1]"),
+    ("name: tiny", 'version: !!int ""', "task.yaml, line 1: not YAML ('' cannot be read as int)"),
+    ("0: terrible", "0: ", "label_words: a label and its word must be texts, not None"),
+    ("0: terrible", "0: [terrible]", "label_words: a label and its word must be texts, not ['terrible']"),
+    ("0: terrible", '"1": terrible', "label_words: two labels are the same text in ['1', 1]"),
+    ('template: {masked: "{text} {prompt} {mask} .", causal: "{text} {prompt}"}', "template: 3", "template is 3; it must"),
+    ("splits: {train: train.tsv, dev: dev.tsv, test: test.tsv}", "splits: 3", "splits is 3; it names the files"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), KEYS, ids=[new for _, new, _ in KEYS])
+def test_ill_typed_keys_of_a_task(
+    old: str, new: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert old in YAML
+    assert run(app, ["list", "task", str(write_folder(tmp_path / "t", YAML.replace(old, new)))]) == 2
+    check_one_line(capsys.readouterr().err, message)
+
+
+def test_a_pattern_that_is_nested_too_deeply() -> None:
+    with pytest.raises(InputError, match="the pattern is nested too deeply or too large"):
+        get_extractor("regex:" + "(" * 5000 + ")" * 5000)
+
+
+def test_odd_cells(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("text,label\n" + "a" * 1_000_000 + ",1\n")
+    assert len(read_rows(table)[0]["text"]) == 1_000_000
+    table.write_text('text,label\n"a,1\n')
+    with pytest.raises(InputError, match="a cell begins with a quotation mark that is never closed"):
+        read_rows(table)
+    folder = write_folder(tmp_path / "t", YAML.replace("train.tsv", "train.jsonl"))
+    (folder / "train.jsonl").write_text('{"text": "a", "label": null}\n')
+    with pytest.raises(InputError, match=r"train, example 1: no label \(column 'label'\)"):
+        load_task(folder)

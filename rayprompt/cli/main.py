@@ -472,8 +472,8 @@ def verify(location: StoreArgument, json_: JsonOption = False) -> None:
     show_check(content)
     if json_:
         say_json(content)
-    if content["damaged"]:
-        raise typer.Exit(1)
+    if damaged := content["damaged"]:
+        raise RayPromptError(f"{location}: {len(damaged)} damaged: {', '.join(map(str, damaged))}")
 
 
 RESUME_OPTIONS = {"resume", "budget", "other_machine", "address", "scorers", "gpus_per_scorer", "json_"}

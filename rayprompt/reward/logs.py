@@ -10,7 +10,7 @@ from typing import Any
 
 from rayprompt.answers import last_number
 from rayprompt.errors import InputError
-from rayprompt.foreign import read_text
+from rayprompt.foreign import check_file, read_text
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.tables import read_rows
 
@@ -73,8 +73,7 @@ def read_log(path: Path, count: int, *, gaps: bool = False) -> dict[int, bool]:
         InputError: a line is something else, an index is too large, there twice, or missing.
     """
     found: dict[int, bool] = {}
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
+    check_file(path)
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
@@ -98,8 +97,7 @@ def read_answers(path: Path, count: int) -> dict[int, str]:
         InputError: an entry is something else, or an index is too large or there twice.
     """
     found: dict[int, str] = {}
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
+    check_file(path)
     for number, entry in enumerate(SEPARATOR.split(read_text(path)), start=1):
         if not entry.strip():
             continue
