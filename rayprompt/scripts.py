@@ -87,7 +87,8 @@ def _folded(character: str) -> str:
 def fold(text: str) -> tuple[str, list[int]]:
     """A text without differences of case, and for each of its characters the index in ``text``.
 
-    Apostrophes and hyphens are those of ASCII. A letter may become several: ß is ss. Both Turkish letters i, with a dot and without, become i.
+    Apostrophes and hyphens are those of ASCII. A letter may become several: ß is ss. Both Turkish letters i, with a
+    dot and without, become i.
     """
     out: list[str] = []
     at: list[int] = []

@@ -252,6 +252,58 @@ def test_choices_in_the_order_of_the_prompts() -> None:
             choices_of(json.loads(json.dumps({"choices": choices})), 2)
 
 
+@pytest.mark.parametrize("indexes", [[2, 0, 1], [2, 0], [0, 1, 2], [0, 0, 1]])
+def test_choices_of_other_prompts_are_refused(indexes: list[int]) -> None:
+    with pytest.raises(ValueError, match="choices"):
+        choices_of({"choices": [{"index": i, "text": str(i)} for i in indexes]}, 2)
+    assert choices_of({"choices": [{"index": 1}, {"index": 0}]})[0]["index"] == 0
+
+
+@pytest.mark.parametrize("finish", ["error", "abort", "cancelled", "timeout", "insufficient_system_resource"])
+def test_a_completion_that_broke_off_is_no_answer(finish: str) -> None:
+    choice = {"message": {"content": "positive"}, "finish_reason": finish}
+    assert written_in(choice, Decoding(max_tokens=8)).reason == Reason.FAILED
+
+
+@pytest.mark.parametrize("content", ["", "  ", None])
+def test_a_call_of_a_tool_is_no_answer(content: str | None) -> None:
+    choice = {"message": {"content": content, "tool_calls": [{}]}, "finish_reason": "tool_calls"}
+    assert written_in(choice, Decoding(max_tokens=8)).reason == Reason.FAILED
+
+
+def test_thinking_in_capitals() -> None:
+    assert without_thinking("<THINK>negative?</Think>\npositive") == ("positive", False)
+    assert without_thinking("İ<Think>negative?") == ("İ", True)
+
+
+def test_an_error_beside_an_empty_choice_is_an_error() -> None:
+    choices = [{"text": "", "index": 0}]
+    assert error_in({"error": {"code": 400, "message": "x"}, "choices": choices}) == (400, "")
+    assert error_in({"error": None, "choices": choices}) is error_in({"error": {}, "choices": choices}) is None
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("\uff11", ("1", "2")),
+        ("don\u2019t", ("don't", "do")),
+        ("İyi", ("iyi", "kötü")),
+        ("iyi", ("İyi", "kötü")),
+        ("e\u0301t", ("ét", "no")),
+        ("great.", ("great", "bad")),
+        ('"great', ("great", "bad")),
+        ("bytes:\\xe6\\xad\\xa3", ("正", "负")),
+        ("\u00e6\u0143\u00a3", ("正", "负")),  # as byte-level vocabularies write it
+        ("C#", ("C#", "C")),
+        ("Don\u2019t", ("don't know", "know")),
+    ],
+)
+def test_a_token_names_the_same_word_in_any_way_of_writing_it(token: str, words: tuple[str, str]) -> None:
+    found = of_words([(token, -0.1), (words[1], -3.0)], words)
+    assert found is not None
+    assert math.exp(found[0]) == pytest.approx(math.exp(-0.1) / (math.exp(-0.1) + math.exp(-3.0)), abs=1e-4)
+
+
 def test_what_is_shown_is_one_line_without_the_key_or_control_characters() -> None:
     error = {"error": {"message": f"bad\nkey {KEY} \x1b[31m\u202e\x07"}}
     assert shown(json.dumps(error).encode(), KEY) == "bad key *** [31m"

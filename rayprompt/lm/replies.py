@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -24,6 +26,17 @@ FILTERS = (
     *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii"),
     *("refusal", "guardrail_intervened", "sensitive"),
 )
+FAILURES = (
+    "error",
+    "abort",
+    "aborted",
+    "cancelled",
+    "canceled",
+    "timeout",
+    "insufficient_system_resource",
+    "overloaded",
+)
+TOOLS = ("tool_calls", "function_call", "tool_use")
 REASONINGS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 # How LMs mark what they think before they answer. The opening mark may stand in the prompt, so it may be missing.
 THINKING = (
@@ -108,7 +121,7 @@ def error_in(content: Mapping[str, Any]) -> tuple[int, str] | None:
     error = content.get("error")
     if not error and isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
         error = choices[0].get("error")
-    elif choices:
+    elif choices and not isinstance(error, Mapping | str):
         error = None
     elif not error and (content.get("object") == "error" or "detail" in content):
         error = content
@@ -187,11 +200,15 @@ def choices_of(content: Mapping[str, Any], count: int = 1) -> list[Mapping[str, 
     found = content["choices"]
     if not isinstance(found, list) or len(found) < count:
         raise ValueError(f"{len(found)} choices, not {count}")
+    order = sorted(found, key=lambda choice: int(choice.get("index") or 0))
     if count == 1:
-        return found[:1]
-    order = sorted(found[:count], key=lambda choice: int(choice.get("index") or 0))
+        return order[:1]
+    if len(order) > count:
+        raise ValueError(f"{len(order)} choices, not {count}")
     if len({int(choice.get("index") or 0) for choice in order}) < count:
         raise ValueError("choices with the same index")
+    if int(order[-1].get("index") or 0) - int(order[0].get("index") or 0) >= count:
+        raise ValueError("choices of other prompts")
     return order
 
 
@@ -208,7 +225,11 @@ def written_in(choice: Mapping[str, Any], decoding: Decoding) -> Written:
     thought = thought or any(message.get(name) for name in REASONINGS)
     if refused or finish in FILTERS:
         return Written(None, Reason.REFUSED, why=f"it refuses to answer ({finish or 'refusal'})")
+    if finish in FAILURES:
+        return Written(None, Reason.FAILED, why=f"it broke off ({finish})")
     cut = finish in CUTS
+    if finish in TOOLS and not (text or "").strip():
+        return Written(None, Reason.FAILED, why=f"no text ({finish})")
     if text is None:
         if cut or (thought and not message.get("tool_calls")):
             return Written(None, Reason.CUT, cut=True, why=f"no text ({finish})")
@@ -242,15 +263,19 @@ def _text_of(content: Any) -> tuple[str | None, bool, bool]:
     return ("".join(texts) if texts else None), thought, refused
 
 
+@cache
+def _thinking() -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
+    return [(re.compile(re.escape(a), re.I), re.compile(re.escape(b), re.I)) for a, b in THINKING]
+
+
 def without_thinking(text: str) -> tuple[str, bool]:
     """What stands behind an LM's thinking, and whether there is thinking that has not ended."""
-    for opening, closing in THINKING:
-        _, mark, answer = text.rpartition(closing)
-        if mark:
-            text = answer.lstrip()
-        start = text.find(opening)
-        if start >= 0:  # it has begun (once more), and not ended
-            return text[:start].rstrip(), True
+    for opening, closing in _thinking():
+        ends = [mark.end() for mark in closing.finditer(text)]
+        if ends:
+            text = text[ends[-1] :].lstrip()
+        if (begun := opening.search(text)) is not None:  # it has begun (once more), and not ended
+            return text[: begun.start()].rstrip(), True
     return text, False
 
 

@@ -13,8 +13,11 @@ from functools import cache
 
 import numpy as np
 
+from rayprompt.answers import EDGES
 from rayprompt.lm.replies import Step
 from rayprompt.scores import FloatArray
+from rayprompt.scripts import composed
+from rayprompt.scripts import fold as folded_text
 
 MARKS = 4  # tokens at most that stand before a text: the one that begins it, a language, a task
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -203,19 +206,37 @@ def of_words(likeliest: Sequence[tuple[str, float]], words: Sequence[str]) -> Fl
 
 
 def _named(token: str, words: Sequence[str]) -> list[int]:
-    """The word that a token is: one at most, unless several differ in case alone."""
-    text = token.strip(AROUND)
-    same = [i for i, word in enumerate(words) if word == text]
-    folded = same or [i for i, word in enumerate(words) if text and word.casefold() == text.casefold()]
-    return folded if len(folded) == 1 else []
+    """The word that a token is: one at most, unless several differ in case alone. Punctuation around it may be left."""
+    for text in _readings(token):
+        same = [i for i, word in enumerate(words) if word == text]
+        folded = same or [i for i, word in enumerate(words) if _folded(word) == _folded(text)]
+        if folded:
+            return folded if len(folded) == 1 else []
+    return []
 
 
 def _begun(token: str, words: Sequence[str]) -> list[int]:
     """The words that begin with a token; a short one may as well be a word of its own, as "a" is."""
-    text = token.strip(AROUND)
-    enough = [i for i, word in enumerate(words) if len(text) >= min(3, (len(word) + 1) // 2)]
-    same = [i for i in enough if words[i].startswith(text)]
-    return same or [i for i in enough if words[i].casefold().startswith(text.casefold())]
+    for text in _readings(token):
+        enough = [i for i, word in enumerate(words) if len(text) >= min(3, (len(word) + 1) // 2)]
+        same = [i for i in enough if words[i].startswith(text)]
+        if found := same or [i for i in enough if _folded(words[i]).startswith(_folded(text))]:
+            return found
+    return []
+
+
+def _readings(token: str) -> list[str]:
+    """The texts that a token may be: as it is, by its bytes, without punctuation around it."""
+    whole = token.strip(AROUND)
+    found = [whole]
+    if not token.isascii() or token.startswith("bytes:"):
+        forms = _forms(Step(token, None, None, ()), begins=False, fold=False)
+        found += [form.decode("utf-8", "ignore").strip(AROUND) for form in forms if isinstance(form, bytes)]
+    return [text for text in dict.fromkeys([*found, whole.strip(EDGES)]) if text]
+
+
+def _folded(text: str) -> str:
+    return folded_text(composed(text))[0]
 
 
 def normalised(scores: Sequence[float]) -> FloatArray:
@@ -234,7 +255,7 @@ def alike(words: Sequence[str]) -> list[tuple[str, str]]:
     found = []
     for i, one in enumerate(words):
         for other in words[i + 1 :]:
-            a, b = one.casefold(), other.casefold()
+            a, b = _folded(one), _folded(other)
             size = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             shared = a[:size]
             edge = any(not c.isalpha() for c in shared)
