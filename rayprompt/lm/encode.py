@@ -425,8 +425,9 @@ class Encoder:
         self._check_vocabulary([*before, *after, *(after_empty or ())])
         labels = self.labels(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
-        for row in () if read is None else before if read[0] == "before" else after:
-            found = [i for segment in row[read[1] :] for i in segment.ids.tolist()]
+        side, index = read or ("none", 0)
+        for row in {"before": before, "after": after}.get(side, ()):
+            found = [i for segment in row[index:] for i in segment.ids.tolist()]
             if found[:1] != [self.mask_id]:
                 raise InputError(
                     f"{where}: the tokenizer of {self.model} does not read {self.mask} there as the mask "

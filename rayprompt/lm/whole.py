@@ -101,7 +101,7 @@ class WholeTexts:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        marks = {}
+        marks: dict[str, str] = {}
         for token in list(self.tokenizer.added_tokens_decoder.values()):
             if token.special:
                 mark = marks[str(token)] = f"\U0010fffd{len(marks)}\U0010fffd"
