@@ -236,7 +236,7 @@ KEYS = [
     ("0: terrible", "0: ", "label_words: a label and its word must be texts, not None"),
     ("0: terrible", "0: [terrible]", "label_words: a label and its word must be texts, not ['terrible']"),
     ("0: terrible", '"1": terrible', "label_words: two labels are the same text in ['1', 1]"),
-    ('template: {masked: "{text} {prompt} {mask} .", causal: "{text} {prompt}"}', "template: 3", "template is 3; it must"),
+    ('template: {masked: "{text} {prompt} {mask} .", causal: "{text} {prompt}"}', "template: 3", "template is 3; it"),
     ("splits: {train: train.tsv, dev: dev.tsv, test: test.tsv}", "splits: 3", "splits is 3; it names the files"),
 ]  # fmt: skip
 
