@@ -77,7 +77,9 @@ def check_file(path: Path, what: str = "") -> None:
     """Raise ``InputError`` unless there is a regular file; ``what`` it should be is for the message."""
     try:
         _check_regular(path)
-    except (OSError, ValueError):  # also a name that the file system does not take
+    except (OSError, ValueError) as error:  # also a name that the file system does not take
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"no such file: {path}{what}") from None
 
 

@@ -13,7 +13,9 @@ from test_task import YAML, write_folder
 
 from rayprompt.answers import get_extractor
 from rayprompt.cli.main import app, parse_settings, run
-from rayprompt.errors import InputError
+from rayprompt.errors import InputError, StoreError
+from rayprompt.report.page import check_out
+from rayprompt.study.whole import write_whole
 from rayprompt.tables import read_rows
 from rayprompt.task import load_task
 
@@ -266,3 +268,16 @@ def test_odd_cells(tmp_path: Path) -> None:
     (folder / "train.jsonl").write_text('{"text": "a", "label": null}\n')
     with pytest.raises(InputError, match=r"train, example 1: no label \(column 'label'\)"):
         load_task(folder)
+
+
+def test_a_pipe_or_a_broken_link_is_never_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("link")
+    for path in (pipe, link):
+        with pytest.raises(InputError, match="is a device, a pipe or a broken link, and no file; it is not written"):
+            check_out(path)
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_whole(pipe, "text")
+    assert pipe.is_fifo()
+    assert link.is_symlink()

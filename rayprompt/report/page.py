@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,8 @@ def check_out(out: Path) -> None:
     """Raise ``InputError`` where a file would be lost that is no report, or there is no place for one."""
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: must be a file in a directory that is there")
+    if os.path.lexists(out) and not out.is_file():
+        raise InputError(f"--out {out}: is a device, a pipe or a broken link, and no file; it is not written over")
     if out.is_file():
         with out.open("rb") as stream:
             begin = stream.read(2000)

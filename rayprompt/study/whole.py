@@ -30,6 +30,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         StoreError: it cannot be written.
     """
+    if path.exists() and not path.is_file():  # a device or a pipe: the rename would put a file in its place
+        raise StoreError(f"{path}: cannot be written (it is a directory, device or pipe, and no file)")
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("w", encoding="utf-8") as file:
