@@ -569,3 +569,11 @@ def test_where_a_store_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"store {tmp_path}/file: cannot be read .Not a directory"):
         ScoreStore(tmp_path / "file").prepare()
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "one.json")
+    folder = Folder.at(str(tmp_path))
+    for read in (folder.read, folder.read_buffer, folder.open):
+        with pytest.raises(OSError, match="pipe or device, not a file"):
+            read("one.json")

@@ -104,13 +104,13 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The content of a file."""
-        with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+        with self.open(name) as stream:
             content: bytes = stream.read()
         return content
 
     def read_buffer(self, name: str) -> Any:
         """The content of a large file, without a copy."""
-        with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+        with self.open(name) as stream:
             return stream.read_buffer()
 
     def rename(self, name: str, new: str) -> None:
@@ -126,6 +126,9 @@ class Folder:
 
     def open(self, name: str) -> Any:
         """A file, opened for reading at any place in it."""
+        path = Path(self.path, name)
+        if isinstance(self.filesystem, pafs.LocalFileSystem) and path.exists() and not path.is_file():
+            raise OSError(f"{path}: is a directory, pipe or device, not a file")  # a pipe may wait for ever
         return self.filesystem.open_input_file(f"{self.path}/{name}")
 
     def remove(self, name: str) -> None:
