@@ -47,7 +47,7 @@ def read_config_of(folder: str | Path, *, trusted: bool = False) -> Any:
     if isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
         if not any(str(name).endswith(CAUSAL) for name in config.architectures or ()):
             raise InputError(f"pad_token_id {pad} is not in its vocabulary of {size} tokens")
-        text.pad_token_id = config.pad_token_id = None  # added to the tokenizer alone; nobody reads what stands there
+        text.pad_token_id = config.pad_token_id = None  # the tokenizer alone added it; padding is never read
     return config
 
 

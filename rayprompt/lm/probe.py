@@ -271,7 +271,7 @@ def _asked(forward: LabelForward, part: EncodedPart, prompts: tuple[tuple[int, .
 
 
 def _pads(forward: LabelForward, question: Question) -> bool:
-    """Whether rows of one pass, padded to one length, have the scores of rows alone, whatever stands beside them."""
+    """Whether rows of one pass, padded to one length, have the same scores as each row alone, for any neighbors."""
     rows = [_row(forward, question.part, i, prompt) for i, prompt in enumerate(question.prompts)]
     every = list(range(len(rows)))
     try:

@@ -116,7 +116,7 @@ def content_of_reply(raw: bytes) -> dict[str, Any]:
 
 
 def error_in(content: Mapping[str, Any]) -> tuple[int, str] | None:
-    """(status, code) of an error that stands in a reply; None where there is none. 500: it does not say which."""
+    """(status, code) of an error in a reply; None if there is none. 500: it does not say which."""
     choices = content.get("choices")
     error = content.get("error")
     if not error and isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
