@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -45,20 +46,47 @@ def test_characters() -> None:
         ("bearer abcdefghijklmnopqrSECRET", "bearer ***"),
         ("key sk-SECRETSECRETSECRET1 refused", "key *** refused"),
         ("the value of OUR_API_KEY is in-the-environment", "the value of OUR_API_KEY is ***"),
+        ("at ?key=spaced%2Bin-environment", "at ?key=***"),
+        ("spaced+in-environment and spaced%2Bin-environment", "*** and ***"),
+        ("api-key: SECRET7", "api-key: ***"), ('{"x-api-key": "SECRET"}', '{"x-api-key": "***"}'),
+        ("aws_secret_access_key = SECRET/x", "aws_secret_access_key = ***"), ("AccountKey=SECRET==;x", "AccountKey=***;x"),
+        ("https://h/x#access_token=SECRET", "https://h/x#access_token=***"), ("https://h/f?code=SECRET", "https://h/f?code=***"),
+        ("to=http%3A%2F%2Fh%2Fv1%3Fapi_key%3DSECRET", "to=http%3A%2F%2Fh%2Fv1%3Fapi_key%3D***"),
+        ("s3%3A%2F%2FKEY%3ASECRET%40b", "s3%3A%2F%2F***%40b"), ("Bearer:abcdefghijklmnopqrSECRET", "Bearer:***"),
+        ("sent Basic dXNlcjpTRUNSRVQ=", "sent Basic ***"), ("Authorization: ApiKey SECRET1", "Authorization: ***"),
+        ("github_pat_SECRETSECRETSECRETSECRET", "***"), ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.SECRET", "***"),
     ],
 )  # fmt: skip
 def test_secrets(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUR_API_KEY", "in-the-environment")
+    monkeypatch.setenv("A_TOKEN", "spaced+in-environment\n")
     assert redacted(text) == shown
 
 
 @pytest.mark.parametrize(
     "text",
     ["http://host:8000/v1", "http://host:80/a@b", "abfs://container@account.dfs.core.windows.net/x", "s3://b/x?region=eu",
-     "mail a@b.org: hello", "a key=value pair", "the bearer of news", "Basic training", "--set x=1"],
+     "mail a@b.org: hello", "a key=value pair", "the bearer of news", "Basic training", "--set x=1",
+     "Basic input/output", "Invalid API key: please check it", '{"key": "0123456789abcdef", "tokens": 1234567}',
+     "a valid token: 1234567", "set RAYPROMPT_API_KEY_HOST=host:8000"],
 )  # fmt: skip
 def test_what_is_no_secret(text: str) -> None:
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize("part", ["a", "sk-", "http://a:", "?key.", "http://", "authorization: x"])
+def test_long_texts_take_no_long_time(part: str) -> None:
+    begun = time.process_time()
+    redacted("?" + part * (40_000 // len(part)))
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['Authorization: abc"def', '?key=abc"def', 'password="abc"', 'api_key: 12345\\"x', 'Bearer "abcdefghijklmnopqrst"'],
+)
+def test_json_stays_json(text: str) -> None:
+    assert json.loads(printable_json(json.dumps({"a": text, "b": [text]})))["b"] == [redacted(text)]
 
 
 def test_everything_that_is_printed_goes_through_it(capsys: pytest.CaptureFixture[str]) -> None:
