@@ -49,8 +49,10 @@ def test_characters() -> None:
         ("at ?key=spaced%2Bin-environment", "at ?key=***"),
         ("spaced+in-environment and spaced%2Bin-environment", "*** and ***"),
         ("api-key: SECRET7", "api-key: ***"), ('{"x-api-key": "SECRET"}', '{"x-api-key": "***"}'),
-        ("aws_secret_access_key = SECRET/x", "aws_secret_access_key = ***"), ("AccountKey=SECRET==;x", "AccountKey=***;x"),
-        ("https://h/x#access_token=SECRET", "https://h/x#access_token=***"), ("https://h/f?code=SECRET", "https://h/f?code=***"),
+        ("aws_secret_access_key = SECRET/x", "aws_secret_access_key = ***"),
+        ("AccountKey=SECRET==;x", "AccountKey=***;x"),
+        ("https://h/x#access_token=SECRET", "https://h/x#access_token=***"),
+        ("https://h/f?code=SECRET", "https://h/f?code=***"),
         ("to=http%3A%2F%2Fh%2Fv1%3Fapi_key%3DSECRET", "to=http%3A%2F%2Fh%2Fv1%3Fapi_key%3D***"),
         ("s3%3A%2F%2FKEY%3ASECRET%40b", "s3%3A%2F%2F***%40b"), ("Bearer:abcdefghijklmnopqrSECRET", "Bearer:***"),
         ("sent Basic dXNlcjpTRUNSRVQ=", "sent Basic ***"), ("Authorization: ApiKey SECRET1", "Authorization: ***"),
@@ -136,6 +138,10 @@ def test_names_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ["search", "--config", "s3://KEY:SECRET@bucket"], ["search", "mr", "--data", "s3://KEY:SECRET@bucket"],
         ["clusters", "init", "aws", "--studies", "s3://KEY:SECRET@bucket/x"], ["search", "--config", "c.yaml"],
         ["clusters", "init", "slurm", "--studies", "s3://b/x?secret_key=SECRET"], ["compare", "--config", "c.yaml"],
+        ["search", "--out", "s3://b/x?endpoint_override=http%3A%2F%2Fuser%3ASECRET%40host"],
+        ["search", "--store", "s3://b/x?endpoint_override=http://user:SECRET@host"],
+        ["clusters", "init", "aws", "--studies", "s3://b/x?scheme=http;secret_key=SECRET"],
+        ["search", "--store", "s3://b/x#secret_key=SECRET"], ["search", "--out", "s3://KEY:SEC?SECRET@b"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -149,4 +155,5 @@ def test_a_key_in_a_uri_is_refused_and_not_repeated(
     check_one_line(err, "")
     assert "SECRET" not in out + err
     assert "RET@" not in err
+    assert "KEY" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]

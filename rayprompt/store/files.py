@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from pyarrow import ArrowException
 from pyarrow import fs as pafs
 
 from rayprompt.errors import InputError, StoreError
 
-SECRETS = ("key", "secret", "token", "password", "signature", "credential", "sig")  # in names of a URI's query
+# In names of a URI's query.
+SECRETS = ("key", "secret", "token", "passw", "pwd", "signature", "credential", "sig")
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,10 @@ def refuse_credentials(location: str) -> None:
         return
     before, at, _ = rest.partition("?")[0].rpartition("@")
     container = scheme in ("abfs", "abfss") and ":" not in before  # abfs://CONTAINER@ACCOUNT...
-    secret = any(word in name.lower() for name, _ in parse_qsl(rest.partition("?")[2]) for word in SECRETS)
+    _, *settings = re.split("[?#&;]", rest)
+    secret = any("@" in value for value in map(unquote, settings))  # endpoint_override=http://NAME:PASSWORD@HOST
+    names = [unquote(setting.partition("=")[0]).lower() for setting in settings if "=" in setting]
+    secret |= any(word in name for name in names for word in SECRETS)
     if secret or (at and ("/" not in before or ":" in before) and not container):
         raise InputError(f"{scheme}://...: a URI with credentials is not taken; give them in the environment")
 
