@@ -62,6 +62,7 @@ def of(*places: int) -> float:
         (["情感", "是", " ", "\ufffd", "\ufffd", "面"], "情感是", " 正面", (2, 3, 4, 5)),
         (["情感", "是", " ", "", "正", "面"], "情感是", " 正面", (2, 3, 4, 5)),
         (["情感", "是", " 正", "正", "正", "面"], "情感是", " 正面", (2, 3, 4, 5)),
+        (["a", " ï", "ï", " É", "É"], "a ï", " É", (3, 4)),  # the second part of "ï" is none of "É"
         (["it", " is", " good"], "It IS", " Good", (2,)),  # a tokenizer of lower case
         (["é", " Ü", "ber", " good"], "É ÜBER", " good", (3,)),
         (["a", " film", " good", "</s>"], "a film", " good", (2,)),
@@ -100,6 +101,22 @@ def test_a_word_without_a_log_probability_is_refused() -> None:
         echoed(steps, "a", " good")
 
 
+@pytest.mark.parametrize(
+    ("tokens", "values", "word"),
+    [([" good"], [None], " good"), (["<s>", " ", "\ufffd", "\ufffd"], [None, None, -1.0, -1.0], " é")],
+)
+def test_a_word_that_begins_an_echo_has_no_log_probability(
+    tokens: list[str], values: list[float | None], word: str
+) -> None:
+    """Behind an empty text, of a tokenizer without a token that begins a text."""
+    with pytest.raises(ValueError, match="no log-probability of token"):
+        echoed(steps_of({"logprobs": {"tokens": tokens, "token_logprobs": values}}), "", word)
+
+
+def test_a_mark_without_a_text_may_begin_an_echo() -> None:
+    assert echo(["", " good"], "", " good") == of(1)
+
+
 def test_next_tokens_in_all_formats() -> None:
     wanted = ((" good", -0.1), (" bad", -2.5))
     plain = {"logprobs": {"tokens": [" good"], "token_logprobs": [-0.1], "top_logprobs": [dict(wanted)]}}
@@ -117,6 +134,8 @@ def test_next_tokens_in_all_formats() -> None:
             next_tokens({"logprobs": logprobs})
     with pytest.raises(ValueError, match="no log-probability"):
         next_tokens({"logprobs": {"top_logprobs": [{" good": 0.9}]}})  # a probability
+    with pytest.raises(ValueError, match="shown by their ids"):
+        next_tokens({"logprobs": {"top_logprobs": [{"token_id:12": -0.1, "token_id:7": -2.5}]}})
     assert next_tokens({"logprobs": {"top_logprobs": [{" good": -math.inf}]}}) == ((" good", -9999.0),)
 
 
@@ -158,6 +177,15 @@ def test_words_that_one_token_may_begin() -> None:
             0,
         ),
         ({"message": {"content": [{"type": "thinking", "thinking": "hm"}]}}, None, Reason.CUT, True),
+        ({"message": {"content": [{"type": "reasoning_text", "text": "4"}, {"type": "text", "text": "2"}]}}, "2", 0, 0),
+        ({"message": {"content": [{"type": "summary_text", "text": "4"}, {"type": None, "text": "2"}]}}, "2", 0, 0),
+        ({"message": {"content": [{"type": "text", "text": None}]}}, None, Reason.FAILED, False),
+        ({"text": " 42", "finish_reason": {"type": "length", "length": 8}}, " 42", Reason.CUT, True),
+        ({"text": " 42", "finish_reason": "max_new_tokens"}, " 42", Reason.CUT, True),
+        ({"text": " 42", "finish_reason": "model_context_window_exceeded"}, " 42", Reason.CUT, True),
+        ({"text": " 42", "finish_reason": "eos_token"}, " 42", Reason.ANSWERED, False),
+        ({"text": " 42", "finish_reason": "content-filter"}, None, Reason.REFUSED, False),
+        ({"text": " 42", "finish_reason": "ContentFilter"}, None, Reason.REFUSED, False),
         ({"message": {"content": [{"type": "refusal", "refusal": "no"}]}}, None, Reason.REFUSED, False),
         ({"message": {"content": "<think>1 2</think>\n\n42"}, "finish_reason": "stop"}, "42", Reason.ANSWERED, False),
         ({"message": {"content": "1 2\n</think>\n\n42"}, "finish_reason": "stop"}, "42", Reason.ANSWERED, False),
@@ -184,6 +212,12 @@ def test_completions(choice: dict[str, Any], text: str | None, reason: Reason, c
         ("\u25c1think\u25b7a\u25c1/think\u25b7b", "b", False),
         ("<seed:think>a</seed:think>b", "b", False),
         ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2", False),
+        ("Use <think> tags?", "Use <think> tags?", False),
+        ("<think>a</think>Use <thinking> tags", "Use <thinking> tags", False),
+        (" \n<think>negative", "", True),
+        ("<thinking>a <think>b</think> negative", "", True),
+        ("<think>a <thinking>b</thinking> negative", "", True),
+        ("<thinking>a <think>b</think> c</thinking>positive", "positive", False),
     ],
 )
 def test_thinking_is_left_out(text: str, answer: str, thinks: bool) -> None:
@@ -273,13 +307,15 @@ def test_a_call_of_a_tool_is_no_answer(content: str | None) -> None:
 
 def test_thinking_in_capitals() -> None:
     assert without_thinking("<THINK>negative?</Think>\npositive") == ("positive", False)
-    assert without_thinking("İ<Think>negative?") == ("İ", True)
+    assert without_thinking("<Think>İ negative?") == ("", True)
+    assert without_thinking("İ</THINK>positive") == ("positive", False)
 
 
 def test_an_error_beside_an_empty_choice_is_an_error() -> None:
     choices = [{"text": "", "index": 0}]
     assert error_in({"error": {"code": 400, "message": "x"}, "choices": choices}) == (400, "")
-    assert error_in({"error": None, "choices": choices}) is error_in({"error": {}, "choices": choices}) is None
+    for empty in (None, {}, {"message": "", "code": None}):
+        assert error_in({"error": empty, "choices": choices}) is None
 
 
 @pytest.mark.parametrize(

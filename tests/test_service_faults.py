@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rayprompt.cli.main import app, run
 from rayprompt.errors import InputError, ScoringError
 from rayprompt.lm.endpoint import Endpoint, Secret, check_named
 from rayprompt.lm.service import MOST_BYTES, Client, Question
+from rayprompt.lm.service import _seconds as retry_after
 from rayprompt.lm.settings import LMSettings
 from rayprompt.lm.source import describe_model
 from rayprompt.searcher.problem import Problem
@@ -118,6 +120,45 @@ def test_log_probabilities_that_are_no_numbers(server: Server) -> None:
     server.reply = lambda body: web.Response(text=text)
     (reply,) = ask(Endpoint(server.url, "tiny", labels="echo"), [Question("a good film", ("w",))])
     assert (reply.reason, reply.log_probs) == (Reason.NAN, None)
+
+
+TOP = {"message": {"content": None}, "finish_reason": "content_filter", "logprobs": None}
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"logprobs": {"top_logprobs": [{"w": -0.1, "v": float("nan")}]}}, Reason.NAN),
+        (TOP, Reason.REFUSED),
+        ({**TOP, "finish_reason": "stop", "message": {"content": None, "refusal": "no"}}, Reason.REFUSED),
+        ({**TOP, "logprobs": {"content": None, "refusal": [{"token": "I"}]}}, Reason.REFUSED),
+        ({**TOP, "finish_reason": "error"}, Reason.FAILED),
+    ],
+)
+def test_likeliest_tokens_that_are_none(server: Server, choice: dict[str, Any], reason: Reason) -> None:
+    server.reply = lambda body: web.Response(text=json.dumps({"choices": [{"index": 0, **choice}]}))
+    (reply,) = ask(Endpoint(server.url, "tiny", labels="top", top=5), [Question("a film", ("w", "v"))])
+    assert (reply.reason, reply.log_probs, reply.tries) == (reason, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "finish", "reason"),
+    [
+        (None, "content_filter", Reason.REFUSED),
+        ({"tokens": ["a", " film", " w"], "token_logprobs": [None, -1.0, -9999.0]}, "length", Reason.NAN),
+    ],
+)
+def test_an_echo_without_scores(server: Server, logprobs: Any, finish: str, reason: Reason) -> None:
+    choice = {"index": 0, "text": "", "logprobs": logprobs, "finish_reason": finish}
+    server.reply = lambda body: web.json_response({"choices": [choice]})
+    (reply,) = ask(Endpoint(server.url, "tiny", labels="echo"), [Question("a film", ("w",))])
+    assert (reply.reason, reply.log_probs, reply.tries) == (reason, None, 1)
+
+
+def test_retry_after_may_be_a_date() -> None:
+    assert 57 < (retry_after(formatdate(time.time() + 60, usegmt=True)) or 0) <= 60
+    for header in (None, "soon", "-1", "nan", "inf", formatdate(time.time() - 60, usegmt=True), "Mon, 99 Foo 2020"):
+        assert retry_after(header) is None
 
 
 def test_a_reply_has_a_limit_after_decompression(server: Server) -> None:

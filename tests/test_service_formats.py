@@ -18,6 +18,9 @@ from rayprompt.lm.discovery import discover
 from rayprompt.lm.endpoint import Endpoint, Secret
 from rayprompt.lm.service import Client, Question, Reply
 from rayprompt.lm.settings import LMSettings
+from rayprompt.lm.source import source_of_endpoint
+from rayprompt.scoring.actor import ScorerInfo
+from rayprompt.scoring.endpoint import EndpointPool
 from rayprompt.unanswered import Reason
 
 WORDS = ("terrible", "great")
@@ -105,6 +108,12 @@ def test_without_log_probabilities_the_lm_writes(server: Server, name: str, chat
     server.speaks = SPEAKS[name]
     endpoint = found(server, chat=chat)
     assert (endpoint.labels, endpoint.top) == ("text", 0)
+    pool = object.__new__(EndpointPool)  # its actor is not needed
+    pool.source, _ = source_of_endpoint(server.model, LMSettings(), endpoint)
+    pool.endpoint, pool.infos = endpoint, [ScorerInfo("endpoint", "endpoint", 1, "", 0, 0.0, ())]
+    (note,) = pool.notes({})
+    assert note.endswith(f"(--lm labels=text): {endpoint.fallback}")
+    assert endpoint.fallback
     (reply,) = ask(endpoint, [Question(TEXTS[0], decoding=Decoding(max_tokens=4, stop=(".",)))])
     ids = server.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     out = server.lm.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]

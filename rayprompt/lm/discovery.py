@@ -81,7 +81,7 @@ async def _discover(client: Client, labels: str, words: Sequence[str], settings:
         reason = f"the label words {shared} may begin with the same token, so the next token does not tell them apart"
     if labels != "auto":
         raise ScoringError(f"--lm labels={labels}: it does not give them: {reason}")
-    return replace(client.endpoint, labels="text")
+    return replace(client.endpoint, labels="text", fallback=reason)
 
 
 class _Cannot(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -39,6 +39,7 @@ class Endpoint:
         together: whether an echo request may have several prompts.
         least: new tokens that an echo request asks for: 0, or 1 where 0 means something else to the service.
         rule: how replies are read; scores of an older study may have been read otherwise.
+        fallback: why the LM writes where log-probabilities were asked for; empty where it does not.
     """
 
     url: str
@@ -51,6 +52,7 @@ class Endpoint:
     together: bool = False
     least: int = 0
     rule: int = RULE
+    fallback: str = field(default="", compare=False)
 
     @property
     def api(self) -> str:

@@ -19,11 +19,21 @@ from rayprompt.decoding import Decoding
 from rayprompt.unanswered import Reason
 
 SHOWN = 300  # characters of a reply in a message
+LEAST = -9999.0  # log-probability: servers write it for minus infinity, which JSON does not have
 MOST_TOKENS = 1 << 24  # of a reply; a larger number is none
 WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
-CUTS = ("length", "max_tokens", "max_length", "model_length", "max_output_tokens", "token_limit", "incomplete")
+CUTS = ("length", "max_", "token_limit", "context_window", "incomplete")  # parts of the reason that an answer is cut
 FILTERS = (
-    *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii"),
+    *(
+        "content_filter",
+        "content_filtered",
+        "contentfilter",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+    ),
     *("refusal", "guardrail_intervened", "sensitive"),
 )
 FAILURES = (
@@ -38,6 +48,7 @@ FAILURES = (
 )
 TOOLS = ("tool_calls", "function_call", "tool_use")
 REASONINGS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+THOUGHTS = ("think", "reason", "summary")  # in the types of parts of a message
 # How LMs mark what they think before they answer. The opening mark may stand in the prompt, so it may be missing.
 THINKING = (
     ("<think>", "</think>"),
@@ -64,6 +75,7 @@ REFUSING = (
     "unproc",
 )
 ENDING = ("invalid_api_key", "authentication", "unauthorized", "model_not_found", "modelnotfound", "deploymentnotfound")
+TOKEN_ID = re.compile(r"token_id:\d+")
 UNPAID = ("insufficient_quota", "billing", "payment")
 
 
@@ -119,6 +131,8 @@ def error_in(content: Mapping[str, Any]) -> tuple[int, str] | None:
     """(status, code) of an error in a reply; None if there is none. 500: it does not say which."""
     choices = content.get("choices")
     error = content.get("error")
+    if isinstance(error, Mapping) and not any(error.values()):
+        error = None
     if not error and isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
         error = choices[0].get("error")
     elif choices and not isinstance(error, Mapping | str):
@@ -217,17 +231,14 @@ def choices_of(content: Mapping[str, Any], count: int = 1) -> list[Mapping[str, 
 
 def written_in(choice: Mapping[str, Any], decoding: Decoding) -> Written:
     """The completion of a choice. Thinking is no part of it; of a cut one the text is kept."""
-    message = choice.get("message") if isinstance(choice.get("message"), Mapping) else choice
-    assert isinstance(message, Mapping)
-    finish = str(choice.get("finish_reason") or "").lower()
+    if (none := broken_off(choice)) is not None:
+        return none
+    message, finish = _message(choice), _finish(choice)
     text, thought, refused = _text_of(message["content"] if message is not choice else choice["text"])
-    refused = refused or bool(message.get("refusal"))
+    if refused:
+        return Written(None, Reason.REFUSED, why="it refuses to answer (refusal)")
     thought = thought or any(message.get(name) for name in REASONINGS)
-    if refused or finish in FILTERS:
-        return Written(None, Reason.REFUSED, why=f"it refuses to answer ({finish or 'refusal'})")
-    if finish in FAILURES:
-        return Written(None, Reason.FAILED, why=f"it broke off ({finish})")
-    cut = finish in CUTS
+    cut = any(part in finish for part in CUTS)
     if finish in TOOLS and not (text or "").strip():
         return Written(None, Reason.FAILED, why=f"no text ({finish})")
     if text is None:
@@ -243,6 +254,28 @@ def written_in(choice: Mapping[str, Any], decoding: Decoding) -> Written:
     return Written(ended, Reason.CUT if cut else Reason.ANSWERED, cut=cut, why="cut at its limit" if cut else "")
 
 
+def broken_off(choice: Mapping[str, Any]) -> Written | None:
+    """Why a choice holds no answer, where the service says so beside it; None where it does not."""
+    finish = _finish(choice)
+    if finish in FILTERS or _message(choice).get("refusal"):
+        return Written(None, Reason.REFUSED, why=f"it refuses to answer ({finish or 'refusal'})")
+    if finish in FAILURES:
+        return Written(None, Reason.FAILED, why=f"it broke off ({finish})")
+    return None
+
+
+def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    message = choice.get("message")
+    return message if isinstance(message, Mapping) else choice
+
+
+def _finish(choice: Mapping[str, Any]) -> str:
+    """Why the LM stopped, in lower case with underscores."""
+    found = choice.get("finish_reason")
+    found = found.get("type") if isinstance(found, Mapping) else found
+    return str(found or "").lower().replace("-", "_")
+
+
 def _text_of(content: Any) -> tuple[str | None, bool, bool]:
     """The text of a message's content, which may be a list of parts; whether there is thinking; whether it refuses."""
     if content is None or isinstance(content, str):
@@ -254,12 +287,16 @@ def _text_of(content: Any) -> tuple[str | None, bool, bool]:
         if isinstance(part, str):
             texts.append(part)
             continue
-        kind = str(part.get("type", "text"))
-        thought = thought or "think" in kind or "reason" in kind
+        kind = str(part.get("type") or "text")
+        thinks = any(word in kind for word in THOUGHTS)
+        thought = thought or thinks
         refused = refused or "refus" in kind
-        if kind.endswith("text"):
+        if kind.endswith("text") and not thinks:
             inner = part["text"]
-            texts.append(str(inner["value"] if isinstance(inner, Mapping) else inner))
+            text = inner["value"] if isinstance(inner, Mapping) else inner
+            if not isinstance(text, str | None):
+                raise TypeError(f"a text that is a {type(text).__name__}")
+            texts += [] if text is None else [text]
     return ("".join(texts) if texts else None), thought, refused
 
 
@@ -269,12 +306,18 @@ def _thinking() -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
 
 
 def without_thinking(text: str) -> tuple[str, bool]:
-    """What stands behind an LM's thinking, and whether there is thinking that has not ended."""
+    """What stands behind an LM's thinking, and whether there is thinking that has not ended.
+
+    An opening mark counts at the beginning of a text and behind other thinking; elsewhere the answer mentions it.
+    """
+    begin = len(text) - len(text.lstrip())
+    if any(opening.match(text, begin) and not closing.search(text) for opening, closing in _thinking()):
+        return "", True
     for opening, closing in _thinking():
         ends = [mark.end() for mark in closing.finditer(text)]
         if ends:
             text = text[ends[-1] :].lstrip()
-        if (begun := opening.search(text)) is not None:  # it has begun (once more), and not ended
+        if ends and (begun := opening.search(text)) is not None:  # it has begun once more, and not ended
             return text[: begun.start()].rstrip(), True
     return text, False
 
@@ -322,7 +365,7 @@ def _shown_token(entry: Mapping[str, Any]) -> str:
 
 
 def _log_prob(value: Any) -> float | None:
-    """A log-probability; NaN stays, and minus infinity, which JSON does not have, is -9999 as with most servers.
+    """A log-probability; NaN stays, and minus infinity is ``LEAST``.
 
     Raises:
         ValueError: it is above 0.
@@ -332,7 +375,7 @@ def _log_prob(value: Any) -> float | None:
     number = float(value)
     if number > 1e-3:
         raise ValueError(f"{number} is no log-probability")
-    return number if math.isnan(number) else min(0.0, max(number, -9999.0))
+    return number if math.isnan(number) else min(0.0, max(number, LEAST))
 
 
 def next_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
@@ -344,6 +387,8 @@ def next_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     steps = steps_of(choice)
     if not steps or not steps[0].top:
         raise ValueError("no log-probabilities of the next token")
+    if all(TOKEN_ID.fullmatch(token) for token, _ in steps[0].top):
+        raise ValueError("tokens are shown by their ids, which do not tell their texts")
     return steps[0].top
 
 

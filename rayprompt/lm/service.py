@@ -6,8 +6,9 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -17,9 +18,11 @@ from rayprompt.errors import ScoringError
 from rayprompt.lm.characters import messages_of
 from rayprompt.lm.endpoint import KEY_VARIABLE, Endpoint, Secret
 from rayprompt.lm.replies import (
+    LEAST,
     UNPAID,
     WRONG,
     address,
+    broken_off,
     choices_of,
     content_of_reply,
     error_in,
@@ -186,8 +189,15 @@ class Client:
         """How likely the words are by the likeliest next tokens."""
 
         def read(content: dict[str, Any]) -> Reply:
-            found = of_words(next_tokens(choices_of(content)[0]), question.words)
+            choice = choices_of(content)[0]
             tokens, written = used(content)
+            try:
+                likeliest = next_tokens(choice)
+            except WRONG:
+                return _said(choice, tokens, written)
+            if any(math.isnan(value) for _, value in likeliest):
+                return Reply(None, None, tokens, written, reason=Reason.NAN, why="a log-probability is NaN")
+            found = of_words(likeliest, question.words)
             if found is None:
                 why = "none of the likeliest tokens is a label word's"
                 return Reply(None, None, tokens, written, reason=Reason.UNSEEN, why=why)
@@ -199,11 +209,13 @@ class Client:
         """How likely each of the words is behind the text, by an echo of both."""
         groups = [question.words] if self.endpoint.together else [(word,) for word in question.words]
         replies = [await self.echo_of(question.text, group) for group in groups]
+        if (none := next((reply for reply in replies if reply.reason), None)) is not None:
+            return none
         scores = [float(score) for reply in replies for score in reply.log_probs]  # type: ignore[union-attr]
         tokens, written = sum(reply.tokens for reply in replies), sum(reply.written for reply in replies)
         reply = Reply(None, None, tokens, written, tries=1 + sum(reply.tries - 1 for reply in replies))
-        if any(math.isnan(score) for score in scores):
-            return replace(reply, reason=Reason.NAN, why="a log-probability is NaN")
+        if any(math.isnan(score) for score in scores) or max(scores) <= LEAST:
+            return replace(reply, reason=Reason.NAN, why="a log-probability is NaN, or all are minus infinity")
         return replace(reply, log_probs=normalised(scores))
 
     async def echo_of(self, text: str, words: Sequence[str], space: str = " ") -> Reply:
@@ -219,6 +231,8 @@ class Client:
         def read(content: dict[str, Any]) -> Reply:
             scores = []
             for choice, word in zip(choices_of(content, len(words)), words, strict=True):
+                if choice.get("logprobs") is None:
+                    return _said(choice, *used(content))
                 cut = str(choice.get("finish_reason")) == "length"
                 written = ((1, 0, 2) if cut else (0, 1, 2)) if self.endpoint.least else (0, 1)
                 scores.append(echoed(steps_of(choice), text, space + word, written))
@@ -380,6 +394,18 @@ class Client:
         raise NoAnswer(said)
 
 
+def _said(choice: Mapping[str, Any], tokens: int, written: int) -> Reply:
+    """Why a choice has no log-probabilities, where the service says so.
+
+    Raises:
+        ValueError: it does not.
+    """
+    none = broken_off(choice)
+    if none is None:
+        raise ValueError("no log-probabilities")
+    return Reply(None, None, tokens, written, reason=none.reason, why=none.why)
+
+
 class _Again(Exception):
     """A request that may go well if it is sent again, ``after`` so many seconds where the service says so."""
 
@@ -404,7 +430,10 @@ def _seconds(header: str | None) -> float | None:
     try:
         seconds = None if header is None else float(header)
     except ValueError:
-        return None  # a date: the pauses of ours will do
+        try:
+            seconds = parsedate_to_datetime(str(header)).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None  # the pauses of ours will do
     return seconds if seconds is not None and 0 <= seconds < float("inf") else None
 
 

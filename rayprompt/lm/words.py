@@ -69,7 +69,7 @@ def _plain(steps: Sequence[Step], text: str, word: str) -> float | None:
 
 
 def _value(step: Step, at: int) -> float:
-    if step.value is None and at > 0:
+    if step.value is None and (at > 0 or step.text):  # a mark without a text may begin the echo
         raise ValueError(f"no log-probability of token {step.text!r}")
     return step.value or 0.0
 
@@ -90,7 +90,8 @@ def _aligned(steps: Sequence[Step], text: str, word: str, fold: bool) -> dict[in
         new: set[tuple[int, int]] = set()
         for place, first in ways:
             for end in _ends(step, target, place, at, fold):
-                mine = end > start if end > place else place >= start and _non_ascii_follows(target, place)
+                part = place >= start and _is_silent(step) and _non_ascii_follows(target, place)
+                mine = end > start if end > place else part
                 new.add((end, at if first < 0 and mine else first))
         ways = new
         firsts = {first for place, first in ways if place == len(target) and first >= 0}
@@ -100,6 +101,11 @@ def _aligned(steps: Sequence[Step], text: str, word: str, fold: bool) -> dict[in
         if not ways:
             break
     return found
+
+
+def _is_silent(step: Step) -> bool:
+    """Whether a token's text is left out or lost, as that of a part of a character may be."""
+    return not step.text or LOST.search(step.text) is not None
 
 
 def _non_ascii_follows(target: bytes, place: int) -> bool:

@@ -163,6 +163,12 @@ class EndpointPool(UnloadedPool):
         ray.get(actor.ready.remote())
         return cls(source, actor)
 
+    def notes(self, parts: Mapping[str, EncodedPart]) -> list[str]:
+        """A line where the LM writes because the service gives no log-probabilities."""
+        why = self.endpoint.fallback
+        line = f"{self.source.name}: the LM writes, and the label word that it names counts (--lm labels=text): {why}"
+        return [*super().notes(parts), *([line] if why else [])]
+
     def stats(self) -> dict[str, int]:
         """Requests that were sent, and those that had to be sent again."""
         return dict(answer_of(self.router.stats.remote()))
