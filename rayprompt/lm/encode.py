@@ -411,24 +411,26 @@ class Encoder:
         at = [p.kind for p in template.pieces].index("prompt")
         head, tail = (np.array(ids, dtype=np.int64) for ids in self.around(template, reads_mask=reads_mask))
         rows = [template.parts(example.fields, ANCHOR, self.mask) for example in examples]
-        left = self._segments([self._side(template, row, 0, at) for row in rows], [])
+        apart = self.like_pieces(template, examples)
+        left = self._segments([self._side(template, row, 0, at) for row in rows], [], apart)
         anchor = [(ANCHOR, True)]
-        right = self._segments([self._side(template, row, at + 1) for row in rows], anchor)
+        right = self._segments([self._side(template, row, at + 1) for row in rows], anchor, apart)
         before = tuple((Segment(head, field=False), *row) for row in left)
         after = tuple((*row, Segment(tail, field=False)) for row in right)
         after_empty = None
         if template.begins(at) and len(template.pieces) > at + 1:
             rows = [template.parts(example.fields, "", self.mask) for example in examples]
             lead = [(template.pieces[at - 1].text, True)] if at else []
-            first = self._segments([self._side(template, row, at + 1) for row in rows], lead)
+            first = self._segments([self._side(template, row, at + 1) for row in rows], lead, apart)
             after_empty = tuple((*row, Segment(tail, field=False)) for row in first)
         self._check_vocabulary([*before, *after, *(after_empty or ())])
         labels = self.labels(template, label_words, reads_mask=reads_mask, where=where)
         read = self._read(template, at) if reads_mask else None
         side, index = read or ("none", 0)
         for row in {"before": before, "after": after}.get(side, ()):
-            found = [i for segment in row[index:] for i in segment.ids.tolist()]
-            if found[:1] != [self.mask_id]:
+            first = next((segment.ids for segment in row[index:] if len(segment.ids)), None)
+            if first is None or first[0] != self.mask_id:
+                found = [i for segment in row[index:] for i in segment.ids.tolist()]
                 raise InputError(
                     f"{where}: the tokenizer of {self.model} does not read {self.mask} there as the mask "
                     f"({self.tokenizer.convert_ids_to_tokens(found[:6])}): put spaces around {{mask}} in the template"
@@ -436,7 +438,8 @@ class Encoder:
         pad = self.tokenizer.pad_token_id
         if pad is not None and self.vocab_size is not None and not 0 <= pad < self.vocab_size:
             pad = None  # it has no embedding; padding is masked, whatever its id
-        content = [[s.ids.tolist() for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
+        listed = {id(s): s.ids.tolist() for side in (*before, *after) for s in side}  # few are distinct but the fields
+        content = [[listed[id(s)] for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
         written = [] if decoding is None else [decoding.to_json()]
         key = digest([self.model, content, at, read, labels.words, self.max_length, *written])
         room = self.max_length - labels.depth - (0 if decoding is None else decoding.max_tokens)
@@ -466,7 +469,8 @@ class Encoder:
 
     def _check_vocabulary(self, sides: Sequence[tuple[Segment, ...]]) -> None:
         """Raise ``InputError`` where the tokenizer gives ids that the LM has no embedding for."""
-        most = max((int(s.ids.max()) for side in sides for s in side if len(s.ids)), default=0)
+        segments = {id(s): s.ids for side in sides for s in side if len(s.ids)}
+        most = int(np.concatenate(list(segments.values())).max()) if segments else 0
         if self.vocab_size is not None and most >= self.vocab_size:
             (token,) = self.tokenizer.convert_ids_to_tokens([most])
             raise InputError(
@@ -570,8 +574,18 @@ class Encoder:
                 found.append(((space + text, own), piece.kind == "field"))
         return found if end is not None else [*found, ((template.end, True), False)]
 
-    def _segments(self, sides: Sequence[Sequence[tuple[Part, bool]]], lead: list[Part]) -> list[tuple[Segment, ...]]:
-        """The segments of one side of each example, as they are behind ``lead`` (which is left out)."""
+    def _segments(
+        self, sides: Sequence[Sequence[tuple[Part, bool]]], lead: list[Part], apart: bool
+    ) -> list[tuple[Segment, ...]]:
+        """The segments of one side of each example, as they are behind ``lead`` (which is left out).
+
+        ``apart``: whether pieces can be tokenized apart (:meth:`like_pieces`), each text once, which is faster.
+        """
+        if apart:
+            pieces = {piece for side in sides for piece in side}
+            ids = self._ids_of_pieces({part for part, _ in pieces})
+            known = {(part, is_field): Segment(ids[part], is_field) for part, is_field in pieces}
+            return [tuple(known[piece] for piece in side) for side in sides]
         rows = [tuple(lead) + tuple(part for part, _ in side) for side in sides]
         distinct = list(dict.fromkeys(rows))
         known = dict(zip(distinct, self.texts.parts(distinct), strict=True))
@@ -588,6 +602,21 @@ class Encoder:
                     Segment(np.array(x, dtype=np.int64), is_field) for x, (_, is_field) in zip(ids, side, strict=True)
                 )
             )
+        return found
+
+    def _ids_of_pieces(self, parts: Set[Part]) -> dict[Part, IntArray]:
+        """The ids of each piece: behind a word where it begins with a space, else at the start of a text."""
+        found: dict[Part, IntArray] = {}
+        mask = (self.mask, True)
+        if self.mask and mask in parts:
+            before = (" ", True)
+            lead, *rest = (ANCHOR, True), *({before} & parts), mask
+            (ids,) = self.texts.parts([[lead, *rest]])
+            found = {part: np.array(x, dtype=np.int64) for part, x in zip(rest, ids[1:], strict=True)}
+        texts = [part for part in parts if part not in found]
+        for space in ("", " "):
+            own = [part for part in texts if part[0].startswith(" ") == bool(space)]
+            found |= zip(own, self.ids([text.removeprefix(space) for text, _ in own], space), strict=True)
         return found
 
     def _read(self, template: Template, prompt_at: int) -> tuple[str, int]:
