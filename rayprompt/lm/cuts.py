@@ -1,4 +1,4 @@
-"""Where a tokenizer is sure to cut a text, whatever stands on both sides.
+"""Where a tokenizer always cuts a text, whatever the text is on both sides.
 
 Token ids of two pieces, put end to end, are the ids of the whole string only if the tokenizer never makes a token out
 of characters of both. Whether it does is a matter of its pre-tokenizer and, without one, of its vocabulary. What cannot
@@ -95,7 +95,7 @@ class Cuts:
         normal, at, whole = "", [], normalizer.normalize_str(text)
         for i, piece in enumerate(pieces):
             own = normalizer.normalize_str(piece)
-            for lead in ("▁", " "):  # what a normalizer puts in front of a text stands in front of the first piece only
+            for lead in ("▁", " "):  # a normalizer prepends it to the whole text, so to the first piece only
                 if i and not whole.startswith(own, len(normal)) and own.startswith(lead):
                     own = own.removeprefix(lead)
             if not whole.startswith(own, len(normal)):

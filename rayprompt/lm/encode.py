@@ -1,4 +1,4 @@
-"""From text to token ids: a task's examples are tokenised once; prompts are spliced in by their ids."""
+"""From text to token ids: the examples of a task are tokenized once; prompts are spliced in by their ids."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class EncodedPart:
     Attributes:
         key: digest of everything below.
         before, after: per example, the segments in front of the prompt and behind it.
-        after_empty: what stands behind an empty prompt, where that is not ``after``: without a prompt before it, the
+        after_empty: the segments behind an empty prompt, where they differ from ``after``: without a prompt, the
             first piece of a template has no space before it either. None where it makes no difference.
         read: where the answer is read: ``("before" | "after", segment index)`` of the mask, or None = the last token.
         labels: the label words; none where the LM writes.
@@ -110,7 +110,7 @@ class EncodedPart:
         return {name: value for name, value in vars(self).items() if name not in DERIVED}
 
     def reserving(self, tokens: int) -> EncodedPart:
-        """The same examples for an LM that takes so many tokens less: a soft prompt in front takes their place."""
+        """The same examples with ``tokens`` fewer for text: a soft prompt takes their place."""
         if tokens == 0:
             return self
         if tokens not in self._reserving:
@@ -259,7 +259,7 @@ class EncodedPart:
         return tokens, read, before
 
     def _forms(self, sizes: IntArray, example: IntArray) -> IntArray:
-        """(4, n) of ``FlatPart.forms``: those of the examples, as they are with prompts of so many tokens."""
+        """(4, n) of ``FlatPart.forms``: those of the examples, with prompts of ``sizes`` tokens."""
         form = example if self.after_empty is None else example + len(self) * (sizes == 0)
         return self.flat.forms.take(form, axis=1)
 
@@ -270,7 +270,7 @@ class EncodedPart:
 
     @cached_property
     def text_first(self) -> bool:
-        """Whether a text stands before the prompt."""
+        """Whether a field comes before the prompt."""
         return any(segment.field for segment in self.before[0]) if len(self) else False
 
 
@@ -312,8 +312,8 @@ def cut(
 class Encoder:
     """Tokenizes a task's examples for one LM, so that prompts can be spliced in by their ids.
 
-    What stands before the prompt is one string, and what stands behind it another. Their ids and the prompt's, end to
-    end, are those of the whole string where the tokenizer is sure to cut around the prompt (:mod:`rayprompt.lm.cuts`).
+    An input is three strings: the text before the prompt, the prompt, and the text after it. Their ids, concatenated,
+    are those of the whole string where the tokenizer always cuts around the prompt (:mod:`rayprompt.lm.cuts`).
     Elsewhere the whole string is tokenized for each pair (:mod:`rayprompt.lm.joined`).
     """
 
@@ -345,7 +345,7 @@ class Encoder:
         return "" if self.mask_id is None else str(self.tokenizer.convert_ids_to_tokens([self.mask_id])[0])
 
     def ids(self, texts: Sequence[str], space: str) -> list[IntArray]:
-        """Token ids of each text as it stands behind ``space`` (no special tokens)."""
+        """Token ids of each text behind ``space`` (no special tokens)."""
         if not space:
             return [np.array(ids, dtype=np.int64) for ids in self._plain(texts)]
         rows = self._plain([ANCHOR + space + text if text else ANCHOR for text in texts])
@@ -564,7 +564,7 @@ class Encoder:
     def _side(
         self, template: Template, row: Sequence[tuple[str, str]], start: int, end: int | None = None
     ) -> list[tuple[Part, bool]]:
-        """What stands on one side of the prompt: texts, and whether each is a field's. Of a mask the space is apart."""
+        """The texts on one side of the prompt, and whether each is a field. The space before a mask is its own text."""
         found: list[tuple[Part, bool]] = []
         for piece, (space, text) in list(zip(template.pieces, row, strict=True))[start:end]:
             if piece.kind == "mask":
@@ -593,7 +593,7 @@ class Encoder:
             (alone,) = self.texts.ids([lead])
             bare = [row for row in distinct if any(text for text, _ in row[1:]) and known[row][0] != alone]
             for row, ids in zip(bare, self.texts.parts([row[1:] for row in bare]), strict=True):
-                known[row] = [[], *ids]  # the two share a token: as the text stands alone
+                known[row] = [[], *ids]  # the two share a token: the ids of the text alone
         found = []
         for row, side in zip(rows, sides, strict=True):
             ids = known[row][len(lead) :]

@@ -131,7 +131,7 @@ def _beyond_mask(part: EncodedPart, example: int) -> IntArray:
 
 
 def without_texts(part: EncodedPart, mask_id: int | None) -> EncodedPart:
-    """The part for inputs that are given whole: nothing stands around them but the mask and what is beyond it."""
+    """The part for inputs that are given whole: around them are only the mask and what is beyond it."""
     nothing = (Segment(NOTHING, field=True),)
     sides: list[tuple[tuple[Segment, ...], tuple[Segment, ...]]] = [(nothing, nothing)] * len(part)
     read = part.read

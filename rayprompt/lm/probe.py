@@ -78,7 +78,7 @@ def probe(
         forward: the LM.
         causal: it reads from left to right.
         vocab_size, max_length, parameters: as :class:`rayprompt.lm.source.LMSource` has them.
-        mask_id: the token that stands where the answer is read, if there is one.
+        mask_id: the token at which the answer is read, if there is one.
 
     Raises:
         ScoringError: a plain forward pass fails, or gives other scores each time.
@@ -111,7 +111,7 @@ def probe(
 
 
 def probe_writing(forward: LabelForward, layout: Layout, vocab_size: int, window: int | None) -> Layout:
-    """The layout with how the LM writes what a plain forward pass of all that stands there would have it write.
+    """The layout, with the way of writing that gives what plain forward passes over the whole text give.
 
     ``window``: tokens that it looks back in some layer; None is all.
     """
@@ -321,7 +321,7 @@ def random_inputs(
     pad_id: int,
     mask_id: int | None,
 ) -> tuple[EncodedPart, tuple[tuple[int, ...], ...]]:
-    """Examples of random tokens, and a prompt for each; the mask stands where they are read."""
+    """Examples of random tokens, and a prompt for each; the mask is where they are read."""
 
     def tokens(count: int) -> IntArray:
         ids = rng.integers(0, vocab_size, count)

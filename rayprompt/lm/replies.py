@@ -49,7 +49,7 @@ FAILURES = (
 TOOLS = ("tool_calls", "function_call", "tool_use")
 REASONINGS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 THOUGHTS = ("think", "reason", "summary")  # in the types of parts of a message
-# How LMs mark what they think before they answer. The opening mark may stand in the prompt, so it may be missing.
+# How LMs mark what they think before they answer. The opening mark may be part of the prompt, so it may be missing.
 THINKING = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -148,7 +148,7 @@ def error_in(content: Mapping[str, Any]) -> tuple[int, str] | None:
 
 
 def status_of(code: str) -> int:
-    """The status that an error's code or type stands for; 500 where it does not say."""
+    """The status that an error's code or type means; 500 where it does not say."""
     for names, status in ((UNPAID, 402), (ENDING, 404), (REFUSING, 400), (("rate_limit", "too_many"), 429)):
         if any(name in code for name in names):
             return status
@@ -182,7 +182,7 @@ def line(text: str, secret: str | None) -> str:
 
 
 def address(location: str, secret: str | None) -> str:
-    """A URL from outside in a message: without its query and user, where keys stand."""
+    """A URL from outside in a message: without its query and user, which may hold keys."""
     try:
         parts = urlsplit(location)
         host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
@@ -306,7 +306,7 @@ def _thinking() -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
 
 
 def without_thinking(text: str) -> tuple[str, bool]:
-    """What stands behind an LM's thinking, and whether there is thinking that has not ended.
+    """The text behind an LM's thinking, and whether there is thinking that has not ended.
 
     An opening mark counts at the beginning of a text and behind other thinking; elsewhere the answer mentions it.
     """

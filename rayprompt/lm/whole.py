@@ -27,7 +27,7 @@ class WholeTexts:
         self.special = re.compile("|".join(ordered)) if ordered else None
 
     def has_special(self, text: str) -> bool:
-        """Whether the text of a special token stands in a text."""
+        """Whether a text contains the text of a special token."""
         return self.special is not None and self.special.search(text) is not None
 
     def ids(self, rows: Sequence[Row]) -> list[list[int]]:
