@@ -1,4 +1,4 @@
-"""An LM whose forward pass costs nothing: two numbers from the first token ids. For measuring everything around it."""
+"""An LM whose forward pass costs next to nothing: for measuring everything around it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,36 @@ import torch
 from rayprompt.lm.family import Masked
 
 
+class Body(torch.nn.Module):
+    """Hidden states (B, T, 2): two numbers from the id of the token before."""
+
+    def forward(self, input_ids: torch.Tensor, **others: torch.Tensor) -> Any:
+        before = torch.nn.functional.pad(input_ids, (1, 0))[:, :-1]
+        return SimpleNamespace(last_hidden_state=torch.stack([before % 97, before % 89], dim=-1).float())
+
+
 class FreeLM(torch.nn.Module):
-    """Logits (B, T, 2) as good as random: scored as if they were those of two label words."""
+    """Takes packed inputs: what a token gives depends on the one before it alone."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.base_model = Body()
+        self.head = torch.nn.Linear(2, config.vocab_size, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=torch.Generator().manual_seed(0)))
 
-    @property
-    def base_model(self) -> FreeLM:
-        return self
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
 
-    def get_output_embeddings(self) -> None:
-        return None
+    def set_output_embeddings(self, head: torch.nn.Module) -> None:
+        self.head = head
 
     def set_attn_implementation(self, name: str) -> None:
-        """Takes packed inputs: what a token gives depends on the one before it alone."""
         self.config._attn_implementation = name
 
     def forward(self, input_ids: torch.Tensor, **others: torch.Tensor) -> Any:
-        before = torch.nn.functional.pad(input_ids, (1, 0))[:, :-1]
-        return SimpleNamespace(logits=torch.stack([before % 97, before % 89], dim=-1).float())
+        return SimpleNamespace(logits=self.head(self.base_model(input_ids).last_hidden_state))
 
 
 class Free(Masked):

@@ -29,7 +29,7 @@ from rayprompt.cli.leaderboard import Leaderboard
 from rayprompt.cli.main import app
 from rayprompt.cli.main import run as run_command
 from rayprompt.comparison.plan import entries_of
-from rayprompt.errors import Interrupted
+from rayprompt.errors import InputError, Interrupted
 from rayprompt.study.progress import Progress
 
 TRAIN, SEEDS = 32, 5
@@ -398,6 +398,26 @@ def test_a_comparison_that_died_in_its_closing_phase_and_was_moved(
     again = rayprompt.resume_comparison(tmp_path / "moved")
     assert again.study_dir == tmp_path / "moved"
     assert stable(again.to_json()) == stable(found.to_json())
+
+
+def test_a_comparison_goes_on_on_another_machine_class_only_if_it_is_allowed(
+    shared_pools: None,
+    trial_here: None,
+    pool_of: PoolOf,
+    problem: rayprompt.Problem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, other, study = pool_of(problem.lm, 1), "cpu:intel-avx512:mkl-2024.2-avx512-strict", tmp_path / "s"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(here, "device_class", other)
+        first = rayprompt.compare(searchers=["random"], seeds=1, budget=128, baselines=[], out=study, max_concurrent=1)
+    (study / "comparison.json").unlink()
+    with pytest.raises(InputError, match=f"are from machine class {other}, the scorers here are .*--other-machine"):
+        rayprompt.resume_comparison(study)
+    again = rayprompt.resume_comparison(study, other_machine=True)
+    assert [run.test for run in again.runs] == [run.test for run in first.runs]
+    assert f"scores from {other}, those from here on are from {here.device_class}" in "\n".join(again.remarks)
 
 
 AS_QUIET: dict[str, Any] = {
