@@ -428,12 +428,11 @@ class Encoder:
         read = self._read(template, at) if reads_mask else None
         side, index = read or ("none", 0)
         for row in {"before": before, "after": after}.get(side, ()):
-            first = next((segment.ids for segment in row[index:] if len(segment.ids)), None)
-            if first is None or first[0] != self.mask_id:
-                found = [i for segment in row[index:] for i in segment.ids.tolist()]
+            found = np.concatenate([segment.ids for segment in row[index:]])
+            if not len(found) or found[0] != self.mask_id:
                 raise InputError(
                     f"{where}: the tokenizer of {self.model} does not read {self.mask} there as the mask "
-                    f"({self.tokenizer.convert_ids_to_tokens(found[:6])}): put spaces around {{mask}} in the template"
+                    f"({self.tokenizer.convert_ids_to_tokens(found[:6].tolist())}): put spaces around {{mask}} in the template"
                 )
         pad = self.tokenizer.pad_token_id
         if pad is not None and self.vocab_size is not None and not 0 <= pad < self.vocab_size:
@@ -583,9 +582,9 @@ class Encoder:
         """
         if apart:
             pieces = {piece for side in sides for piece in side}
-            ids = self._ids_of_pieces({part for part, _ in pieces})
-            known = {(part, is_field): Segment(ids[part], is_field) for part, is_field in pieces}
-            return [tuple(known[piece] for piece in side) for side in sides]
+            by_piece = self._ids_of_pieces({part for part, _ in pieces})
+            segments = {(part, is_field): Segment(by_piece[part], is_field) for part, is_field in pieces}
+            return [tuple(segments[piece] for piece in side) for side in sides]
         rows = [tuple(lead) + tuple(part for part, _ in side) for side in sides]
         distinct = list(dict.fromkeys(rows))
         known = dict(zip(distinct, self.texts.parts(distinct), strict=True))
