@@ -430,9 +430,10 @@ class Encoder:
         for row in {"before": before, "after": after}.get(side, ()):
             found = np.concatenate([segment.ids for segment in row[index:]])
             if not len(found) or found[0] != self.mask_id:
+                tokens = self.tokenizer.convert_ids_to_tokens(found[:6].tolist())
                 raise InputError(
                     f"{where}: the tokenizer of {self.model} does not read {self.mask} there as the mask "
-                    f"({self.tokenizer.convert_ids_to_tokens(found[:6].tolist())}): put spaces around {{mask}} in the template"
+                    f"({tokens}): put spaces around {{mask}} in the template"
                 )
         pad = self.tokenizer.pad_token_id
         if pad is not None and self.vocab_size is not None and not 0 <= pad < self.vocab_size:
