@@ -15,34 +15,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from rayprompt.errors import InputError, ScoringError, unknown
+from rayprompt.numerals import last_number, last_plain_number, number_of
 from rayprompt.scores import FloatArray
-from rayprompt.scripts import ONE_WAY, composed, fold, is_word, unspaced, visible
+from rayprompt.scripts import ONE_WAY, composed, fold, is_word, unspaced
 from rayprompt.style import Run, StyleModels
 
 Extract = Callable[[str], "str | None"]
 Score = Callable[["str | None", str], float]
 
-# A minus is a sign where nothing stands before it that it could be subtracted from; commas stand between groups of 3,
-# or, as in India, of 2 before the last group.
-_GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}"
-_DIGITS = rf"(?:(?:{_GROUPS})(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?"
-NUMBER = re.compile(rf"(?P<sign>[-\u2010-\u2013\u2212])?[$\u20ac\u00a3\u00a5\u20b9\u20a9]?(?P<digits>{_DIGITS})")
-GROUPED = re.compile(r"(?<=\d)(?:\{,\}|[\u2009\u202f\u00a0'\u2019_])(?=\d{3}(?!\d))")  # LaTeX's comma, narrow spaces
-POINTS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})(?![.,]?\d)")  # 1.234,5 and 1.234.567
-SWAPPED = str.maketrans(".,", ",.")
-FRACTION = re.compile(r"(?:(?<=\d)[ \u2009\u202f\u00a0])?([\u00bc-\u00be\u2152\u2155-\u2158\u215b-\u215e])")
-OTHER_DIGIT = re.compile(r"(?![0-9])\d")
-WRITTEN = str.maketrans(
-    {chr(0xFEE0 + ord(c)): c for c in "+,-.%$"} | {"\u066b": ".", "\u066c": ",", "\ufe63": "-", "\uffe5": "\u00a5"}
-)
-PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
 EDGES = (
     string.whitespace
     + "\"'`*_()[]{}<>.,;:!?\u201c\u201d\u2018\u2019\u00ab\u00bb\u00bf\u00a1\u2026"
@@ -51,68 +37,15 @@ EDGES = (
     + "\uff01\uff1f"
 )
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-MOST_ZEROS = 1000  # of a number that is written out
 SENTENCE_END = re.compile(r"[.!?]")
-
-
-def last_number(text: str) -> str | None:
-    """The last number in a text in one way of writing it: "$1,234.50." is ``1234.5``; None where there is none.
-
-    Digits of any script count. A minus behind a letter is a hyphen, unless the letter's script has no
-    spaces between words.
-    """
-    plain = POINTS.sub(lambda found: found[0].translate(SWAPPED), GROUPED.sub(",", in_ascii_digits(text)))
-    found = list(NUMBER.finditer(plain))
-    if not found:
-        return None
-    before = plain[found[-1].start() - 1] if found[-1].start() else " "
-    hyphen = before in ")]_" or (before.isalnum() and (before.isdecimal() or not unspaced(before)))
-    return canonical(("-" if found[-1]["sign"] and not hyphen else "") + found[-1]["digits"])
-
-
-def in_ascii_digits(text: str) -> str:
-    """A text with the digits, points and signs of other scripts as those of ASCII; 5\u00bd is 5.5."""
-    if text.isascii():
-        return text
-    text = FRACTION.sub(lambda found: str(unicodedata.numeric(found[1])).removeprefix("0"), visible(text))
-    return OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text.translate(WRITTEN))
-
-
-def last_plain_number(text: str) -> str | None:
-    """The last number by Prompt-OIRL's rule (arXiv 2309.06553, its code): digits and a point, no sign, no commas."""
-    found = PLAIN_NUMBER.findall(text)
-    return canonical(found[-1]) if found else None
-
-
-def canonical(number: str | None) -> str | None:
-    """A number in one way of writing it: ``1,234.50`` is ``1234.5``; any other text as it is, stripped."""
-    if number is None:
-        return None
-    plain = in_ascii_digits(str(number)).strip().replace(",", "")
-    value = _number(plain)
-    if value is None:
-        return plain or None
-    if not value:
-        return "0"
-    sign, digits, exponent = value.as_tuple()
-    assert isinstance(exponent, int)
-    written = "".join(map(str, digits)).lstrip("0")
-    kept = written.rstrip("0") if exponent < 0 or written.endswith("0") else written
-    exponent += len(written) - len(kept)
-    if abs(exponent) > MOST_ZEROS:
-        return f"{'-' * sign}{kept}e{exponent}"
-    if exponent >= 0:
-        return "-" * sign + kept + "0" * exponent
-    whole, part = kept[:exponent], kept[exponent:]
-    return f"{'-' * sign}{whole or '0'}.{part.rjust(-exponent, '0')}"
 
 
 def normal(text: str) -> str:
     """A text up to case, whitespace, and punctuation around it; what is part of a number or a name stays (-5, C#)."""
-    plain = " ".join(unicodedata.normalize("NFC", visible(text)).translate(ONE_WAY).split())
+    plain = " ".join(composed(text).translate(ONE_WAY).split())
     inner = plain.strip(EDGES)
     point = plain[: plain.find(inner)].endswith(".") and inner[:1].isdigit()
-    return (("." if point else "") + inner).casefold()
+    return ("." if point else "") + fold(inner)[0]
 
 
 def first_sentence(text: str) -> str:
@@ -174,10 +107,10 @@ def _lower(text: str) -> str | None:
 
 
 PLAIN: dict[str, tuple[int, Extract, Extract]] = {
-    "last-number": (2, last_number, last_number),
+    "last-number": (3, last_number, last_number),
     "last-plain-number": (1, last_plain_number, last_plain_number),
-    "exact": (2, _whole, _whole),
-    "first-line": (2, _first_line, _whole),
+    "exact": (3, _whole, _whole),
+    "first-line": (3, _first_line, _whole),
     "sentence": (1, _sentence, _as_it_is),
     "lower-sentence": (1, _lower_sentence, _lower),
 }
@@ -227,7 +160,7 @@ def _regex(name: str, pattern: str, place: str) -> Extractor:
         groups = [group for group in found[-1].groups() if group is not None]
         return normal(groups[0] if groups else found[-1][0]) or None
 
-    return Extractor(name, 1, find, _whole)
+    return Extractor(name, 2, find, _whole)
 
 
 def _choice(name: str, argument: str, place: str, *, last: bool) -> Extractor:
@@ -257,7 +190,7 @@ def choice_of(choices: Sequence[str], name: str = "", *, last: bool = False) -> 
     def gold(text: str) -> str | None:
         return known.get(_form(text.strip()))
 
-    return Extractor(name or "choice:" + ",".join(choices), 2, find, gold)
+    return Extractor(name or "choice:" + ",".join(choices), 3, find, gold)
 
 
 def _form(choice: str) -> str:
@@ -302,7 +235,7 @@ def _imported(what: str, name: str, place: str, code: bool) -> Callable[..., obj
 
 def match(answer: str | None, gold: str) -> float:
     """1 where the answer is the gold one; numbers are compared as numbers."""
-    return float(answer is not None and (answer == gold or _number(answer) == _number(gold) is not None))
+    return float(answer is not None and (answer == gold or number_of(answer) == number_of(gold) is not None))
 
 
 def contains(answer: str | None, gold: str) -> float:
@@ -323,7 +256,7 @@ def token_f1(answer: str | None, gold: str) -> float:
     return 2 * same / (len(given) + len(wanted))
 
 
-SCORERS: dict[str, tuple[int, Score]] = {"match": (2, match), "contains": (2, contains), "f1": (2, token_f1)}
+SCORERS: dict[str, tuple[int, Score]] = {"match": (3, match), "contains": (3, contains), "f1": (3, token_f1)}
 STYLE = "style"  # by models, see rayprompt.style
 
 
@@ -334,15 +267,6 @@ def _words(text: str) -> list[str]:
     )
     apart = "".join(f" {c} " if unspaced(c) and not unicodedata.combining(c) else c for c in plain)
     return ARTICLES.sub(" ", apart).split()
-
-
-def _number(text: str) -> Decimal | None:
-    """The exact number that a text is, of however many digits; None for any other text."""
-    try:
-        value = Decimal(text.replace(",", ""))
-    except InvalidOperation:
-        return None
-    return value if value.is_finite() else None
 
 
 @dataclass(frozen=True)

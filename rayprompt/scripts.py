@@ -18,7 +18,22 @@ HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff\uffa
 MINUS = "-\u2212\u2010\u2011"
 THOUSANDS = re.compile(r"\d{3}(?!\d)")
 NUMBER_GOES_ON = re.compile(r"\d(?:\.\d|,\d{3}(?!\d))")
-INVISIBLE = dict.fromkeys((0x00AD, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+INVISIBLE = dict.fromkeys(
+    (
+        0x00AD,
+        0x200E,
+        0x200F,
+        0x2060,
+        0x20E3,
+        0xFEFF,
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0xFE00, 0xFE10),
+    )
+)
+BETWEEN = "_\u200c"  # markup, and the sign that keeps two letters of a word apart
+# Superscripts, subscripts and fractions: 10² is not 102, and 5½ is not 51/2.
+RAISED = re.compile("([\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209c\u2122\u2150-\u215f\u2189]+)")
 ONE_WAY = str.maketrans({**dict.fromkeys("\u2018\u2019\u02bc", "'"), **dict.fromkeys("\u2010\u2011", "-")})
 _STARTS = [first for first, _ in UNSPACED]
 
@@ -58,11 +73,11 @@ def is_word(text: str, start: int, end: int) -> bool:
 
 
 def _goes_on(text: str, at: int) -> bool:
-    """Whether the characters on both sides of a place are of one word, over the underscores between them."""
+    """Whether the characters on both sides of a place are of one word, over what is ``BETWEEN`` them."""
     left, right = at - 1, at
-    while left >= 0 and text[left] == "_":
+    while left >= 0 and text[left] in BETWEEN:
         left -= 1
-    while right < len(text) and text[right] == "_":
+    while right < len(text) and text[right] in BETWEEN:
         right += 1
     return left >= 0 and right < len(text) and _joins(text[left], text[right])
 
@@ -100,10 +115,16 @@ def fold(text: str) -> tuple[str, list[int]]:
 
 
 def visible(text: str) -> str:
-    """A text without soft hyphens and marks of direction."""
+    """A text without soft hyphens, marks of direction, and what says how an emoji looks."""
     return text if text.isascii() else text.translate(INVISIBLE)
 
 
 def composed(text: str) -> str:
-    """A text in one way of writing it: composed characters, and full-width ones as usual ones (NFKC)."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", visible(text))
+    """A text in one way of writing it: composed characters, and full-width ones as usual ones (NFKC).
+
+    Superscripts, subscripts and fractions stay, for their digits are not of the number before them.
+    """
+    if text.isascii():
+        return text
+    parts = RAISED.split(visible(text))
+    return "".join(part if i % 2 else unicodedata.normalize("NFKC", part) for i, part in enumerate(parts))

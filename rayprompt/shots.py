@@ -7,6 +7,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from heapq import nsmallest
 from typing import Any
+from unicodedata import normalize
 
 from rayprompt.errors import InputError
 
@@ -27,8 +28,9 @@ def few_shot(
     """Draw train and dev: of each class the first ``per_class`` rows of a seeded shuffle, and the next ``per_class``.
 
     The shuffle is by SHA-256 of seed and text, so the draw depends on the texts alone: not on the order of the rows,
-    the machine, or a library's generator. Texts are compared up to whitespace. One that stands several times is drawn
-    at most once; one that is empty, stands under two labels, or is to be avoided (it is a test text) is never drawn.
+    the machine, or a library's generator. Texts are compared up to whitespace and composition (NFC). One that stands
+    several times is drawn at most once; one that is empty, stands under two labels, or is to be avoided (it is a test
+    text) is never drawn.
 
     Args:
         texts: the text of each row, or a tuple of texts (of a pair task).
@@ -52,15 +54,15 @@ def _drawable(
 ) -> dict[Hashable, list[tuple[Key, int]]]:
     """Label -> the texts that may be drawn, each once, with their rows."""
     first: dict[Key, int] = {}
-    never = {_key(text) for text in avoid}
-    for i, text in enumerate(texts):
-        key = _key(text)
+    never = {_composed(_key(text)) for text in avoid}
+    keys = [_key(text) for text in texts]
+    for i, key in enumerate(map(_composed, keys)):
         if labels[first.setdefault(key, i)] != labels[i]:
             never.add(key)
     classes: dict[Hashable, list[tuple[Key, int]]] = {label: [] for label in sorted(set(labels), key=_order)}
     for key, i in first.items():
         if key not in never and any(key):
-            classes[labels[i]].append((key, i))
+            classes[labels[i]].append((keys[i], i))
     return classes
 
 
@@ -117,6 +119,11 @@ def _text(row: Row, fields: Sequence[str]) -> Key:
 
 def _key(text: Text) -> Key:
     return tuple(" ".join(t.split()) for t in ((text,) if isinstance(text, str) else text))
+
+
+def _composed(key: Key) -> Key:
+    """The same texts in one way of writing them (NFC)."""
+    return tuple(normalize("NFC", text) for text in key)
 
 
 def _rank(seed: int, key: Key) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
@@ -75,10 +75,8 @@ def text_of(row: Mapping[str, Any], column: str, field: str, where: str) -> str:
     name = f"column {column!r}" + (f" (field {field})" if field != column else "")
     if column not in row:
         raise InputError(f"{where}: no {name}{did_you_mean(column, [str(c) for c in row])}; it has {_columns(row)}")
-    value = row[column]
-    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a NumPy scalar
-        value = value.item()
-    if value is None or value != value:
+    value = _plain(row[column])
+    if is_missing(value):
         raise InputError(f"{where}: {name} is empty (null or NaN); give a text, or '' for an empty one")
     if isinstance(value, bool):
         return str(value).lower()
@@ -91,13 +89,44 @@ def text_of(row: Mapping[str, Any], column: str, field: str, where: str) -> str:
     return value
 
 
+def label_of(value: Any, known: Collection[str]) -> str | None:
+    """The label of a cell as a text, true and false as Python or as JSON writes them; None where there is none."""
+    if is_missing(value):
+        return None
+    label = str(value)
+    return label.lower() if label in ("True", "False") and label not in known else label
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is null, NaN, or pandas' NA or NaT."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ArithmeticError):  # pandas' NA, a signaling NaN of decimal
+        return True
+    except ValueError:  # an array
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as the Python value that is written alike."""
+    if not hasattr(value, "item") or getattr(value, "shape", None) != ():
+        return value
+    kind, item = getattr(value.dtype, "kind", ""), value.item()
+    if kind in "mM" and isinstance(item, int):  # nanoseconds
+        return value.astype(f"{kind}8[us]").item()
+    return float(str(value)) if kind == "f" else item
+
+
 def unseen(value: Any) -> str:
     """A cell that no template shows: it only tells examples apart."""
-    return str(value or "")
+    try:
+        return str(value or "")
+    except (TypeError, ValueError):  # pandas' NA and arrays are neither true nor false
+        return str(value)
 
 
 def _written(value: Any, where: str) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
         raise InputError(f"{where} must be a text or a finite number, not {value}")
     try:
         return str(value)
@@ -182,8 +211,14 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow as pa
+
     try:
-        rows: list[Row] = read_parquet(path).to_pylist()
+        table = read_parquet(path)
+        for i, column in enumerate(table.schema):
+            if column.type == pa.float32():  # 0.1 is not to become 0.10000000149011612
+                table = table.set_column(i, column.name, table.column(i).cast(pa.string()).cast(pa.float64()))
+        rows: list[Row] = table.to_pylist()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, times that Python does not have
         if isinstance(error, InputError):
             raise

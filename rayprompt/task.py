@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError, did_you_mean, unknown
 from rayprompt.scores import IntArray
 from rayprompt.style import StyleModels
-from rayprompt.tables import text_of, unseen
+from rayprompt.tables import label_of, text_of, unseen
 from rayprompt.task_data import find_column
 from rayprompt.template import Template
 from rayprompt.typed import shown
@@ -188,11 +189,20 @@ class Task:
             )
         return self.templates[family]
 
+    @cached_property
+    def shown_fields(self) -> tuple[str, ...]:
+        """The fields that a template shows; any other, as an id, only tells examples apart."""
+        return tuple(sorted({name for template in self.templates.values() for name in template.fields}))
+
+    def text_of(self, example: Example) -> tuple[str, ...]:
+        """What the LM sees of an example, in one way of writing it (NFC): equal texts are one text."""
+        return tuple(normalize("NFC", example.fields[name]) for name in self.shown_fields)
+
     def leaks(self) -> dict[str, dict[tuple[str, str], int]]:
         """Split name -> (part, part) -> number of texts that stand in both; an empty text is none."""
         found: dict[str, dict[tuple[str, str], int]] = {}
         for split, parts in self.splits.items():
-            texts = {part: {e.text for e in parts[part] if any(e.text)} for part in PARTS if part in parts}
+            texts = {part: set(filter(any, map(self.text_of, parts[part]))) for part in PARTS if part in parts}
             for first, second in combinations(texts, 2):
                 both = len(texts[first] & texts[second])
                 if both:
@@ -444,20 +454,20 @@ def _examples(
             for name in fields
         }
         if "answer" in found:
-            if not any(texts.values()):
+            if not any(texts[name] for name in shown):
                 raise InputError(f"{where}, example {number}: the text is empty")
             answer = text_of(row, found["answer"], "answer", here)
             examples.append(Example(texts, 0, answer.strip()))
             continue
-        if row.get(found["label"]) is None:
+        label = label_of(row.get(found["label"]), labels)
+        if label is None:
             raise InputError(f"{where}, example {number}: no label (column {found['label']!r})")
-        label = str(row[found["label"]])
         if label not in labels:
             raise InputError(
                 f"{where}, example {number}: label {label!r} has no label word{did_you_mean(label, labels)}; "
                 f"known: {', '.join(labels)}"
             )
-        if not any(texts.values()) and not empty_texts:
+        if not any(texts[name] for name in shown) and not empty_texts:
             raise InputError(f"{where}, example {number}: the text is empty")
         examples.append(Example(texts, labels.index(label)))
     return tuple(examples)

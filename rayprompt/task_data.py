@@ -11,7 +11,7 @@ from typing import Any
 
 from rayprompt.errors import InputError, did_you_mean
 from rayprompt.shots import SPLITS, draw_splits, parse_shots
-from rayprompt.tables import SUFFIXES, Row, read_rows, text_of
+from rayprompt.tables import SUFFIXES, Row, label_of, read_rows, text_of
 
 HUB = "hf://datasets/"
 # A dev part goes by several names.
@@ -58,9 +58,11 @@ class Reading:
                 texts = {name: self._text(row, found[name], name, here) for name in self.fields}
                 rows.append({**texts, "answer": text_of(row, found["answer"], "answer", here), "label": ""})
                 continue
-            value = str(row.get(found["label"]))
+            value = label_of(row.get(found["label"]), (*self.labels, *self.aliases, *self.no_label))
             if value in self.no_label:
                 continue
+            if value is None:
+                raise InputError(f"{where}, example {number}: no label (column {found['label']!r})")
             label = self.aliases.get(value, value)
             if label not in self.labels:
                 raise InputError(

@@ -53,8 +53,8 @@ def _describe_part(task: Task, rows: Sequence[Example]) -> dict[str, Any]:
         "examples": len(rows),
         "classes": {label: counts[i] for i, label in enumerate(task.labels)},
         "words": lengths([sum(len(text.split()) for text in example.text) for example in rows]),
-        "repeated": repeated(rows),
-        "empty": sum(not any(example.text) for example in rows),
+        "repeated": repeated(task, rows),
+        "empty": sum(not any(task.text_of(example)) for example in rows),
     }
 
 
@@ -63,16 +63,16 @@ def lengths(values: Sequence[int]) -> dict[str, Any]:
     return {"mean": round(sum(values) / len(values), 1), "max": int(max(values))}
 
 
-def repeated(rows: Sequence[Example]) -> int:
+def repeated(task: Task, rows: Sequence[Example]) -> int:
     """How many texts stand more than once."""
-    return sum(n > 1 for text, n in Counter(example.text for example in rows).items() if any(text))
+    return sum(n > 1 for text, n in Counter(map(task.text_of, rows)).items() if any(text))
 
 
 def warnings(task: Task, parts: Mapping[str, Sequence[Example]], leaks: Mapping[tuple[str, str], int]) -> list[str]:
     """A line for everything that makes a result on this split worth less."""
     lines = []
     for (first, second), shared in leaks.items():
-        copied = shared == len({e.text for e in parts[second] if any(e.text)})
+        copied = shared == len(set(filter(any, map(task.text_of, parts[second]))))
         lines.append(
             (f"{second} is a copy of {first}" if copied else f"{first} and {second} share {_texts(shared)}")
             + {
@@ -83,10 +83,10 @@ def warnings(task: Task, parts: Mapping[str, Sequence[Example]], leaks: Mapping[
         )
     for part in PARTS:
         rows = parts[part]
-        empty = sum(not any(example.text) for example in rows)
+        empty = sum(not any(task.text_of(example)) for example in rows)
         missing = [label for i, label in enumerate(task.labels) if all(example.label != i for example in rows)]
-        if repeated(rows):
-            lines.append(f"{part}: {_texts(repeated(rows))} that stand more than once")
+        if repeated(task, rows):
+            lines.append(f"{part}: {_texts(repeated(task, rows))} that stand more than once")
         if empty:
             lines.append(f"{part}: {_texts(empty)} without a word")
         if missing:

@@ -30,7 +30,32 @@ from rayprompt.errors import InputError, ScoringError
         ("1,2345", "2345"),
         ("1,000,000.25 dollars", "1000000.25"),
         (".5", "0.5"),
-        ("3/4", "4"),
+        ("3/4", "0.75"),
+        ("16/3", "16/3"),
+        ("5 1/3", "16/3"),
+        ("-5 1/2.", "-5.5"),
+        ("6/2 pies", "3"),
+        ("\\boxed{\\frac{1}{2}}", "0.5"),
+        ("2\\frac{1}{4}", "2.25"),
+        ("12/25/2020", "2020"),  # a date
+        ("1,234 1/2", "1234.5"),
+        ("10^3", "1000"),
+        ("2^{10}", "1024"),
+        ("1.5 x 10^3 m", "1500"),
+        ("1.5\\times 10^{-3}", "0.0015"),
+        ("25 cm^2", "25"),
+        ("2^-1", "0.5"),
+        ("1 234", "1234"),
+        ("1 234 567,5", "1234567.5"),
+        ("5 000", "5000"),
+        ("300 300", "300"),  # said again
+        ("9 9", "9"),
+        ("\\boxed{1\\,234}", "1234"),
+        ("5%-7%", "7"),
+        ("$10$-$20$", "20"),
+        ("is $-5$", "-5"),
+        ("x = - 5", "-5"),
+        ("_-5_", "-5"),
         ("007", "7"),
         ("50%", "50"),
         ("no. 5a", "5"),
@@ -92,6 +117,12 @@ def test_extractors(name: str, text: str, answer: str | None) -> None:
         ("exact", "f1", "nothing", "cat", 0.0),
         ("last-number", "match", "none", "3", 0.0),
         ("exact", "match", "nan", "nan", 1.0),
+        ("exact", "match", "1,2", "12", 0.0),  # two answers
+        ("exact", "match", "1_2", "12", 0.0),
+        ("exact", "match", "12,34,567.0", "1234567", 1.0),
+        ("exact", "match", "\u22125", "-5", 1.0),
+        ("exact", "match", "5.", "5", 1.0),
+        ("last-number", "match", "5\u2153", "16/3", 1.0),
         ("exact", "match", "nan", "inf", 0.0),
     ],
 )
@@ -140,8 +171,8 @@ def test_a_function_that_raises_says_on_what() -> None:
 
 
 def test_the_version_is_part_of_the_identity() -> None:
-    assert Judge.of("last-number").id == "last-number/2 match/2"
-    assert get_extractor("choice:a,b").id == "choice:a,b/2"
+    assert Judge.of("last-number").id == "last-number/3 match/3"
+    assert get_extractor("choice:a,b").id == "choice:a,b/3"
 
 
 def test_labels_of_prompt_oirl_are_those_of_its_rule(shared: Path) -> None:

@@ -394,7 +394,7 @@ def test_samples_are_charged_stored_and_read_back(pool: ScoringPool, tmp_path: P
     rows = ScoreStore(tmp_path).pairs()
     assert sorted(rows["completion"].to_pylist()) == sorted(first.completion or ())
     assert set(rows["sample"].to_pylist()) == {0, 1, 2}
-    assert set(rows["judge"].to_pylist()) == {"choice:terrible,great/2 match/2"}
+    assert set(rows["judge"].to_pylist()) == {"choice:terrible,great/3 match/3"}
     again = rayprompt.score(["it was"], problem, pool=pool, store=tmp_path)
     assert again.completion == first.completion
     assert ScoreStore(tmp_path).pairs().num_rows == len(first)

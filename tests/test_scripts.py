@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
@@ -16,7 +18,9 @@ from rayprompt.errors import InputError
 from rayprompt.lm.chat import TooLong, limited
 from rayprompt.lm.source import BUNDLED, describe_model
 from rayprompt.searcher.problem import LabelWarning, Problem
+from rayprompt.tables import read_rows
 from rayprompt.task import Task, load_task
+from rayprompt.task_data import Reading
 from rayprompt.template import Template
 
 
@@ -45,6 +49,16 @@ from rayprompt.template import Template
         ("5\u00bd", "5.5"),
         ("2 \u00be cups", "2.75"),
         ("\u00bc", "0.25"),
+        ("5\u2153", "16/3"),
+        ("\u2154", "2/3"),
+        ("\u0663 \u0661/\u0662", "3.5"),
+        ("1\u20442", "0.5"),
+        ("10\u00b2", "100"),
+        ("1.5 \u00d7 10\u207b\u00b3", "0.0015"),
+        ("25 cm\u00b2", "25"),
+        ("1\u00a0000,5", "1000.5"),
+        ("20\u20ac-30\u20ac", "30"),
+        ("5\u00b0-7\u00b0", "7"),
     ],
 )
 def test_the_last_number_in_any_script(text: str, number: str) -> None:
@@ -83,6 +97,13 @@ def test_the_last_number_in_any_script(text: str, number: str) -> None:
         ("positive,very positive", "Very\n positive", "very positive"),
         ("positive,non-positive", "non\u2011positive", "non-positive"),
         ("positive,negative", "po\u00adsi\u00adtive", "positive"),
+        ("\u2764\ufe0f,x", "\u2764", "\u2764\ufe0f"),
+        ("\u2764,x", "\u2764\ufe0f", "\u2764"),
+        ("1,2", "2\ufe0f\u20e3", "2"),
+        ("x2,y", "x\u00b2", None),
+        ("102,10", "10\u00b2", None),
+        ("مثبت,منفی", "منفی\u200c", "منفی"),
+        ("می,خوب", "می\u200cشود", None),
     ],
 )
 def test_a_choice_is_a_word_by_its_script(choices: str, text: str, found: str | None) -> None:
@@ -94,6 +115,16 @@ def test_numbers_are_compared_exactly() -> None:
     assert match("0.30", "0.3") == 1
     assert contains("1.5", "5") == contains("-5", "5") == contains("1,500", "500") == 0
     assert contains("1,5", "5") == contains("3-5", "5") == contains("(5)", "5") == contains("is 5.", "5") == 1
+    assert contains("10\u00b2", "102") == contains("5\u00bd", "51") == token_f1("x\u00b2", "x2") == 0
+    exact = get_extractor("exact")
+    for one, other in (
+        ("İyi", "iyi"),
+        ("HAYIR", "hay\u0131r"),
+        ("ﬁne", "fine"),
+        ("\uff39\uff25\uff33", "yes"),
+        ("STRASSE", "straße"),
+    ):
+        assert exact.find(one) == exact.gold(other)
     assert get_extractor("exact").find("Don\u2019t know.") == get_extractor("exact").gold("don't know")
     assert token_f1("电影很好", "电影好") == pytest.approx(6 / 7)
 
@@ -123,13 +154,57 @@ def test_zero_and_false_are_texts() -> None:
         (float("nan"), "is empty"),
         ("good \ud83d", "no valid Unicode"),
         (10**5000, "too many digits"),
+        (pd.NA, "is empty"),
+        (Decimal("sNaN"), "is empty"),
+        (Decimal("Infinity"), "finite number"),
     ],
-    ids=["dict", "list", "bytes", "none", "nan", "surrogate", "huge"],
+    ids=["dict", "list", "bytes", "none", "nan", "surrogate", "huge", "NA", "sNaN", "infinity"],
 )
 def test_what_is_no_text_is_refused_with_its_row(value: Any, said: str) -> None:
     rows = [{"text": "a", "other": "b", "label": 0}, {"text": "a", "other": value, "label": 1}]
     with pytest.raises(InputError, match=f"train, example 2: column 'other' .*{said}"):
         task(rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(0.1), "0.1"),
+        (np.datetime64("2020-01-02T03:04:05", "ns"), "2020-01-02 03:04:05"),
+        (np.datetime64("2020-01-02"), "2020-01-02"),
+        (Decimal("1.10"), "1.10"),
+    ],
+)
+def test_numbers_and_dates_are_written_as_they_are(value: Any, text: str) -> None:
+    made = task([{"text": "a", "other": value, "label": 0}, {"text": "b", "other": "", "label": 1}])
+    assert made.examples("train")[0].fields["other"] == text
+
+
+@pytest.mark.parametrize("value", [pd.NA, np.array([1, 2]), {"en": "x"}, None])
+def test_a_field_that_no_template_shows_may_be_anything(value: Any) -> None:
+    made = task([{"text": "a", "other": value, "label": 0}, {"text": "b", "other": 1, "label": 1}], "{text} {prompt}")
+    assert len(made.examples("train")) == 2
+
+
+def test_single_precision_of_parquet_is_written_as_pandas_does(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": np.array([0.1, 2.5], dtype=np.float32)})
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert [str(row["text"]) for row in read_rows(tmp_path / "a.parquet")] == frame["text"].astype(str).tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(True, 1), (np.bool_(False), 0), ("true", 1), (None, None), (np.nan, None)]
+)
+def test_labels_of_true_and_false_and_missing_ones(value: Any, label: int | None) -> None:
+    words = {"false": "bad", "true": "good", "nan": "odd", "None": "none"}
+    rows = [{"text": "a", "other": "b", "label": value}]
+    if label is None:
+        with pytest.raises(InputError, match="train, example 1: no label"):
+            task(rows, label_words=words)
+        with pytest.raises(InputError, match="t, example 1: no label"):
+            Reading({"text": "text", "label": "label"}, list(words)).rows(rows, "t")
+    else:
+        assert task(rows, label_words=words).examples("train")[0].label == label
 
 
 def test_a_missing_field_is_refused_with_its_row() -> None:

@@ -10,7 +10,8 @@ from test_objective import log_softmax, scores_of
 
 from rayprompt.objective import OBJECTIVES
 from rayprompt.scores import PairError
-from rayprompt.study.statistics import answers, bootstrap, estimate, mcnemar, wilson
+from rayprompt.study.statistics import answers, bootstrap, estimate, mcnemar, paired, wilson
+from rayprompt.study.statistics import test_name as name_of_test
 
 
 def test_wilson_equals_scipy() -> None:
@@ -19,6 +20,29 @@ def test_wilson_equals_scipy() -> None:
     for right, n in ((0, 10), (5, 10), (10, 10), (293, 480), (1, 3)):
         low, high = binomtest(right, n).proportion_ci(0.95, method="wilson")
         assert wilson(right, n) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_intervals_hold_the_value() -> None:
+    for n in range(1, 200):
+        for right in {0, 1, n // 2, n}:
+            low, high = wilson(right, n)
+            assert 0 <= low <= right / n <= high <= 1
+    gold = np.arange(20)  # 20 labels, all right: nearly every resample lacks some of them
+    rows = np.full((20, 20), -5.0)
+    rows[gold, gold] = -0.1
+    found = estimate("f1", scores_of([rows.tolist()], gold.tolist()), gold, OBJECTIVES["f1"])
+    assert found.value == 1.0
+    assert found.ci95[0] < 1.0 == found.ci95[1]
+
+
+def test_one_graded_example_tells_nothing() -> None:
+    assert paired(np.array([0.3]), np.array([0.8])) == 1.0
+
+
+def test_the_test_is_named_by_the_values_of_both() -> None:
+    binary, graded = np.array([0.0, 1.0]), np.array([0.5, 1.0])
+    assert name_of_test("accuracy", binary, binary) == "exact McNemar"
+    assert name_of_test("accuracy", binary, graded) == "paired permutation test"
 
 
 def test_mcnemar_fixture() -> None:

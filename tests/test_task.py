@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import task_of
@@ -11,7 +12,7 @@ from conftest import task_of
 import rayprompt
 from rayprompt.errors import InputError
 from rayprompt.tables import read_prompts, read_rows
-from rayprompt.task import load_task
+from rayprompt.task import Task, load_task
 from rayprompt.template import Template
 
 YAML = """\
@@ -191,6 +192,20 @@ def test_leaks_are_counted_and_refused_across_train_and_test(tmp_path: Path) -> 
     with pytest.raises(InputError, match="1 texts of train stand in test too"):
         rayprompt.Problem(task)
     assert rayprompt.Problem(task, allow_leaks=True).leaks == {("train", "test"): 1}
+
+
+def test_what_the_lm_does_not_see_makes_no_other_text() -> None:
+    def rows(text: str, number: int) -> list[dict[str, Any]]:
+        return [{"text": text, "id": number, "label": 0}]
+
+    def made(**parts: Any) -> Task:
+        words = {0: "bad", 1: "good"}
+        return Task.from_examples("t", template="{text} {prompt} {mask}", label_words=words, **parts)
+
+    task = made(train=rows("caf\u00e9", 1), dev=rows("other", 2), test=rows("cafe\u0301", 3))
+    assert task.leaks() == {"default": {("train", "test"): 1}}
+    with pytest.raises(InputError, match="dev, example 1: the text is empty"):
+        made(train=rows("a", 1), dev=rows("", 2), test=rows("b", 3))
 
 
 def test_template_renders_what_a_person_would_write() -> None:

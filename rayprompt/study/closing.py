@@ -246,7 +246,7 @@ class Closer:
                 name: Baseline(prompt, dev, estimates[prompt]) for name, (prompt, dev) in choice.baselines.items()
             },
             p_value=None if manual is None else paired_test(metric, scores[best], scores[manual[0]], test.gold),
-            p_test=test_name(metric, answers(scores[best], metric)),
+            p_test=test_name(metric, *(answers(scores[p], metric) for p in (best, *([manual[0]] if manual else [])))),
             finalists=tuple(
                 {
                     **f["candidate"],

@@ -45,7 +45,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     p = right / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = 0.0 if right == 0 else max(0.0, centre - half)  # rounding leaves 1e-17 there
+    return low, 1.0 if right == n else min(1.0, centre + half)
 
 
 def estimate(
@@ -63,9 +64,16 @@ def estimate(
         if is_binary(values):
             hits = int(values.sum())
             return Estimate(metric, hits / n, n, wilson(hits, n))
-        return Estimate(metric, float(values.mean()), n, bootstrap_mean(values))
+        value = float(values.mean())
+        return Estimate(metric, value, n, _with(value, bootstrap_mean(values)))
     value = float(np.nan_to_num(function(scores, gold)[0]))
-    return Estimate(metric, value, n, bootstrap(scores, gold, function))
+    return Estimate(metric, value, n, _with(value, bootstrap(scores, gold, function)))
+
+
+def _with(value: float, interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval that has the value in it: most samples of few examples of many labels lack a label, so their F1 is
+    lower."""
+    return min(value, interval[0]), max(value, interval[1])
 
 
 def answers(scores: Scores, metric: str = "accuracy") -> FloatArray:
@@ -86,9 +94,9 @@ def is_binary(values: FloatArray) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
-def test_name(metric: str, values: FloatArray) -> str:
+def test_name(metric: str, *values: FloatArray) -> str:
     """What :func:`paired_test` does where the prompts have such ``values`` (:func:`answers`)."""
-    return MCNEMAR if metric != "f1" and is_binary(values) else PERMUTATION
+    return MCNEMAR if metric != "f1" and all(map(is_binary, values)) else PERMUTATION
 
 
 def paired_test(metric: str, first: Scores, second: Scores, gold: IntArray) -> float:
@@ -155,7 +163,7 @@ def paired(first: FloatArray, second: FloatArray) -> float:
     from scipy.stats import permutation_test
 
     difference = first - second
-    if not difference.any():
+    if not difference.any() or len(difference) == 1:  # either sign is as extreme
         return 1.0
     found = permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=DRAWS, rng=0)
     return float(found.pvalue)
