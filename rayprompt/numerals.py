@@ -19,6 +19,7 @@ GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}"
 _DIGITS = rf"(?:(?:{GROUPS})(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?"
 _RATIO = r"(?<![\d/.,])\d{1,9}/0*[1-9]\d{0,8}(?![\d/]|[.,]\d)"  # no date
 NUMBER = re.compile(rf"(?P<sign>[-\u2010-\u2013\u2212])?[{CURRENCY}]?(?P<digits>{_RATIO}|{_DIGITS})")
+RATIO = re.compile(r"-?\d{1,20}/0*[1-9]\d{0,19}")
 WHOLE = re.compile(rf"[-+]?(?:(?:{GROUPS})(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 PLAIN_NUMBER = re.compile(r"\d*\.?\d+")
 
@@ -136,12 +137,13 @@ def canonical(number: str | None) -> str | None:
     """A number in one way of writing it: ``1,234.50`` is ``1234.5``; any other text as it is, stripped."""
     if number is None:
         return None
-    plain = in_ascii_digits(str(number)).strip().replace(",", "")
-    if "/" in plain:
-        return _ratio(plain)
-    value = number_of(plain)
+    plain = in_ascii_digits(str(number)).strip()
+    text = _in_one_notation(plain).strip().replace(",", "")
+    if RATIO.fullmatch(text):
+        return _ratio(text)
+    value = number_of(text)
     if value is None:
-        return plain or None
+        return plain.replace(",", "") or None
     if not value:
         return "0"
     sign, digits, exponent = value.as_tuple()

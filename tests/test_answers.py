@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rayprompt.answers import Judge, get_extractor, last_number, last_plain_number
+from rayprompt.answers import Judge, get_extractor
 from rayprompt.errors import InputError, ScoringError
+from rayprompt.numerals import canonical, last_number, last_plain_number
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,21 @@ from rayprompt.errors import InputError, ScoringError
 )
 def test_last_numbers(text: str, number: str | None) -> None:
     assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("1,234.50", "1234.5"),
+        ("2/6", "1/3"),
+        ("5\u00bd", "5.5"),
+        ("yes/no", "yes/no"),
+        ("1/0", "1/0"),
+        (" a b ", "a b"),
+    ],
+)
+def test_a_number_in_one_way_of_writing_it(text: str, written: str) -> None:
+    assert canonical(text) == written
 
 
 def test_the_rule_of_prompt_oirl_knows_neither_commas_nor_signs() -> None:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from reward_data import rows
 
-from rayprompt.answers import canonical, last_number
 from rayprompt.errors import InputError
+from rayprompt.numerals import canonical, last_number
 from rayprompt.reward.checks import check, leaks, refuse
 from rayprompt.reward.demonstrations import Demonstrations, mask_numbers, read_demonstrations
 from rayprompt.reward.logs import read_answers, read_log, read_logs

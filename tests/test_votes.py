@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from reward_data import rows, world
 
-from rayprompt.answers import canonical
 from rayprompt.errors import InputError
+from rayprompt.numerals import canonical
 from rayprompt.reward.assess import PRICES, assess, assess_folds
 from rayprompt.reward.checks import check
 from rayprompt.reward.demonstrations import Demonstrations

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rayprompt.answers import last_number
 from rayprompt.errors import InputError
 from rayprompt.foreign import check_file, read_text
+from rayprompt.numerals import last_number
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.tables import read_rows
 

@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from sklearn.linear_model import Ridge
 
-from rayprompt.answers import canonical
 from rayprompt.errors import InputError
+from rayprompt.numerals import canonical
 from rayprompt.reward.demonstrations import Demonstrations
 from rayprompt.reward.folds import folds
 from rayprompt.reward.selection import mean_se, means_of
