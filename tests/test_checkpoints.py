@@ -196,3 +196,34 @@ def test_trust_comes_from_the_command_line_alone() -> None:
         from_file({"trust_remote_code": True})
     with pytest.raises(InputError, match="trust_remote_code=yes: must be true or false"):
         LMSettings.of({"trust_remote_code": "yes"})
+
+
+def weights(header: bytes, size: int | None = None) -> bytes:
+    """A file of tensors that states ``size`` bytes of header."""
+    return (len(header) if size is None else size).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        *(
+            ("model.safetensors", content, "model.safetensors is not a safetensors file")
+            for content in (
+                *(b"", b"abc", weights(b"{}", 1 << 63), weights(b"[1]"), weights(b"null"), weights(b'{"a": []}')),
+                *(weights(b'{"a": {"shape": 3}}'), weights(b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}")),
+                *(weights(b'{"a": {"shape": [' + b"9" * 5000 + b"]}}"), weights(b'{"a": 1, "a": 2}'), weights(b"\xff")),
+            )
+        ),
+        ("config.json", b"[]", "must hold a JSON object, not list"),
+        ("config.json", b"[" * 100_000, "nested too deeply"),
+        ("config.json", b'{"vocab_size": ' + b"9" * 5000 + b"}", "digits"),
+        ("config.json", b"\xff\xfe", "not UTF-8 text"),
+    ],
+)
+def test_files_of_a_checkpoint_that_cannot_be_read_are_named(
+    file: str, content: bytes, line: str, tmp_path: Path
+) -> None:
+    make("BertForMaskedLM", {}, tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match=line):
+        describe_model(str(tmp_path))

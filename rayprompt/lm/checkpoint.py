@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import InputError
+from rayprompt.foreign import read_json
 
 # Buffers that a model computes by itself; files of older versions hold some of them, those of newer ones do not.
 COMPUTED = re.compile(
@@ -34,7 +34,7 @@ def read_config_of(folder: str | Path, *, trusted: bool = False) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    stated = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    stated = read_json(Path(folder) / "config.json")
     kind = stated.get("model_type")
     if not trusted and stated.get("auto_map") and kind not in CONFIG_MAPPING:
         raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rayprompt.errors import InputError, did_you_mean
-from rayprompt.foreign import read_json
+from rayprompt.errors import InputError, did_you_mean, last_line
+from rayprompt.foreign import parse_json, read_json
 from rayprompt.lm.cache import fetched
 from rayprompt.lm.characters import CHARACTERS, CharacterTokenizer
 from rayprompt.lm.checkpoint import read_config_of
@@ -223,9 +222,12 @@ def _parameters(name: str, folder: Path) -> int:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                size = int.from_bytes(file.read(8), "little")
+                if size > path.stat().st_size:
+                    raise ValueError("it is cut")
+                header = parse_json(file.read(size))
             total += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"model {name}: {path} is not a safetensors file") from None
     return total
 
@@ -347,8 +349,7 @@ def _read_config(name: str, folder: Path, *, trusted: bool = False) -> Any:
     except InputError as error:
         raise InputError(f"model {name}: {error}") from None
     except Exception as error:  # broken config files surface as many types
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model {name}: its config.json cannot be used ({reason[:160]})") from None
+        raise InputError(f"model {name}: its config.json cannot be used ({last_line(error)[:160]})") from None
 
 
 def read_config(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayprompt.errors import RayPromptError
+from rayprompt.foreign import parse_json
 from rayprompt.report.model import Finalist, Prompt, Run
 from rayprompt.store.store import ScoreStore
 from rayprompt.unanswered import TRIED
@@ -122,7 +122,7 @@ def _forms(store: ScoreStore, search: str, keys: list[str]) -> Mapping[str, Mapp
 
     pieces = store.reduced("candidates", ["candidate", "form"], keep, search=search)
     return {
-        key: json.loads(form)
+        key: parse_json(form)
         for piece in pieces
         for key, form in zip(piece.column("candidate").to_pylist(), piece.column("form").to_pylist(), strict=True)
     }
