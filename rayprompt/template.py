@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from rayprompt.errors import InputError, did_you_mean
@@ -27,11 +28,16 @@ class Template:
 
     Whitespace in front of a piece belongs to that piece, as byte-level and SentencePiece tokenizers have it. Spaces at
     the end belong to the word that follows; ``end`` is the whitespace there if it has a line break.
+
+    Of a chat, whose messages stand between the raw pieces: ``trims`` says for each message whether whitespace at its
+    beginning and at its end is dropped, and ``bare`` has the raw pieces' texts around an empty prompt, if they differ.
     """
 
     source: str
     pieces: tuple[Piece, ...]
     end: str = ""
+    trims: tuple[tuple[bool, bool], ...] = ()
+    bare: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, source: str, fields: Sequence[str], where: str) -> Template:
@@ -94,15 +100,36 @@ class Template:
         """
         found = []
         begins = True  # nothing has come yet that a space could stand behind
+        bare = iter(() if prompt else self.bare)
         for piece in self.pieces:
             text = {"literal": piece.text, "raw": piece.text, "prompt": prompt, "mask": mask}.get(piece.kind, "")
             text = fields[piece.text] if piece.kind == "field" else text
+            text = next(bare, text) if piece.kind == "raw" else text
             if begins and not self.is_chat:
                 text = text.lstrip()
             found.append(("" if begins or not text else piece.space, text))
             if text:
                 begins = piece.kind == "raw"
+        return self._trimmed(found)
+
+    def _trimmed(self, found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Without the whitespace that the chat template drops around each message."""
+        raw = [i for i, piece in enumerate(self.pieces) if piece.kind == "raw"]
+        for (start, end), (left, right) in zip(pairwise(raw), self.trims, strict=False):
+            for i in range(start + 1, end) if left else ():
+                found[i] = ("", "".join(found[i]).lstrip())
+                if found[i][1]:
+                    break
+            for i in range(end - 1, start, -1) if right else ():
+                space, text = found[i]
+                found[i] = (space, text.rstrip()) if text.strip() else ("", "")
+                if found[i][1]:
+                    break
         return found
+
+    def changes(self, texts: Iterable[str]) -> bool:
+        """Whether the chat template drops something of some texts, or what stands around an empty prompt."""
+        return bool(self.bare) or (any(map(any, self.trims)) and any(text != text.strip() for text in texts))
 
     def render(self, fields: Mapping[str, str], prompt: str, mask: str = "") -> str:
         """The whole input as one string, as a person would write it (an empty prompt takes its space with it)."""

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from rayprompt.candidate import TextIds
 from rayprompt.errors import InputError
+from rayprompt.lm.chat import in_chat
 from rayprompt.lm.encode import EncodedPart, Encoder
 from rayprompt.lm.joined import Joiner, by_form
 from rayprompt.task import Example
@@ -76,11 +77,11 @@ TEMPLATES = _templates()
 
 
 def encoded(
-    tokenizer: Any, source: str, texts: tuple[str, ...], masked: bool
+    tokenizer: Any, source: str | Template, texts: tuple[str, ...], masked: bool
 ) -> tuple[Encoder, Template, EncodedPart, list[Example]]:
-    template = Template.parse(source, _fields(source), "here")
+    template = source if isinstance(source, Template) else Template.parse(source, _fields(source), "here")
     rows = [
-        {name: texts[(i + 3 * k) % len(texts)] for k, name in enumerate(_fields(source))} for i in range(len(texts))
+        {name: texts[(i + 3 * k) % len(texts)] for k, name in enumerate(template.fields)} for i in range(len(texts))
     ]
     examples = [Example(row, 0) for row in rows]
     encoder = Encoder(tokenizer, "kind", 512)
@@ -194,6 +195,67 @@ def test_a_mask_that_the_tokenizer_does_not_see_is_refused() -> None:
     with pytest.raises(InputError, match="does not read .HIDE. there as the mask"):
         encoded(tokenizer, "{prompt} {text}{mask}", ("a film",), True)
     check(tokenizer, "{prompt} {text} {mask} .", True, ("a film",), ("so",))
+
+
+USER = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}{% endfor %}\n<answer>\n"
+CHATS = {
+    "llama3": (
+        "llama3",
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "llama2": (
+        "llama2",
+        "{% if messages[0].role == 'system' %}{% set s = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+        "{% else %}{% set s = '' %}{% endif %}{{ bos_token }}[INST] {{ (s + messages[-1].content).strip() }} [/INST]",
+    ),
+    "gemma3": (
+        "gemma",
+        "{{ bos_token }}<start_of_turn>user\n{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n"
+        "{% endif %}{{ messages[-1].content | trim }}<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    "phi3": (
+        "phi",
+        "{% for m in messages %}{% if m.role == 'system' and m.content %}<|system|>\n{{ m.content }}<|end|>\n"
+        "{% elif m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n{% endif %}{% endfor %}<|assistant|>\n",
+    ),
+    "qwen": ("qwen", USER),
+}
+CHAT_TEXTS = ("a film so good", " leading", "trailing\u00a0 ", "\nline\n", "How many?", "这部", 'He said "so" & <b>')
+
+
+@pytest.mark.parametrize("chat", ["user", "system"])
+@pytest.mark.parametrize("name", CHATS)
+def test_a_chat_has_the_ids_of_the_chat_template(name: str, chat: str) -> None:
+    """Of templates that trim what messages say, or leave out an empty one."""
+    kind, source = CHATS[name]
+    (make,) = (one for one in CAUSAL if one.__name__ == kind)
+    tokenizer = make()
+    tokenizer.chat_template = source
+    for form in ("{text} {prompt}", "{prompt}\n{text}\n"):
+        template = in_chat(Template.parse(form, ["text"], "here"), tokenizer, chat, "m")
+        encoder, _, part, _ = encoded(tokenizer, template, CHAT_TEXTS, masked=False)
+        for prompt in ("", "it was:", "?"):
+            given = TextIds(encoder.prompt_ids(template, [prompt])[0].tolist(), prompt)
+            for i, text in enumerate(CHAT_TEXTS):
+                pieces = {"{text} {prompt}": [text, prompt], "{prompt}\n{text}\n": [prompt, text]}[form]
+                between, end = (" ", "") if form.endswith("}") else ("\n", "\n")
+                contents = [between.join(filter(None, pieces)) + end] if chat == "user" else [prompt, text + end]
+                messages = [
+                    {"role": r, "content": c}
+                    for r, c in zip(("system", "user")[-len(contents) :], contents, strict=True)
+                ]
+                whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                row = part.row(i, given)[0].tolist()
+                assert row == tokenizer(whole, add_special_tokens=False)["input_ids"], (whole, prompt)
+
+
+@pytest.mark.parametrize("change", ["tojson", "e", "upper", "replace('\n', ' ')", "replace('&', '')"])
+def test_a_chat_template_that_changes_messages_is_refused(change: str) -> None:
+    tokenizer = CAUSAL[0]()
+    tokenizer.chat_template = USER.replace("m.content", f"m.content | {change}")
+    with pytest.raises(InputError, match="--lm chat=user: the chat template of m changes what the messages say"):
+        in_chat(Template.parse("{text} {prompt}", ["text"], "here"), tokenizer, "user", "m")
 
 
 def test_ids_of_no_text_are_spliced_in_as_they_are() -> None:

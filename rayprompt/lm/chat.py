@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,8 @@ from rayprompt.errors import InputError
 from rayprompt.template import Piece, Template
 
 MARKS = ("\ue000", "\ue001")  # private use: in no template
+# Prompts and texts that a chat template may change: it may trim, escape, or leave out an empty message.
+PROBES = (("It was:", "a film"), ("", " a film\n"), ('"It" <is> A & B\'s {x}', "\tTwo  films:\n\n'so' \"good\" \\n \n"))
 
 
 def in_chat(template: Template, tokenizer: Any, chat: str, model: str) -> Template:
@@ -25,29 +28,39 @@ def in_chat(template: Template, tokenizer: Any, chat: str, model: str) -> Templa
     ``chat``: ``user`` puts all of it into one user message, ``system`` the prompt into a system message of its own.
 
     Raises:
-        InputError: the LM has no chat template, or none with a system message.
+        InputError: the LM has no chat template, none with a system message, or one that changes what messages say.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(f"--lm chat={chat}: {model} has no chat template (its tokenizer_config.json names none)")
     roles = ("user",) if chat == "user" else ("system", "user")
-    messages = [{"role": role, "content": mark} for role, mark in zip(roles, MARKS, strict=False)]
-    try:
-        with limited():
-            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            bare = [{**m, "content": m["content"] + "\n"} for m in messages]
-            trims = MARKS[0] + "\n" not in tokenizer.apply_chat_template(
-                bare, tokenize=False, add_generation_prompt=True
-            )
-    except TooLong as error:
-        raise InputError(f"--lm chat={chat}: the chat template of {model} does not end ({error})") from None
-    except Exception as error:  # chat templates raise what they like
-        raise InputError(f"--lm chat={chat}: the chat template of {model} does not take it ({error})") from None
-    around: list[str] = []
-    for mark in MARKS[: len(roles)]:
-        if text.count(mark) != 1:
-            raise InputError(f"--lm chat={chat}: the chat template of {model} does not show the {roles[len(around)]}")
-        before, text = text.split(mark)
-        around.append(before)
+    marks = MARKS[: len(roles)]
+
+    def show(contents: Iterable[str]) -> str:
+        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        try:
+            with limited():
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TooLong as error:
+            raise InputError(f"--lm chat={chat}: the chat template of {model} does not end ({error})") from None
+        except Exception as error:  # chat templates raise what they like
+            raise InputError(f"--lm chat={chat}: the chat template of {model} does not take it ({error})") from None
+
+    def split(shown: str, marks: Sequence[str]) -> list[str]:
+        for role, mark in zip(roles[-len(marks) :], marks, strict=True):
+            if shown.count(mark) != 1:
+                raise InputError(f"--lm chat={chat}: the chat template of {model} does not show the {role}")
+        found = re.split("|".join(marks), shown)
+        if shown != "".join(a + b for a, b in zip(found, (*marks, ""), strict=True)):
+            raise InputError(f"--lm chat={chat}: the chat template of {model} does not show the user behind the system")
+        return found
+
+    *around, text = split(show(marks), marks)
+    spaced = show(f" \n{mark} \n" for mark in marks)
+    trims = tuple((f" \n{mark}" not in spaced, f"{mark} \n" not in spaced) for mark in marks)
+    bare: tuple[str, ...] = ()
+    if chat == "system":
+        first, last = split(show(["", marks[1]]), marks[1:])
+        bare = () if (first, last) == ("".join(around), text) else (first, "", last)
     contents = [list(template.pieces)]
     if chat == "system":
         contents = [[p for p in template.pieces if p.kind == kind] for kind in ("prompt",)]
@@ -57,8 +70,21 @@ def in_chat(template: Template, tokenizer: Any, chat: str, model: str) -> Templa
     for before, inside in zip(around, contents, strict=True):
         pieces += [Piece("raw", before, ""), *inside]
         source += before + "".join(p.space * bool(i) + _written(p) for i, p in enumerate(inside))
-    end = "" if trims else template.end  # many chat templates trim what a message has around it
-    return Template(source + end + text, (*pieces, Piece("raw", end + text, "")))
+    end = "" if trims[-1][1] else template.end
+    bare = (*bare[:-1], end + bare[-1]) if bare else ()
+    made = Template(source + end + text, (*pieces, Piece("raw", end + text, "")), trims=trims, bare=bare)
+    for prompt, field in PROBES:
+        fields = dict.fromkeys(template.fields, field)
+        written = [_content(inside, fields, prompt) for inside in contents]
+        written[-1] += template.end
+        if made.render(fields, prompt) != show(written):
+            raise InputError(f"--lm chat={chat}: the chat template of {model} changes what the messages say")
+    return made
+
+
+def _content(inside: Sequence[Piece], fields: Mapping[str, str], prompt: str) -> str:
+    """The text of a message."""
+    return Template("", (Piece("raw", "", ""), *inside)).render(fields, prompt)
 
 
 class TooLong(Exception):

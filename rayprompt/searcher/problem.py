@@ -33,6 +33,7 @@ from rayprompt.template import Template
 
 KNOWN_IDS = 100
 ENCODING = 2  # whole strings are tokenized
+CHANGED = 3  # and what a chat template drops is dropped
 VECTOR_DIMS = 32  # of token vectors
 WORD = re.compile(r"[^\W\d_]{2,}")
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -126,7 +127,8 @@ class Problem:
         alike = self._splices and all(
             self.encoder.like_pieces(self.template, e) for e in self.task.parts(self.split).values()
         )
-        self.encoding = None if alike else ENCODING
+        texts = (e.fields[f] for es in self.task.parts(self.split).values() for e in es for f in self.template.fields)
+        self.encoding = None if alike else CHANGED if self.template.changes(texts) else ENCODING
         self.judge, self.decoding = self._writing(settings)
         self._words = () if self.judge is not None else self.task.label_words
         self.labels: Labels = self.encoder.labels(

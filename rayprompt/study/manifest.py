@@ -298,8 +298,8 @@ def _check_parts(
 def _check_encoding(was: int | None, now: int | None, study: Path) -> None:
     if was != now:
         raise InputError(
-            f"{location_of(study)}: begun by a version that tokenized the pieces of this template one by one; now the "
-            "whole string is tokenized, which gives other token ids here: begin a new study"
+            f"{location_of(study)}: begun by a version that gave other token ids for this template (it tokenized its "
+            "pieces one by one, or kept what the chat template drops): begin a new study"
         )
 
 
