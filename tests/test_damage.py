@@ -188,6 +188,24 @@ def test_verify_names_what_is_damaged(study: Path, tmp_path: Path, capsys: pytes
         assert list(json.loads(lines[-1])["damaged"]) == [str(damaged)]
 
 
+@pytest.mark.parametrize("damage", [
+    lambda content: b"", lambda content: bytes(len(content)), lambda content: content[: len(content) // 2],
+    lambda content: content[:-80], lambda content: content[:-100] + bytes(100), lambda content: content * 2,
+], ids=["empty", "zeros", "half", "cut", "zeros at the end", "twice"])  # fmt: skip
+def test_verify_names_what_is_cut_or_blank(
+    study: Path, tmp_path: Path, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "s"
+    shutil.copytree(study, copy)
+    victims = [path for path in files_of(copy)[:-1] if path.parent.name in ("runs", "scores") or path.parent == copy]
+    for victim in victims:
+        whole = victim.read_bytes()
+        victim.write_bytes(damage(whole))
+        assert run(app, ["store", "verify", str(copy), "--json"]) == 1, victim
+        assert str(victim) in json.loads(capsys.readouterr().out.splitlines()[-1])["damaged"]
+        victim.write_bytes(whole)
+
+
 def test_what_is_damaged_is_named_scored_again_and_comes_to_the_same(
     study: Path, longer: dict[str, Any], tmp_path: Path
 ) -> None:

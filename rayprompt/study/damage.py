@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rayprompt.errors import DamagedError, InputError, StoreError
-from rayprompt.store.checksum import ChecksumError, open_json
+from rayprompt.foreign import parse_json
+from rayprompt.records import check_record
+from rayprompt.store.checksum import open_json
 from rayprompt.store.files import Folder
 from rayprompt.store.schema import ShardName
 from rayprompt.store.store import ScoreStore
@@ -87,14 +89,15 @@ def check_study(location: str | Path) -> Checked:
         StoreError: it cannot be read.
     """
     found, here, there = Checked(), opened(location), Folder.at(location)
+    files: Mapping[str, Any] = {}
     try:
         record = read_record(here / STUDY_FILE)
         store = str(record["store"])
         found.store = there.uri or there.path if store == HERE else store
         files = (record.get(CLOSED) or {"files": {}})["files"]
+        check_record(record, f"{there.shown}/{STUDY_FILE}")  # cut at its end it has no checksum
     except (InputError, KeyError, TypeError, AttributeError) as error:
         found.damaged[f"{there.shown}/{STUDY_FILE}"] = " ".join(str(error).split())
-        files = {}
     found.files += 1
     for name in files:
         found.files += 1
@@ -107,10 +110,15 @@ def check_study(location: str | Path) -> Checked:
             found.damaged[f"{there.shown}/{name}"] = str(error).partition(": ")[2]
     for name in ("result.json", "comparison.json"):
         found.unsealed += (here / name).is_file() and name not in files
-    _check_many(found, there.child(RUNS), ".json", lambda content: bool(open_json(content)))
-    _check_many(found, there.child("snapshots"), ".json", lambda content: bool(open_json(content)))
+    _check_many(found, there.child(RUNS), ".json", _is_object)
+    _check_many(found, there.child("snapshots"), ".json", _is_object)
     _check_many(found, there.child("snapshots"), ".snapshot", lambda content: payload_of(content) is not None)
     return found
+
+
+def _is_object(content: bytes) -> bool:
+    """Whether it is JSON as it was written; cut at its end it has no checksum, as one of an earlier version."""
+    return isinstance(parse_json(open_json(content)), dict | list)
 
 
 def _check_many(found: Checked, folder: Folder, end: str, is_good: Callable[[bytes], bool]) -> None:
@@ -120,7 +128,7 @@ def _check_many(found: Checked, folder: Folder, end: str, is_good: Callable[[byt
             good = is_good(folder.read(name))
         except FileNotFoundError:  # a newer snapshot has replaced it
             continue
-        except (ChecksumError, UnicodeDecodeError):
+        except ValueError:  # no JSON, another checksum, no UTF-8
             good = False
         if not good:
             found.damaged[f"{folder.shown}/{name}"] = "it does not match its checksum; a resumed study does without it"
