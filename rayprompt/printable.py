@@ -19,13 +19,16 @@ _NAME = (
 _VALUE = r"[^\s\"'&,;\\]{6,}"
 # Every repetition has a limit: the time to look through a text must grow with its length only.
 _SECRETS = (
-    # name:password@ of a URL (host:port/...@ is none), also percent-encoded, and a token alone before the @ of http
+    # name:password@ of a URL (host:port/...@ is none), also percent-encoded, and a token alone before the @
     (
-        re.compile(r"(?<=[A-Za-z0-9])(:/{1,2})(?![^/\s:@]{0,255}:\d{1,5}/)[^\s\"'/@:?#]{0,400}:[^\s\"'@]{0,2000}@"),
+        re.compile(
+            r"(?i)(?<=[a-z0-9])(:/{1,2})(?![^/\s:@]{0,255}:\d{1,5}/)[^\s\"'/@:?#]{0,400}?(?::|%3A)[^\s\"'@]{0,600}"
+            r"(?:@|%40)"
+        ),
         r"\1***@",
     ),
     (re.compile(r"(?i)(%3A%2F%2F)(?:(?!%2F)[^\s\"'@]){1,400}?%40"), r"\1***%40"),
-    (re.compile(r"(?i)(https?:/{1,2})[^\s\"'/@:?#]{1,400}@"), r"\1***@"),
+    (re.compile(r"(?i)(\b(?:https?|s3[an]?|gc?s):/{1,2})[^\s\"'/@:?#]{1,400}?(?:@|%40)"), r"\1***@"),
     # what signs a URL, or opens it
     (
         re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rayprompt.lm.judges import Judges
 from rayprompt.lm.loads import Request, score_request
 from rayprompt.lm.scorer import LMScorer
 from rayprompt.lm.settings import LMSettings, from_file
-from rayprompt.lm.source import describe_model, load_tokenizer
+from rayprompt.lm.source import BUNDLED, describe_model, load_tokenizer
 from rayprompt.searcher.problem import Problem
 
 CODE = "raise SystemExit('code of the checkpoint was run')\n"
@@ -187,6 +188,14 @@ def test_code_of_a_checkpoint_is_not_run(where: str, tmp_path: Path, monkeypatch
         load_tokenizer(str(tmp_path))
     except InputError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_kernel_of_the_hub_is_code_that_is_not_run(key: str, tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED / "tiny-masked", tmp_path / "lm")
+    edit(tmp_path / "lm", **{key: "somebody/kernel"})
+    with pytest.raises(InputError, match="kernel of the hub, 'somebody/kernel', which is code that is not run"):
+        describe_model(str(tmp_path / "lm"), None, ["a"])
 
 
 def test_trust_comes_from_the_command_line_alone() -> None:

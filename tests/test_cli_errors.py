@@ -252,6 +252,13 @@ def test_ill_typed_keys_of_a_task(
     check_one_line(capsys.readouterr().err, message)
 
 
+def test_a_link_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for option in ("--out", "--store"):
+        assert run(app, ["search", option, str(tmp_path / "loop"), "--address", "127.0.0.1:1"]) == 2
+        check_one_line(capsys.readouterr().err, "Symlink loop from")
+
+
 def test_a_pattern_that_is_nested_too_deeply() -> None:
     with pytest.raises(InputError, match="the pattern is nested too deeply or too large"):
         get_extractor("regex:" + "(" * 5000 + ")" * 5000)

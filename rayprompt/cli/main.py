@@ -530,6 +530,8 @@ def run(application: Callable[..., Any], arguments: list[str] | None) -> int:
             return fail(f"{short(error.filename)}: {error.strerror}", 2 if error.errno in NO_PATH else 1)
         if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
             return fail("~ stands for no directory: HOME is not set, or there is no such user", 2)
+        if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # of Path.resolve
+            return fail(f"{error}: it leads to no file or directory", 2)
         return fail(unexpected(error), 1)
     if code == Interrupted.exit_code:  # what typer makes of KeyboardInterrupt
         return fail("interrupted", code)

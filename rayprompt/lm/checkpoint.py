@@ -29,7 +29,8 @@ def read_config_of(folder: str | Path, *, trusted: bool = False) -> Any:
         trusted: the user lets Python code of the folder run (``--lm trust_remote_code=true``).
 
     Raises:
-        InputError: its model type needs Python code that comes with it, or its padding is not in its vocabulary.
+        InputError: its model type needs Python code that comes with it, it names a kernel of the hub, or its padding is
+            not in its vocabulary.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -43,6 +44,12 @@ def read_config_of(folder: str | Path, *, trusted: bool = False) -> Any:
         )
     config = AutoConfig.from_pretrained(folder, **{CODE: trusted})
     text = config.get_text_config()
+    for key in ("_attn_implementation", "_experts_implementation"):
+        kernel = getattr(text, key, None) or getattr(config, key, None)
+        if not trusted and isinstance(kernel, str) and "/" in kernel:
+            raise InputError(
+                f"its config.json names a kernel of the hub, {kernel[:60]!r}, which is code that is not run"
+            )
     pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
         if not any(str(name).endswith(CAUSAL) for name in config.architectures or ()):

@@ -157,11 +157,12 @@ def refuse_credentials(location: str) -> None:
     scheme, mark, rest = location.partition("://")
     if not mark:
         return
+    rest = unquote(rest)
     before, at, _ = rest.partition("?")[0].rpartition("@")
     container = scheme in ("abfs", "abfss") and ":" not in before  # abfs://CONTAINER@ACCOUNT...
     _, *settings = re.split("[?#&;]", rest)
-    secret = any("@" in value for value in map(unquote, settings))  # endpoint_override=http://NAME:PASSWORD@HOST
-    names = [unquote(setting.partition("=")[0]).lower() for setting in settings if "=" in setting]
+    secret = any("@" in setting for setting in settings)  # endpoint_override=http://NAME:PASSWORD@HOST
+    names = [setting.partition("=")[0].lower() for setting in settings if "=" in setting]
     secret |= any(word in name for name in names for word in SECRETS)
     if secret or (at and ("/" not in before or ":" in before) and not container):
         raise InputError(f"{scheme}://...: a URI with credentials is not taken; give them in the environment")

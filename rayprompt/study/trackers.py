@@ -17,6 +17,7 @@ from ray.tune import Callback
 from ray.tune.logger import LoggerCallback
 
 from rayprompt.errors import InputError
+from rayprompt.store.files import refuse_credentials
 from rayprompt.study.place import is_lost
 from rayprompt.study.progress import Listener, Progress, silent
 from rayprompt.study.tensorboard import finite
@@ -53,9 +54,11 @@ class Trackers:
         """Say what is missing, before anything is started.
 
         Raises:
-            InputError: a package is not installed, there is no key, or the tracking server cannot be used.
+            InputError: a package is not installed, there is no key or one in a URI, or the tracking server cannot be
+                used.
         """
         for name, given in asdict(self).items():
+            refuse_credentials((given or "").partition("#")[0])  # it goes into study.yaml
             if given is not None and importlib.util.find_spec(name) is None:
                 raise InputError(f"--{name}: {name} is not installed (pip install 'rayprompt[{name}]')")
         if self.wandb is not None:
