@@ -32,6 +32,7 @@ from rayprompt.searcher.problem import Problem
 from rayprompt.store.schema import Context
 from rayprompt.store.store import ScoreStore
 from rayprompt.store.writer import ShardWriter
+from rayprompt.study.closing import PartScorer, _with_nominations
 from rayprompt.study.loop import SearchLoop
 from rayprompt.study.statistics import answers as answers_of
 from rayprompt.study.statistics import estimate, f1_permutation, paired_test, wilson
@@ -355,6 +356,12 @@ class Filtering(UnloadedPool):
 
     def no_lm(self) -> InputError:
         return InputError("there is none")
+
+
+def test_a_nomination_without_an_answer_has_no_objective(few: Problem) -> None:
+    scorer = PartScorer(few, Filtering(few, refused=range(99)), "train", Ledger(1))
+    _, (row,) = _with_nominations(lambda part: scorer, [], [], [few.prompt("good")], "cross_entropy")
+    assert (row["metric"], row["objective"]) == (0.0, None)  # NaN is no JSON
 
 
 class Fours(RandomSearcher):

@@ -311,12 +311,18 @@ def _with_nominations(
         {
             "candidate": c.to_json(),
             "metric": train.estimate(s).value,
-            "objective": float(get_objective(objective if _gives(s, objective) else "accuracy")(s, train.gold)[0]),
+            "objective": _objective(s, objective, train.gold),
             "n": train.estimate(s).n,
         }
         for c, s in zip(new, train.scores(new), strict=True)
     ]
     return [*finalists, *new], [*on_train, *rows]
+
+
+def _objective(scores: Scores, name: str, gold: IntArray) -> float | None:
+    """The objective of one prompt's scores; None where it got no answer."""
+    value = float(get_objective(name if _gives(scores, name) else "accuracy")(scores, gold)[0])
+    return value if math.isfinite(value) else None
 
 
 def _gives(scores: Scores, objective: str) -> bool:
