@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from rayprompt.candidate import TextIds
 from rayprompt.errors import InputError
+from rayprompt.lm.characters import CharacterTokenizer, messages_of
 from rayprompt.lm.chat import in_chat
 from rayprompt.lm.encode import EncodedPart, Encoder
 from rayprompt.lm.joined import Joiner, by_form
@@ -188,6 +189,19 @@ def test_a_special_token_in_a_text_is_plain_text(kind: str, token: str, template
                 assert row == [*head, *plain.encode(whole, add_special_tokens=False).ids, *tail], whole
 
 
+@pytest.mark.parametrize("text", ["</s>", "<pad> good", "good<unk>"])
+def test_a_special_token_in_a_text_of_bytes_is_plain_text(text: str) -> None:
+    (make,) = (one for one in MASKED if one.__name__ == "byt5")
+    encoder, template, part, _ = encoded(make(), "{text} {prompt} {mask} .", (text, " a "), True)
+    ids = part.row(0, TextIds(encoder.prompt_ids(template, ["so"])[0].tolist(), "so"))[0].tolist()
+    assert ids[: len(text)] == [byte + 3 for byte in text.encode()]
+
+
+def test_a_sign_for_a_space_in_a_text_may_join_a_space() -> None:
+    for kind in MASKED[2:5]:
+        check(kind(), "{text} {prompt} {mask} .", True, ("\u2581", "a \u2581", "\u2581a"), ("", "it was", "\u2581"))
+
+
 def test_a_mask_that_the_tokenizer_does_not_see_is_refused() -> None:
     tokenizer = MASKED[0]()
     mask = AddedToken("[HIDE]", single_word=True, special=True)
@@ -248,6 +262,17 @@ def test_a_chat_has_the_ids_of_the_chat_template(name: str, chat: str) -> None:
                 whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
                 row = part.row(i, given)[0].tolist()
                 assert row == tokenizer(whole, add_special_tokens=False)["input_ids"], (whole, prompt)
+
+
+@pytest.mark.parametrize("chat", ["user", "system"])
+def test_the_characters_of_a_chat_are_messages(chat: str) -> None:
+    tokenizer = CharacterTokenizer()
+    template = in_chat(Template.parse("{text} {prompt}", ["text"], "here"), tokenizer, chat, "m")
+    encoder, _, part, _ = encoded(tokenizer, template, ("a film",), masked=False)
+    given = TextIds(encoder.prompt_ids(template, ["it was"])[0].tolist(), "it was")
+    contents = {"user": "a film it was"} if chat == "user" else {"system": "it was", "user": "a film"}
+    found = messages_of(tokenizer.decode(part.row(0, given)[0]))
+    assert found == [{"role": role, "content": content} for role, content in contents.items()]
 
 
 @pytest.mark.parametrize("change", ["tojson", "e", "upper", "replace('\n', ' ')", "replace('&', '')"])

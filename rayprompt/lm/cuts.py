@@ -23,8 +23,11 @@ BYTE_CUTS = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer", "Characte
 
 
 def plain(character: str) -> bool:
-    """Whether a character belongs to no neighbor: a letter, digit, mark of punctuation or symbol of its own."""
-    return unicodedata.category(character)[0] in "LNPS"
+    """Whether a character belongs to no neighbor: a letter, digit, mark of punctuation or symbol of its own.
+
+    SentencePiece's sign for a space is a space to its tokenizers.
+    """
+    return character != "\u2581" and unicodedata.category(character)[0] in "LNPS"
 
 
 class Cuts:

@@ -411,7 +411,7 @@ class Encoder:
         at = [p.kind for p in template.pieces].index("prompt")
         head, tail = (np.array(ids, dtype=np.int64) for ids in self.around(template, reads_mask=reads_mask))
         rows = [template.parts(example.fields, ANCHOR, self.mask) for example in examples]
-        apart = self.like_pieces(template, examples)
+        apart = not template.is_chat and self.like_pieces(template, examples)  # the marks of a chat are special
         left = self._segments([self._side(template, row, 0, at) for row in rows], [], apart)
         anchor = [(ANCHOR, True)]
         right = self._segments([self._side(template, row, at + 1) for row in rows], anchor, apart)

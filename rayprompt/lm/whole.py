@@ -21,7 +21,9 @@ class WholeTexts:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         added = list(tokenizer.added_tokens_decoder.values())
-        self.strips = {str(token): (token.lstrip, token.rstrip) for token in added if token.special}
+        named = set(getattr(tokenizer, "all_special_tokens", ()))  # ByT5 adds those as usual tokens
+        found = [token for token in added if token.special or str(token) in named]
+        self.strips = {str(token): (token.lstrip, token.rstrip) for token in found}
         texts = getattr(tokenizer, "special_texts", tuple(self.strips))
         ordered = sorted((re.escape(text) for text in texts if text), key=len, reverse=True)
         self.special = re.compile("|".join(ordered)) if ordered else None
@@ -103,7 +105,7 @@ class WholeTexts:
         backend.encode_special_tokens = True
         marks: dict[str, str] = {}
         for token in list(self.tokenizer.added_tokens_decoder.values()):
-            if token.special:
+            if str(token) in self.strips:
                 mark = marks[str(token)] = f"\U0010fffd{len(marks)}\U0010fffd"
                 added = AddedToken(
                     mark, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
