@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from rayprompt.cli.main import app, run
 from rayprompt.errors import InputError
 from rayprompt.foreign import MOST_DEPTH, Unreadable, parse_json, parse_yaml, read_json, read_yaml
 from rayprompt.lm.replay import recorded
+from rayprompt.lm.source import BUNDLED
 from rayprompt.records import PromptRecord, StudyRecord
 from rayprompt.scoring.starting import check_address
 from rayprompt.study.config import read_comparison_file, read_config
@@ -264,6 +266,30 @@ def test_a_file_names_no_code(
             check_one_line(capsys.readouterr().err, "--allow-code")
     assert not (tmp_path / "imported").exists()
     assert read_config(tmp_path / "s.yaml", allow_code=True)
+
+
+def test_a_prompt_file_lets_no_code_of_a_checkpoint_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(BUNDLED / "tiny-masked", tmp_path / "lm")
+    config = json.loads((tmp_path / "lm/config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}
+    (tmp_path / "lm/config.json").write_text(json.dumps(config))
+    (tmp_path / "lm/own.py").write_text("open('imported', 'w').close()\n")
+    (tmp_path / "p.json").write_text(
+        json.dumps(
+            {
+                "schema": "rayprompt.prompt/1",
+                "prompt": {"kind": "text", "text": "so"},
+                "task": {},
+                "model": {"name": str(tmp_path / "lm"), "settings": {"trust_remote_code": True}},
+            }
+        )
+    )
+    assert run(app, ["evaluate", "reviews", "--prompt-file", "p.json", "--address", "127.0.0.1:1"]) == 2
+    check_one_line(capsys.readouterr().err, "give --lm trust_remote_code=true")
+    assert not (tmp_path / "imported").exists()
 
 
 def test_what_is_no_code(tmp_path: Path) -> None:

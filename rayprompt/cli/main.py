@@ -254,7 +254,9 @@ def evaluate(
     loaded = load_task(task, data=data, split=split or (exported.split if exported else None))
     if exported and split is None and exported.split in loaded.splits:
         split = exported.split
-    kept = dict(exported.lm) if exported else {}
+    kept = (
+        {k: v for k, v in exported.lm.items() if k != "trust_remote_code"} if exported else {}
+    )  # a file starts no code
     if is_endpoint(model or named or "") != is_endpoint(named or ""):
         kept = {key: value for key, value in kept.items() if key not in LOCAL | REMOTE | {"chat"}}
     settings = {**kept, **parse_settings(lm or [], "--lm")}

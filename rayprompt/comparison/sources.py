@@ -99,9 +99,12 @@ def _of_comparison(path: Path, record: Mapping[str, Any]) -> list[Source]:
     for run in read_comparison(path).runs:
         decoded = None if run.decoded is None else Baseline.from_json(run.decoded)
         finalists, winner = _found(run.finalists, run.prompt["key"], decoded)
-        about = next(about for about in record["tasks"] if about["name"] == run.task)
+        about = next((a for a in record["tasks"] if a["name"] == run.task and run.split in a["splits"]), None)
+        found = next((about for about in record["models"] if about["name"] == run.model), None)
+        if about is None or found is None:
+            wrong = f"{run.task}, split {run.split}, on {run.model}"
+            raise InputError(f"{path / RESULT_FILE}: run {run.name} is of {wrong}, which {FILE} does not name")
         task = {**about, "digest": about["splits"][run.split]}
-        found = next(about for about in record["models"] if about["name"] == run.model)
         model = {**found, "tokens": record["pools"].get(run.model, {}).get("tokens")}
         test = run.test if decoded is None else decoded.test
         sources.append(_source(run.name, path, model, task, run.split, finalists, winner, decoded is not None, test))
