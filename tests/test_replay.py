@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import task_of
+from test_settings import chat_folder
 
 import rayprompt
 from rayprompt.errors import InputError, ScoringError
@@ -89,6 +90,15 @@ def test_a_searcher_of_a_pool_is_confined_to_what_was_recorded(
     assert found.lm_evaluations == 0
     assert found.end == "exhausted"
     assert found.train.value >= was.train.value
+
+
+def test_a_study_in_a_chat_template_replays(tmp_path: Path) -> None:
+    """The settings of the study's LM are taken up; there is nothing to give."""
+    task, name, study = task_of(8), chat_folder(tmp_path / "lm"), tmp_path / "study"
+    given: dict[str, Any] = {"searcher": "random", "budget": 64}
+    first = rayprompt.search(Problem(task, name, lm={"chat": "user"}), out=study, **given)
+    again = rayprompt.search(Problem(task, f"replay:{study}"), out=tmp_path / "again", **given)
+    assert (again.best_prompt, again.test) == (first.best_prompt, first.test)
 
 
 @pytest.mark.slow

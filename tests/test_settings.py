@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from dataclasses import replace
@@ -175,6 +176,27 @@ def test_a_chat_template_wraps_the_input(chat: str, template: str, tmp_path: Pat
     packed, _ = score_request(scorer, passes_for(scorer, problem), request)
     padded, _ = score_request(scorer, passes_for(scorer, problem, packed=False), request)
     assert np.abs(packed - padded).max() < 1e-4
+
+
+def test_a_study_keeps_the_date_that_its_chat_template_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 3's templates show today's date, so an input would be another one each day."""
+    dated = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    name = chat_folder(tmp_path / "lm", dated + "Today Date: {{ date_string }} " + CHAT)
+
+    class Day(datetime.date):
+        @classmethod
+        def today(cls) -> Day:
+            return cls(2026, 1, 31)
+
+    monkeypatch.setattr("rayprompt.lm.chat.date", Day)
+    first = Problem(task_of(), name, lm={"chat": "user"})
+    assert first.lm.settings.chat_date == "2026-01-31"
+    monkeypatch.undo()
+    again = Problem(task_of(), name, lm=first.lm.settings.to_json())
+    assert again.template == first.template
+    assert "Today Date: 31 Jan 2026" in again.template.source
+    with pytest.raises(InputError, match="--lm chat_date=31.1.: must be a date, as 2026-01-31"):
+        Problem(task_of(), name, lm={"chat": "user", "chat_date": "31.1."})
 
 
 def test_an_lm_without_a_chat_template_says_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, datetime
 from typing import Any
 
 try:
@@ -18,14 +19,23 @@ from rayprompt.errors import InputError
 from rayprompt.template import Piece, Template
 
 MARKS = ("\ue000", "\ue001")  # private use: in no template
+NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")  # today's date, in a chat template
 # Prompts and texts that a chat template may change: it may trim, escape, or leave out an empty message.
 PROBES = (("It was:", "a film"), ("", " a film\n"), ('"It" <is> A & B\'s {x}', "\tTwo  films:\n\n'so' \"good\" \\n \n"))
 
 
-def in_chat(template: Template, tokenizer: Any, chat: str, model: str) -> Template:
+def today_in(tokenizer: Any) -> str | None:
+    """Today's date, where the chat template shows it (as Llama 3's does), else None: a study keeps the one it has."""
+    return date.today().isoformat() if NOW.search(str(getattr(tokenizer, "chat_template", None))) else None
+
+
+def in_chat(template: Template, tokenizer: Any, chat: str, model: str, day: str | None = None) -> Template:
     """``template`` inside the tokenizer's chat template.
 
-    ``chat``: ``user`` puts all of it into one user message, ``system`` the prompt into a system message of its own.
+    Args:
+        template, tokenizer, model: the task's template; the LM's tokenizer and name.
+        chat: ``user`` puts all of it into one user message, ``system`` the prompt into a system message of its own.
+        day: the date that the chat template shows; None is today.
 
     Raises:
         InputError: the LM has no chat template, none with a system message, or one that changes what messages say.
@@ -34,12 +44,16 @@ def in_chat(template: Template, tokenizer: Any, chat: str, model: str) -> Templa
         raise InputError(f"--lm chat={chat}: {model} has no chat template (its tokenizer_config.json names none)")
     roles = ("user",) if chat == "user" else ("system", "user")
     marks = MARKS[: len(roles)]
+    dated = {}
+    if day is not None:
+        when = datetime.fromisoformat(day)
+        dated["chat_template"] = NOW.sub(lambda call: repr(when.strftime(call[2])), tokenizer.get_chat_template())
 
     def show(contents: Iterable[str]) -> str:
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
             with limited():
-                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **dated))
         except TooLong as error:
             raise InputError(f"--lm chat={chat}: the chat template of {model} does not end ({error})") from None
         except Exception as error:  # chat templates raise what they like

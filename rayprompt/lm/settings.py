@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from typing import Any
 
 from rayprompt.decoding import NAMES as DECODING
@@ -18,7 +19,7 @@ SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(B|KB|MB|GB|TB)?", re.IGNO
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 CACHE = 512_000_000
 LABELS = ("auto", "echo", "top", "text")
-LOCAL = frozenset({"dtype", "tokens", "cache", "memory", "trust_remote_code"})
+LOCAL = frozenset({"dtype", "tokens", "cache", "memory", "chat_date", "trust_remote_code"})
 REMOTE = frozenset({"in_flight", "rate", "timeout", "tries", "labels", "price_in", "price_out", "words"})
 
 
@@ -33,6 +34,7 @@ class LMSettings:
         memory: bytes that a scorer may take; None is what its device has.
         chat: where the prompt stands in the LM's chat template: in the ``user`` message with all else, or in the
             ``system`` message; None is no chat template.
+        chat_date: the date, ``2026-01-31``, that a chat template shows as today's; None is the day a study begins.
         max_tokens, temperature, top_p, top_k, length_control, samples, stop, seed: how it writes, where that is not as
             the task has it; see :class:`rayprompt.decoding.Decoding`. An empty ``stop`` is none at all.
         in_flight: of an LM behind a service, requests that are on their way at once.
@@ -49,6 +51,7 @@ class LMSettings:
     cache: int = CACHE
     memory: int | None = None
     chat: str | None = None
+    chat_date: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -166,6 +169,13 @@ def _chat(value: Any) -> str:
     return str(value)
 
 
+def _date(value: Any) -> str:
+    try:
+        return datetime.strptime(str(value), "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise InputError(f"--lm chat_date={value}: must be a date, as 2026-01-31") from None
+
+
 def _labels(value: Any) -> str:
     if value not in LABELS:
         raise InputError(f"--lm labels={value}: must be {', '.join(LABELS)}: how label words are scored")
@@ -215,6 +225,7 @@ READERS = {
     "cache": _bytes("cache", 0),
     "memory": _bytes("memory", 1),
     "chat": _chat,
+    "chat_date": _date,
     "in_flight": _number("in_flight", 1, 4096, whole=True),
     "rate": _number("rate", 1e-3, 1e6),
     "timeout": _number("timeout", 1e-2, 86400),

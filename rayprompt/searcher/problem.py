@@ -18,7 +18,7 @@ from rayprompt.answers import Judge, choice_of
 from rayprompt.candidate import Candidate, ConditionedPrompt, SoftPrompt, Subspace, TextIds, TextPrompt
 from rayprompt.decoding import Decoding
 from rayprompt.errors import InputError
-from rayprompt.lm.chat import in_chat
+from rayprompt.lm.chat import in_chat, today_in
 from rayprompt.lm.encode import EncodedPart, Encoder, usual
 from rayprompt.lm.endpoint import LABEL_TOKENS
 from rayprompt.lm.family import load_family
@@ -97,6 +97,7 @@ class Problem:
             )
         words = () if self.task.generates else self.task.label_words
         self.lm, family = describe_model(str(model), settings, words)
+        settings = self.lm.settings  # those of the study, where one is replayed
         self.template: Template = self.task.template(family.template)
         self.family = family.template
         self._reads_mask = family.reads_mask
@@ -116,7 +117,11 @@ class Problem:
         if settings.chat is not None:
             if family.template != "causal":
                 raise InputError(f"--lm chat={settings.chat}: {self.lm.name} is no causal LM, and has no chat template")
-            self.template = in_chat(self.template, self.encoder.tokenizer, settings.chat, self.lm.name)
+            tokenizer = self.encoder.tokenizer
+            if settings.chat_date is None and (today := today_in(tokenizer)) is not None:
+                settings = replace(settings, chat_date=today)
+                self.lm = replace(self.lm, settings=settings)
+            self.template = in_chat(self.template, tokenizer, settings.chat, self.lm.name, settings.chat_date)
         # At which examples a usual prompt's ids can be spliced in, see rayprompt.lm.joined.
         self._edges = {
             name: self.encoder.edges(self.template, examples) for name, examples in self.task.parts(self.split).items()
