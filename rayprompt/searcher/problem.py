@@ -114,14 +114,14 @@ class Problem:
         self.layer_scales: dict[str, tuple[float, ...]] = {}
         # What searchers have made of the LM's files or of an earlier study, by what it is.
         self.known: dict[str, Any] = {}
-        if settings.chat is not None:
+        if (chat := settings.chat) is not None:
             if family.template != "causal":
-                raise InputError(f"--lm chat={settings.chat}: {self.lm.name} is no causal LM, and has no chat template")
+                raise InputError(f"--lm chat={chat}: {self.lm.name} is no causal LM, and has no chat template")
             tokenizer = self.encoder.tokenizer
             if settings.chat_date is None and (today := today_in(tokenizer)) is not None:
                 settings = replace(settings, chat_date=today)
                 self.lm = replace(self.lm, settings=settings)
-            self.template = in_chat(self.template, tokenizer, settings.chat, self.lm.name, settings.chat_date)
+            self.template = in_chat(self.template, tokenizer, chat, self.lm.name, settings.chat_date)
         # At which examples a usual prompt's ids can be spliced in, see rayprompt.lm.joined.
         self._edges = {
             name: self.encoder.edges(self.template, examples) for name, examples in self.task.parts(self.split).items()
