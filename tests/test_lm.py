@@ -357,7 +357,7 @@ def test_bad_models_get_one_clear_line(tmp_path: Path) -> None:
     cases["no tokenizer"] = ({"config.json": t5, "model.safetensors": ""}, "holds no tokenizer")
     vision = json.dumps({"model_type": "vit", "architectures": ["ViTForImageClassification"], "vocab_size": 1})
     cases["vision"] = ({**files, "config.json": vision}, "neither a masked nor a causal LM")
-    cases["broken config"] = ({**files, "config.json": "{"}, "its config.json cannot be used")
+    cases["broken config"] = ({**files, "config.json": "{"}, "config.json, line 1: not JSON")
     cases["unknown type"] = ({**files, "config.json": '{"model_type": "nope"}'}, "its config.json cannot be used")
     for name, (content, message) in cases.items():
         folder = tmp_path / name
