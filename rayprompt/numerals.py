@@ -1,4 +1,4 @@
-"""Numbers in a text: whatever script, separators and notation they have, each in one way of writing it."""
+"""Numbers in a text, of any script, separators and notation, each in one canonical form."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ TEN = re.compile(
 )
 POWER = re.compile(rf"(?<![\d.,^])(\d{{1,9}}(?:\.\d{{1,9}})?){_POWER}")
 APART = re.compile(r"(?<=[={])(\s*[-\u2212])\s+(?=\.?\d)")  # = - 5
-CLOSING = "%\u2030\u00b0'\"\u2032\u2033}" + CURRENCY  # may stand between digits and a hyphen
+CLOSING = "%\u2030\u00b0'\"\u2032\u2033}" + CURRENCY  # may come between digits and a hyphen
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text in one way of writing it: "$1,234.50." is ``1234.5``; None where there is none.
+    """The last number in a text in canonical form: "$1,234.50." is ``1234.5``; None where there is none.
 
     Digits of any script count, and so do fractions (5 1/3 is ``16/3``), powers (10² is ``100``) and groups of digits
     with spaces, points or apostrophes between them. A minus behind a letter is a hyphen, unless the letter's script
-    has no spaces between words.
+    has no spaces between words. In ``300 300`` the same number is written twice; ``1 234`` is one number.
     """
     plain = _in_one_notation(in_ascii_digits(text))
     found = list(NUMBER.finditer(plain))
@@ -68,7 +68,7 @@ def last_number(text: str) -> str | None:
 
 
 def _is_hyphen(text: str, at: int) -> bool:
-    """Whether the minus at a place is none of a number: something stands before it that it could be taken from."""
+    """Whether the minus at a place is a hyphen or a subtraction: a letter, a number or a bracket precedes it."""
     before = text[:at].rstrip("_")[-1:]
     if before and before in ")]":
         return True
@@ -102,7 +102,7 @@ def _in_one_notation(text: str) -> str:
 
 
 def _joined(found: re.Match[str]) -> str:
-    """Groups of digits as one number; equal groups with spaces between them are a number said again."""
+    """Groups of digits as one number; equal groups with spaces between them are one number repeated."""
     first, rest, by, part = found.groups()
     if by == " " and set(rest.split()) == {first}:
         return found[0]
@@ -134,7 +134,7 @@ def last_plain_number(text: str) -> str | None:
 
 
 def canonical(number: str | None) -> str | None:
-    """A number in one way of writing it: ``1,234.50`` is ``1234.5``; any other text as it is, stripped."""
+    """A number in canonical form: ``1,234.50`` is ``1234.5``; any other text as it is, stripped."""
     if number is None:
         return None
     plain = in_ascii_digits(str(number)).strip()

@@ -62,7 +62,7 @@ def of(*places: int) -> float:
         (["情感", "是", " ", "\ufffd", "\ufffd", "面"], "情感是", " 正面", (2, 3, 4, 5)),
         (["情感", "是", " ", "", "正", "面"], "情感是", " 正面", (2, 3, 4, 5)),
         (["情感", "是", " 正", "正", "正", "面"], "情感是", " 正面", (2, 3, 4, 5)),
-        (["a", " ï", "ï", " É", "É"], "a ï", " É", (3, 4)),  # the second part of "ï" is none of "É"
+        (["a", " ï", "ï", " É", "É"], "a ï", " É", (3, 4)),  # the second token of "ï" is not part of "É"
         (["it", " is", " good"], "It IS", " Good", (2,)),  # a tokenizer of lower case
         (["é", " Ü", "ber", " good"], "É ÜBER", " good", (3,)),
         (["a", " film", " good", "</s>"], "a film", " good", (2,)),

@@ -254,9 +254,8 @@ def evaluate(
     loaded = load_task(task, data=data, split=split or (exported.split if exported else None))
     if exported and split is None and exported.split in loaded.splits:
         split = exported.split
-    kept = (
-        {k: v for k, v in exported.lm.items() if k != "trust_remote_code"} if exported else {}
-    )  # a file starts no code
+    # A file runs no code of a checkpoint: only the command line may allow it.
+    kept = {key: value for key, value in (exported.lm if exported else {}).items() if key != "trust_remote_code"}
     if is_endpoint(model or named or "") != is_endpoint(named or ""):
         kept = {key: value for key, value in kept.items() if key not in LOCAL | REMOTE | {"chat"}}
     settings = {**kept, **parse_settings(lm or [], "--lm")}

@@ -438,7 +438,7 @@ class Encoder:
         pad = self.tokenizer.pad_token_id
         if pad is not None and self.vocab_size is not None and not 0 <= pad < self.vocab_size:
             pad = None  # it has no embedding; padding is masked, whatever its id
-        listed = {id(s): s.ids.tolist() for side in (*before, *after) for s in side}  # few are distinct but the fields
+        listed = {id(s): s.ids.tolist() for side in (*before, *after) for s in side}  # many share one
         content = [[listed[id(s)] for s in (*b, *a)] for b, a in zip(before, after, strict=True)]
         written = [] if decoding is None else [decoding.to_json()]
         key = digest([self.model, content, at, read, labels.words, self.max_length, *written])

@@ -34,7 +34,7 @@ class LMSettings:
         memory: bytes that a scorer may take; None is what its device has.
         chat: where the prompt stands in the LM's chat template: in the ``user`` message with all else, or in the
             ``system`` message; None is no chat template.
-        chat_date: the date, ``2026-01-31``, that a chat template shows as today's; None is the day a study begins.
+        chat_date: the date, ``2026-01-31``, that a chat template shows as today's; None: the day a study begins.
         max_tokens, temperature, top_p, top_k, length_control, samples, stop, seed: how it writes, where that is not as
             the task has it; see :class:`rayprompt.decoding.Decoding`. An empty ``stop`` is none at all.
         in_flight: of an LM behind a service, requests that are on their way at once.
